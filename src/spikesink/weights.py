@@ -13,7 +13,7 @@ class GatedFFN:
     `h~` is the norm's output *without* its scale gamma; gamma is already multiplied into the columns of
     `gate` and `up` (Gemma's 1 + gamma as well). Sun et al. 2026, eq. 12 and spec section 2.2.
 
-    Shapes: gate, up (d_ffn, d); down (d, d_ffn); output_scale (d,) or None.
+    Shapes: gate, up (d_ffn, d); down (d, d_ffn).
     """
 
     gate: Tensor
