@@ -1,1 +1,20 @@
+"""Access to models: loading, verifying, watching and editing any Hugging Face causal LM of the attention registry."""
 
+from spikesink.access.capture import editing, observing, run
+from spikesink.access.load import DTYPES, access, load
+from spikesink.access.model import AccessedModel
+from spikesink.access.protocol import AttentionInputs, AttentionRows, Batch, full_batch
+
+__all__ = [
+    "DTYPES",
+    "AccessedModel",
+    "AttentionInputs",
+    "AttentionRows",
+    "Batch",
+    "access",
+    "editing",
+    "full_batch",
+    "load",
+    "observing",
+    "run",
+]

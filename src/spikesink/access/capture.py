@@ -1,0 +1,254 @@
+"""Forward passes that are watched or edited: context-managed hooks, gone after the `with`, also after an exception.
+
+Observers and editors of one model share one set of hooks and one attention backend, so contexts nest: an intervention
+may be open while a scan measures. The residual stream is read at norm inputs and layer outputs, never from
+`hidden_states`, whose last entry is already normed.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikesink.access import attention
+from spikesink.access.model import AccessedModel, BlockSites, LayerSites
+from spikesink.access.protocol import Batch, listeners
+from spikesink.errors import NumericError
+
+
+@dataclass
+class Tap:
+    """What is attached to one model at the moment."""
+
+    observers: list[object] = field(default_factory=list)
+    editors: list[object] = field(default_factory=list)
+    batch: Batch | None = None
+
+
+_taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def observing(accessed: AccessedModel, observers: Sequence[object]) -> Iterator[None]:
+    """Show every forward of the model to these observers while the context is open."""
+    with _attached(accessed, list(observers), "observers"):
+        yield
+
+
+@contextmanager
+def editing(accessed: AccessedModel, editor: object) -> Iterator[None]:
+    """Let this editor change the model's residual stream, writes or attention while the context is open."""
+    with _attached(accessed, [editor], "editors"):
+        yield
+
+
+def run(accessed: AccessedModel, batch: Batch) -> Tensor:
+    """One forward pass without gradient; returns the logits (batch, token, vocabulary)."""
+    tap = _taps.get(accessed.model) or Tap()
+    device = accessed.device
+    tap.batch = Batch(batch.ids.to(device), batch.valid.to(device), batch.first_sequence)
+    for listen in listeners(tap.observers, "on_batch"):
+        listen(tap.batch)
+    with torch.inference_mode():
+        logits = accessed.model(input_ids=tap.batch.ids, use_cache=False, **_padding(tap.batch)).logits
+        for listen in listeners(tap.observers, "on_logits"):
+            listen(logits)
+    for listen in listeners(tap.observers, "on_batch_end"):
+        listen()
+    tap.batch = None
+    return logits
+
+
+def _padding(batch: Batch) -> dict[str, Tensor]:
+    """The mask of a padded batch; on the left, also positions that start at the first real token."""
+    if not batch.padded:
+        return {}
+    mask = {"attention_mask": batch.valid.long()}
+    if not bool(batch.valid[:, 0].all()):
+        mask["position_ids"] = (batch.valid.cumsum(1) - 1).clamp(min=0)
+    return mask
+
+
+@contextmanager
+def _attached(accessed: AccessedModel, members: list[object], kind: str) -> Iterator[None]:
+    model = accessed.model
+    tap = _taps.get(model)
+    if tap is not None:
+        getattr(tap, kind).extend(members)
+        try:
+            yield
+        finally:
+            _remove(getattr(tap, kind), members)
+        return
+    tap = Tap()
+    getattr(tap, kind).extend(members)
+    _taps[model] = tap
+    try:
+        with hooked(accessed, tap), _backend(accessed, tap), _evaluating(model):
+            yield
+    finally:
+        del _taps[model]
+
+
+def _remove(attached: list[object], members: list[object]) -> None:
+    for member in members:
+        index = next(i for i, other in enumerate(attached) if other is member)
+        del attached[index]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
+    """Switch the model to the measuring attention and back."""
+    model = accessed.model
+    modules = {id(module): sites.block for sites in accessed.blocks() for module in sites.inner.modules()}
+
+    def handle(module: nn.Module, call: attention.Call) -> Tensor:
+        valid = tap.batch.valid if tap.batch is not None and tap.batch.padded else None
+        return attention.attend(call, tap.observers, tap.editors, valid)
+
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    attention.serve(modules, handle)
+    try:
+        model.set_attn_implementation(attention.BACKEND)
+        yield
+    finally:
+        attention.stop_serving(modules)
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
+    handles: list[Any] = []
+    try:
+        for layer in accessed.layers:
+            handles += _LayerHooks(layer, tap).register()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _LayerHooks:
+    """The hooks of one layer: its input, the residual between its blocks, both writes, its output."""
+
+    def __init__(self, sites: LayerSites, tap: Tap) -> None:
+        self.sites = sites
+        self.tap = tap
+        self.entering: Tensor | None = None
+
+    def register(self) -> list[Any]:
+        sites = self.sites
+        handles = [
+            sites.layer.register_forward_pre_hook(self.enter, with_kwargs=True),
+            sites.attention.write.register_forward_hook(self.written(sites.attention)),
+            sites.ffn.write.register_forward_hook(self.written(sites.ffn)),
+            sites.layer.register_forward_hook(self.leave),
+        ]
+        if not sites.parallel:
+            handles.append(sites.ffn.reader.register_forward_pre_hook(self.between, with_kwargs=True))
+        return handles
+
+    def enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        hidden = _first_input(args, kwargs)
+        if self.sites.attention.block == 1:
+            hidden = self.edited(0, hidden)
+            self.show("on_residual", 0, hidden)
+            args, kwargs = _with_first_input(args, kwargs, hidden)
+        self.entering = hidden
+        return args, kwargs
+
+    def between(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hidden = _first_input(args, kwargs)
+        self.show("on_residual", self.sites.attention.block, self.shaped(hidden))
+
+    def leave(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
+        block = self.sites.ffn.block
+        hidden = self.edited(block, _first(output))
+        self.show("on_residual", block, hidden)
+        self.entering = None
+        return _with_first(output, hidden)
+
+    def written(self, sites: BlockSites) -> Callable:
+        def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            shape = _first(output).shape
+            write = self.shaped(_first(output)) * sites.multiplier if sites.multiplier != 1 else self.shaped(_first(output))
+            for edit in listeners(self.tap.editors, "edit_write"):
+                write = edit(sites.block, write)
+            if sites.kind == "attention" and not (self.sites.parallel or self.sites.post_norm):
+                write = self.edited_through_write(sites.block, write)
+            self.show("on_write", sites.block, write)
+            if not self.tap.editors:
+                return None
+            return _with_first(output, (write / sites.multiplier).reshape(shape))
+
+        return hook
+
+    def edited_through_write(self, block: int, write: Tensor) -> Tensor:
+        """An edit of the residual after an attention block, expressed as the write that produces it."""
+        assert self.entering is not None, "write hook outside its layer"
+        for edit in listeners(self.tap.editors, "edit_residual"):
+            before = self.entering + write
+            after = edit(block, before)
+            if after is not before:
+                write = after - self.entering
+        return write
+
+    def edited(self, block: int, hidden: Tensor) -> Tensor:
+        for edit in listeners(self.tap.editors, "edit_residual"):
+            hidden = edit(block, hidden)
+        return hidden
+
+    def shaped(self, hidden: Tensor) -> Tensor:
+        """(batch, token, channel), also where a family flattens tokens before its FFN (OPT)."""
+        assert self.entering is not None, "hook outside its layer"
+        return hidden.reshape(self.entering.shape)
+
+    def show(self, method: str, block: int, tensor: Tensor) -> None:
+        found = listeners(self.tap.observers, method)
+        if found and not _finite(tensor):
+            raise NumericError(
+                f"Block {block} produced values that are not finite in {tensor.dtype}. Load the model in float32 "
+                "(--dtype float32), or check the checkpoint."
+            )
+        for listen in found:
+            listen(block, tensor)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # A sum is finite unless an element is not (or the sum itself overflows, then the elements decide).
+    return bool(torch.isfinite(tensor.float().sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, tensor: Tensor) -> Any:
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def _first_input(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_first_input(args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> tuple[tuple, dict[str, Any]]:
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}

@@ -1,0 +1,181 @@
+"""From a name to a verified model: hub id, local folder, GGUF file, or nothing for the embedded SmolLM2."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
+from spikesink.access.families import decoder_layers, layouts_for
+from spikesink.access.model import AccessedModel, find_layers
+from spikesink.access.verify import verify as verify_layers
+from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> AccessedModel:
+    """Load a causal LM and verify every layer.
+
+    Without a name, the embedded SmolLM2-135M-Instruct. `dtype`: a name in DTYPES; default float32 on CPU, the
+    checkpoint's own on a GPU. `device`: `cpu`, `cuda`, `cuda:N` or `auto` (shards over all); default cuda if there is
+    one. Only safetensors and GGUF weights are read unless `allow_pickle`; no code of the checkpoint runs unless
+    `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
+    config = _read_config(checkpoint, trust_remote_code)
+    _refuse_unsuitable(config, checkpoint.name)
+    torch_dtype = _resolve_dtype(dtype, device)
+    check_memory(checkpoint, torch_dtype, device)
+    model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
+    accessed = access(model, _read_tokenizer(checkpoint, trust_remote_code), path=checkpoint.folder)
+    accessed.provenance.update(checkpoint.provenance())
+    return accessed
+
+
+def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path | None = None) -> AccessedModel:
+    """Find and verify the residual blocks of a model that is already in memory.
+
+    Raises UnsupportedModelError where no layout fits and VerificationError where none holds numerically.
+    """
+    if not model._supports_attention_backend:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model type '{model.config.model_type}') computes attention outside transformers' "
+            "attention registry, so its attention cannot be measured exactly. Refused rather than guessed."
+        )
+    refusals: list[VerificationError] = []
+    for layout in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)[0]):
+        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layout))
+        try:
+            verification = verify_layers(accessed)
+        except VerificationError as error:
+            refusals.append(error)
+            continue
+        accessed.provenance.update(_facts(accessed), verification=verification.summary())
+        return accessed
+    raise refusals[0]
+
+
+def _facts(accessed: AccessedModel) -> dict[str, Any]:
+    return {
+        "model_type": accessed.config.model_type,
+        "architecture": type(accessed.model).__name__,
+        "dtype": str(accessed.dtype).removeprefix("torch."),
+        "device": str(accessed.device),
+        "layers": accessed.n_layers,
+        "d_model": accessed.d_model,
+        "vocab_size": accessed.vocab_size,
+        "arrangement": "parallel" if accessed.parallel else "post_norm" if accessed.post_norm else "sequential",
+    }
+
+
+def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
+    if dtype is None:
+        return torch.float32 if device == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise ModelError(f"Unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    options = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    try:
+        return AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+    except SpikesinkError:
+        raise
+    except Exception as error:
+        raise _explain(checkpoint, error, trust_remote_code) from error
+
+
+def _refuse_unsuitable(config: Any, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"'{name}' is an encoder-decoder model ({config.model_type}); decoder-only expected.")
+    remote = bool(getattr(config, "auto_map", None))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise UnsupportedModelError(
+            f"'{name}' has model type '{config.model_type}', which is no causal language model in transformers "
+            f"{transformers.__version__}."
+        )
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if encoder:
+        raise UnsupportedModelError(f"'{name}' is an encoder-only model ({config.model_type}); decoder-only expected.")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise UnsupportedModelError(
+            f"'{name}' is stored quantised ({method}); its weights are not the ones that were trained. "
+            "Scan the unquantised checkpoint."
+        )
+
+
+def _read_model(
+    checkpoint: Checkpoint,
+    config: Any,
+    dtype: torch.dtype | str,
+    device: str,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    if device == "auto":
+        options["device_map"] = "auto"
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.source,
+            config=config,
+            dtype=dtype,
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+        if device != "auto":
+            model = model.to(device)
+    except Exception as error:
+        raise _explain(checkpoint, error, trust_remote_code) from error
+    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if missing:
+        raise ModelError(
+            f"The checkpoint '{checkpoint.name}' lacks {len(missing)} of the model's weights or has them in another "
+            f"shape (first: {missing[0]}); they would be random. Use a complete checkpoint."
+        )
+    return model.eval()
+
+
+def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | None:
+    """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
+    options = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+    except Exception:
+        return None
+
+
+def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) -> SpikesinkError:
+    """The loader's error as one message with what to do."""
+    text = " ".join(str(error).split())
+    name = checkpoint.name
+    if "trust_remote_code" in text and not trust_remote_code:
+        return ModelError(f"'{name}' needs its own code to load; read it, then pass --trust-remote-code.")
+    if "out of memory" in text or "can't allocate memory" in text:
+        return ModelError(f"Not enough memory to load '{name}'. Try --dtype bfloat16 or a machine with more.")
+    if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
+        return ModelError(f"The weights of '{name}' cannot be read ({text}): truncated or corrupt; download them again.")
+    if not checkpoint.local and ("connect" in text or "offline" in text.lower() or "hub" in text.lower()):
+        return ModelError(
+            f"'{name}' is not a local folder or file, and the hub did not give it: {text[:300]} "
+            "Check the name and the network, or give the path of a local checkpoint."
+        )
+    return ModelError(f"'{name}' cannot be loaded: {type(error).__name__}: {text[:400]}")

@@ -1,0 +1,119 @@
+"""Attention masks as compact descriptions, rebuilt for a few query rows at a time.
+
+transformers asks the registered mask function for a mask once per forward and mask kind; a ready-made mask is
+batch x T x T (1 GB at 32k). We keep the question instead and answer it per row block with transformers' own
+`sdpa_mask`, so padding, windows, chunks and packed sequences mean exactly what they mean to the model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+ROW_STEP = 256
+
+
+@dataclass
+class MaskPlan:
+    """One forward's mask of one kind (full, sliding, chunked): who may see whom, answered per row block."""
+
+    batch_size: int
+    q_length: int
+    kv_length: int
+    arguments: dict[str, Any]
+    plain_causal: bool
+    device: torch.device
+    _ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    _counts: Tensor | None = None
+
+    def key_range(self, start: int, stop: int) -> tuple[int, int]:
+        """First and one-past-last key that any query in [start, stop) may see."""
+        if self.plain_causal:
+            return 0, stop
+        if (start, stop) not in self._ranges:
+            columns = self._build(start, stop, 0, self.kv_length).flatten(0, 2).any(0).nonzero()
+            found = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+            self._ranges[start, stop] = found
+        return self._ranges[start, stop]
+
+    def rows(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        """Visibility (batch or 1, 1, stop - start, high - low) of keys [low, high) to queries [start, stop)."""
+        if self.plain_causal:
+            queries = torch.arange(start, stop, device=self.device)
+            keys = torch.arange(low, high, device=self.device)
+            return (keys[None, :] <= queries[:, None])[None, None]
+        return self._build(start, stop, low, high)
+
+    def queries_per_key(self, valid: Tensor) -> Tensor:
+        """Number of valid queries that can see each key, (batch or 1, key)."""
+        if self._counts is None:
+            if self.plain_causal and bool(valid.all()):
+                self._counts = torch.arange(self.q_length, 0, -1, device=self.device)[None]
+            else:
+                counts = torch.zeros(self.batch_size, self.kv_length, dtype=torch.long, device=self.device)
+                for start in range(0, self.q_length, ROW_STEP):
+                    stop = min(start + ROW_STEP, self.q_length)
+                    low, high = self.key_range(start, stop)
+                    seen = self.rows(start, stop, low, high) & valid[:, None, start:stop, None]
+                    counts[:, low:high] += seen.sum((1, 2))
+                self._counts = counts
+        return self._counts
+
+    def _build(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        options = dict(self.arguments)
+        visible = sdpa_mask(
+            batch_size=self.batch_size,
+            q_length=stop - start,
+            kv_length=high - low,
+            q_offset=options.pop("q_offset") + start,
+            kv_offset=options.pop("kv_offset") + low,
+            allow_is_causal_skip=False,
+            **options,
+        )
+        assert visible is not None, "sdpa_mask skipped although told not to"
+        return visible
+
+
+def plan_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> MaskPlan:
+    """The mask function registered with transformers' AttentionMaskInterface: returns a plan, not a mask."""
+    if attention_mask is not None and bool(attention_mask.all()):
+        attention_mask = None
+    plain = (
+        mask_function is causal_mask_function
+        and attention_mask is None
+        and q_length == kv_length
+        and (q_offset, kv_offset) == (0, 0)
+    )
+    return MaskPlan(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        plain_causal=plain,
+        device=torch.device(device),
+        arguments={
+            "q_offset": q_offset,
+            "kv_offset": kv_offset,
+            "mask_function": mask_function,
+            "attention_mask": attention_mask,
+            "use_vmap": options.get("use_vmap", False),
+            "device": device,
+        },
+    )
+
+
+def plain_plan(query: Tensor) -> MaskPlan:
+    """The plan of a model that passes no mask at all: plain causal attention."""
+    length = query.shape[2]
+    return plan_mask(query.shape[0], length, length, device=query.device)

@@ -1,0 +1,144 @@
+"""An accessed model: a Hugging Face causal LM whose residual blocks, weights and facts are found and named."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spikesink.access.families import BlockNames, Layout, decoder_layers, residual_multiplier
+
+
+@dataclass(frozen=True)
+class BlockSites:
+    """The modules of one residual block that capture hooks."""
+
+    block: int
+    kind: str
+    """`attention` or `ffn`."""
+    inner: nn.Module
+    reader: nn.Module
+    """The first module that reads the residual stream: its input is the block's input."""
+    write: nn.Module
+    """The module whose output, times `multiplier`, is added to the residual stream."""
+    input_norm: nn.Module | None
+    output_norm: nn.Module | None
+    residual_norm: nn.Module | None
+    """The norm that acts on the residual itself in a post-norm layer: H' = Norm(H + F)."""
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class LayerSites:
+    """One decoder layer: an attention block and an FFN block."""
+
+    layer: nn.Module
+    attention: BlockSites
+    ffn: BlockSites
+    parallel: bool
+    post_norm: bool
+
+
+@dataclass
+class AccessedModel:
+    """A verified model: `.model` is the Hugging Face `...ForCausalLM`, `.path` its folder (None if made in memory)."""
+
+    model: PreTrainedModel
+    tokenizer: Any | None
+    path: Path | None
+    layers: list[LayerSites]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return str(self.provenance.get("name", self.model.config.model_type))
+
+    @property
+    def config(self) -> Any:
+        """The text decoder's config, also of a multimodal model."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def n_blocks(self) -> int:
+        return 2 * len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the positions allow, None where the config names no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+        return int(limit) if limit else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def parallel(self) -> bool:
+        return self.layers[0].parallel
+
+    @property
+    def post_norm(self) -> bool:
+        return self.layers[0].post_norm
+
+    def blocks(self) -> list[BlockSites]:
+        """All residual blocks in order, block 1 first."""
+        return [sites for layer in self.layers for sites in (layer.attention, layer.ffn)]
+
+
+def find_layers(model: PreTrainedModel, layout: Layout) -> list[LayerSites]:
+    """The sites of every decoder layer under this layout."""
+    config = model.config.get_text_config(decoder=True)
+    post_norm = layout.post_norm(config)
+    return [
+        LayerSites(
+            layer=layer,
+            attention=_block_sites(layer, layout.attention, 2 * index + 1, "attention", post_norm),
+            ffn=_block_sites(layer, layout.ffn, 2 * index + 2, "ffn", post_norm),
+            parallel=layout.parallel(config),
+            post_norm=post_norm,
+        )
+        for index, layer in enumerate(decoder_layers(model))
+    ]
+
+
+def _block_sites(layer: nn.Module, names: BlockNames, block: int, kind: str, post_norm: bool) -> BlockSites:
+    inner = getattr(layer, names.inner)
+    # In a post-norm layer the norms act on the residual itself: they neither feed the block nor shape its write.
+    input_norm = None if post_norm else _norm(layer, names.input_norm)
+    output_norm = None if post_norm else _norm(layer, names.output_norm)
+    residual_norm = _norm(layer, names.output_norm or names.input_norm) if post_norm else None
+    first = getattr(layer, names.first) if names.first else inner
+    return BlockSites(
+        block=block,
+        kind=kind,
+        inner=inner,
+        reader=input_norm or first,
+        write=output_norm or inner,
+        input_norm=input_norm,
+        output_norm=output_norm,
+        residual_norm=residual_norm,
+        multiplier=residual_multiplier(layer),
+    )
+
+
+def _norm(layer: nn.Module, name: str | None) -> nn.Module | None:
+    module = getattr(layer, name) if name else None
+    return None if isinstance(module, nn.Identity) else module
