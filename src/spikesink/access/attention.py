@@ -22,9 +22,11 @@ ROW_ELEMENTS = 4_000_000
 """Elements (batch x head x row x key) of attention weights held at once; 16 MB in float32."""
 
 _HARMLESS = frozenset(
-    "sliding_window is_causal position_ids use_cache cache cache_position past_key_values layer_past output_attentions "
-    "output_hidden_states output_router_logits return_dict num_items_in_batch logits_to_keep".split()
+    {"sliding_window", "is_causal", "position_ids", "use_cache", "cache", "cache_position", "past_key_values"}
+    | {"layer_past", "output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
+    | {"num_items_in_batch", "logits_to_keep"}
 )
+"""Options that change nothing here: the mask plan carries windows, and there is no cache."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,7 @@ def _row_weights(
     virtual = call.virtual_keys
     columns: slice | Tensor = slice(virtual + low, virtual + high)
     if virtual:
-        columns = torch.cat(
-            [torch.arange(virtual), torch.arange(virtual + low, virtual + high)]
-        ).to(call.key.device)
+        columns = torch.cat([torch.arange(virtual), torch.arange(virtual + low, virtual + high)]).to(call.key.device)
     scores = _grouped(call.query[:, :, start:stop] * call.scaling, call.key[:, :, columns].mT, call.groups)
     if call.softcap is not None:
         scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)

@@ -121,7 +121,7 @@ def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
         valid = tap.batch.valid if tap.batch is not None and tap.batch.padded else None
         return attention.attend(call, tap.observers, tap.editors, valid)
 
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = [(config, config._attn_implementation) for config in configs.values()]
     attention.serve(modules, handle)
     try:
@@ -188,7 +188,9 @@ class _LayerHooks:
     def written(self, sites: BlockSites) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
             shape = _first(output).shape
-            write = self.shaped(_first(output)) * sites.multiplier if sites.multiplier != 1 else self.shaped(_first(output))
+            write = (
+                self.shaped(_first(output)) * sites.multiplier if sites.multiplier != 1 else self.shaped(_first(output))
+            )
             for edit in listeners(self.tap.editors, "edit_write"):
                 write = edit(sites.block, write)
             if sites.kind == "attention" and not (self.sites.parallel or self.sites.post_norm):

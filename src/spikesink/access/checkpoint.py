@@ -108,8 +108,8 @@ def check_memory(checkpoint: Checkpoint, dtype: torch.dtype | str, device: str) 
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelError(
-            f"'{checkpoint.name}' needs {needed / 2**30:.1f} GiB for its weights, {available / 2**30:.1f} GiB are free. "
-            "Try --dtype bfloat16, --device auto, or a machine with more memory."
+            f"'{checkpoint.name}' needs {needed / 2**30:.1f} GiB for its weights, {available / 2**30:.1f} GiB are "
+            "free. Try --dtype bfloat16, --device auto, or a machine with more memory."
         )
 
 
@@ -180,9 +180,9 @@ def _dequantise(path: Path, folder: Path) -> None:
                 "of an architecture that transformers cannot de-quantise."
             ) from error
         # The weights are plain float32 now; transformers still calls the model quantised and would not save it.
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+            if hasattr(holder, name):
+                delattr(holder, name)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if folder.exists():

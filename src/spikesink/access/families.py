@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from spikesink.errors import UnsupportedModelError
 
@@ -122,9 +123,9 @@ def _has_modules(layer: nn.Module, layout: Layout) -> bool:
     return all(isinstance(getattr(layer, name, None), nn.Module) for name in names)
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal LM, of its text decoder if it is multimodal."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = model.get_decoder()
     for root in (decoder, getattr(decoder, "language_model", None), getattr(decoder, "decoder", None)):
         for name in ("layers", "h", "blocks"):
             layers = getattr(root, name, None)
@@ -134,10 +135,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks); "
         "only decoder-only Transformers can be measured."
     )
-
-
-def is_post_norm(layout: Layout, config: Any) -> bool:
-    return layout.post_norm(config)
 
 
 def residual_multiplier(layer: nn.Module) -> float:

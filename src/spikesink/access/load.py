@@ -1,5 +1,6 @@
 """From a name to a verified model: hub id, local folder, GGUF file, or nothing for the embedded SmolLM2."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def load(
     one. Only safetensors and GGUF weights are read unless `allow_pickle`; no code of the checkpoint runs unless
     `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
     """
+    started = time.perf_counter()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
     config = _read_config(checkpoint, trust_remote_code)
@@ -42,6 +44,7 @@ def load(
     model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
     accessed = access(model, _read_tokenizer(checkpoint, trust_remote_code), path=checkpoint.folder)
     accessed.provenance.update(checkpoint.provenance())
+    accessed.load_s = time.perf_counter() - started
     return accessed
 
 
@@ -101,7 +104,9 @@ def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
 
 def _refuse_unsuitable(config: Any, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"'{name}' is an encoder-decoder model ({config.model_type}); decoder-only expected.")
+        raise UnsupportedModelError(
+            f"'{name}' is an encoder-decoder model ({config.model_type}); decoder-only expected."
+        )
     remote = bool(getattr(config, "auto_map", None))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         raise UnsupportedModelError(
@@ -132,7 +137,7 @@ def _read_model(
     if device == "auto":
         options["device_map"] = "auto"
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.source,
             config=config,
             dtype=dtype,
@@ -141,6 +146,7 @@ def _read_model(
             output_loading_info=True,
             **options,
         )
+        model, info = loaded
         if device != "auto":
             model = model.to(device)
     except Exception as error:
@@ -172,7 +178,9 @@ def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) 
     if "out of memory" in text or "can't allocate memory" in text:
         return ModelError(f"Not enough memory to load '{name}'. Try --dtype bfloat16 or a machine with more.")
     if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
-        return ModelError(f"The weights of '{name}' cannot be read ({text}): truncated or corrupt; download them again.")
+        return ModelError(
+            f"The weights of '{name}' cannot be read ({text}): truncated or corrupt; download them again."
+        )
     if not checkpoint.local and ("connect" in text or "offline" in text.lower() or "hub" in text.lower()):
         return ModelError(
             f"'{name}' is not a local folder or file, and the hub did not give it: {text[:300]} "

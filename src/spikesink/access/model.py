@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spikesink.access.families import BlockNames, Layout, decoder_layers, residual_multiplier
@@ -50,6 +50,8 @@ class AccessedModel:
     path: Path | None
     layers: list[LayerSites]
     provenance: dict[str, Any] = field(default_factory=dict)
+    load_s: float = 0.0
+    """Seconds that loading and verifying took."""
 
     @property
     def name(self) -> str:
@@ -61,6 +63,10 @@ class AccessedModel:
         return self.model.config.get_text_config(decoder=True)
 
     @property
+    def _embedding(self) -> Tensor:
+        return cast(nn.Embedding, self.model.get_input_embeddings()).weight
+
+    @property
     def n_layers(self) -> int:
         return len(self.layers)
 
@@ -70,11 +76,12 @@ class AccessedModel:
 
     @property
     def d_model(self) -> int:
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        """Channels of the residual stream, which a family may project embeddings to (OPT)."""
+        return int(self.config.hidden_size)
 
     @property
     def vocab_size(self) -> int:
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        return int(self._embedding.shape[0])
 
     @property
     def max_positions(self) -> int | None:
@@ -84,7 +91,7 @@ class AccessedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return self._embedding.device
 
     @property
     def dtype(self) -> torch.dtype:

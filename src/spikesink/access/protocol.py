@@ -105,11 +105,13 @@ class Editor(Protocol):
 
     def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
         """Masked logits (batch, head, row, key) before the softmax."""
+        ...
 
     def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor: ...
 
     def edit_values(self, block: int, value: Tensor) -> Tensor:
         """Values (batch, kv_head, token, d_head)."""
+        ...
 
 
 def listeners(observers: Sequence[object], method: str) -> list:

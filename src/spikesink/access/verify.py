@@ -93,7 +93,7 @@ def probe_ids(vocab_size: int, tokens: int = PROBE_TOKENS) -> Tensor:
 
 def _run_eager(accessed: AccessedModel, recorder: _Recorder, ids: Tensor) -> None:
     model: PreTrainedModel = accessed.model
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "eager"
     training = model.training
     model.eval()
     try:

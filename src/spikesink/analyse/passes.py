@@ -1,0 +1,68 @@
+"""One streaming pass: batches of token ids through an accessed model, watched by any number of observers."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from spikesink.access import AccessedModel, Batch, full_batch, observing, run
+from spikesink.errors import ModelError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+TOKENS_PER_BATCH = 1024
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """The default: say nothing."""
+
+
+def default_batch_size(tokens: int) -> int:
+    """Sequences per batch so that a batch has about TOKENS_PER_BATCH tokens."""
+    return max(1, TOKENS_PER_BATCH // tokens)
+
+
+def batches(ids: Tensor, valid: Tensor | None, batch_size: int) -> Iterator[Batch]:
+    """Consecutive rows of ids (sequence, token); valid of the same shape marks padding with False."""
+    for start in range(0, len(ids), batch_size):
+        rows = slice(start, start + batch_size)
+        if valid is None:
+            yield full_batch(ids[rows], start)
+        else:
+            yield Batch(ids=ids[rows], valid=valid[rows], first_sequence=start)
+
+
+def stream(
+    accessed: AccessedModel,
+    ids: Tensor,
+    observers: Sequence[object],
+    *,
+    valid: Tensor | None = None,
+    batch_size: int | None = None,
+    stage: str = "forward",
+    progress: Progress = no_progress,
+) -> float:
+    """Run every sequence once under the observers; returns the seconds it took."""
+    started = time.perf_counter()
+    size = batch_size or default_batch_size(ids.shape[1])
+    progress(stage, 0, len(ids))
+    with observing(accessed, observers):
+        for batch in batches(ids, valid, size):
+            try:
+                run(accessed, batch)
+            except (RuntimeError, MemoryError) as error:
+                raise _memory_error(error, size) from error
+            progress(stage, min(batch.first_sequence + size, len(ids)), len(ids))
+    return time.perf_counter() - started
+
+
+def _memory_error(error: BaseException, batch_size: int) -> BaseException:
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return ModelError(
+            f"Not enough memory for a batch of {batch_size} sequences; try --batch-size {max(1, batch_size // 2)}, a "
+            "smaller --seq-len or --dtype bfloat16."
+        )
+    return error

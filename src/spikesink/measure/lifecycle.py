@@ -1,0 +1,63 @@
+"""Life cycle of a spike: which blocks make it and which take it away, from signed contributions. Spec 2.1.
+
+Every block writes additively (eq. 14), so at a spike token the spike channels' value is a sum over blocks. A block is a
+step-up block if it comes no later than the spike block and its write, signed along the spike, is at least `share_min`
+of the plateau; a step-down block if it comes later and is at most minus that.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepCriteria:
+    """Middle blocks contribute 2-3 orders of magnitude less than the plateau; a tenth of it separates them."""
+
+    share_min: float = 0.1
+
+
+class ContributionMeasure:
+    """Observer that gathers writes and residuals at chosen tokens and channels of one batch.
+
+    rows, positions: (token,) indices into the batch; channels: (channel,).
+    """
+
+    def __init__(self, rows: Tensor, positions: Tensor, channels: Tensor) -> None:
+        self.rows, self.positions, self.channels = rows, positions, channels
+        self.writes: dict[int, Tensor] = {}
+        self.residuals: dict[int, Tensor] = {}
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        self.residuals[block] = self._gather(hidden)
+
+    def on_write(self, block: int, write: Tensor) -> None:
+        self.writes[block] = self._gather(write)
+
+    def _gather(self, hidden: Tensor) -> Tensor:
+        return hidden[self.rows, self.positions][:, self.channels].double().cpu()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Share of the plateau that each block contributes, and the blocks that the rule names."""
+
+    shares: dict[int, float]
+    plateau: float
+    step_up: list[int]
+    step_down: list[int]
+
+
+def find_steps(
+    writes: dict[int, Tensor], residuals: dict[int, Tensor], spike_block: int, criteria: StepCriteria
+) -> StepResult:
+    """Apply the rule to gathered writes and residuals, each (token, channel) per block.
+
+    The sign of each token and channel is that of its residual at the spike block, so that spikes of either sign add.
+    """
+    sign = residuals[spike_block].sign()
+    plateau = float((residuals[spike_block] * sign).mean())
+    shares = {block: float((write * sign).mean()) / plateau for block, write in sorted(writes.items())}
+    up = [block for block, share in shares.items() if block <= spike_block and share >= criteria.share_min]
+    down = [block for block, share in shares.items() if block > spike_block and share <= -criteria.share_min]
+    return StepResult(shares=shares, plateau=plateau, step_up=up, step_down=down)

