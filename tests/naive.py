@@ -14,7 +14,12 @@ from transformers import PreTrainedModel
 MODULES = {
     "default": ("model.layers", "self_attn", "mlp", "post_attention_layernorm"),
     "gemma2": ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
-    "gemma3_text": ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
+    "gemma3_text": (
+        "model.layers",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "pre_feedforward_layernorm",
+    ),
     "olmo2": ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm", "mlp"),
     "gpt2": ("transformer.h", "attn", "mlp", "ln_2"),
     "gpt_neox": ("gpt_neox.layers", "attention", "mlp", None),

@@ -86,7 +86,7 @@ def scan(
     started = time.perf_counter()
     accessed = _accessed(model)
     load_s = time.perf_counter() - started
-    given = tokens if isinstance(tokens, Tokens) else Tokens.from_ids(np.asarray(tokens))
+    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
     check_ids(given, accessed.vocab_size, accessed.max_positions)
     criteria = _criteria(epsilon, sink_metric)
     ids = torch.from_numpy(np.array(given.ids, dtype=np.int64))

@@ -8,10 +8,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spikesink.records import Anatomy
+from spikesink.records import Anatomy, SinkHead
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHADES = " ·░▒▓█"
+LABEL_WIDTH = 12
+MAP_ROWS = 32
+"""Rows of the sink map; models with more heads show the strongest of several in one row."""
 
 
 def print_summary(record: Anatomy, console: Console | None = None) -> None:
@@ -19,7 +22,9 @@ def print_summary(record: Anatomy, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     console.print(
         Panel(
-            Group(_headline(record), Text(), _lifecycle(record), Text(), _sink_map(record), Text(), _conditions(record)),
+            Group(
+                _headline(record), Text(), _lifecycle(record), Text(), _sink_map(record), Text(), _conditions(record)
+            ),
             title=f"[bold]{_plain(record.provenance.model.get('name', 'model'))}[/bold]",
             title_align="left",
             border_style="cyan",
@@ -29,30 +34,43 @@ def print_summary(record: Anatomy, console: Console | None = None) -> None:
 
 def _headline(record: Anatomy) -> Table:
     summary = record.summary
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column()
+    table = _grid()
     spike = f"{summary.spike:,.4g} in channel {summary.spike_channel} after block {summary.spike_block}"
     if summary.has_spikes:
         table.add_row("Spike", f"{spike}; {summary.max_over_median:,.0f} x the median")
         table.add_row("  tokens", _spike_tokens(record))
         table.add_row("  channels", ", ".join(map(str, summary.spike_channels)))
-        table.add_row("  made by", _blocks(summary.step_up_blocks) + "; taken away by " + _blocks(summary.step_down_blocks))
+        table.add_row(
+            "  made by", _blocks(summary.step_up_blocks) + "; taken away by " + _blocks(summary.step_down_blocks)
+        )
     else:
         limit = record.spikes.max_over_median_min
-        table.add_row("Spike", Text(f"none: the largest value is {summary.max_over_median:.3g} x the median, below {limit:g}"))
+        table.add_row(
+            "Spike", Text(f"none: the largest value is {summary.max_over_median:.3g} x the median, below {limit:g}")
+        )
         table.add_row("  largest", spike)
     if summary.has_sinks:
         heads = f"{summary.sink_head_count} of {summary.head_count} heads"
-        table.add_row("Sinks", f"sink ratio {summary.sink_ratio:.1%} ({record.sinks.metric}, epsilon {record.sinks.epsilon:g}); {heads}")
+        table.add_row(
+            "Sinks",
+            f"sink ratio {summary.sink_ratio:.1%} ({record.sinks.metric}, epsilon {record.sinks.epsilon:g}); {heads}",
+        )
     else:
         first, uniform = record.sinks.first_key_importance, record.sinks.uniform_first_key
         table.add_row("Sinks", f"none: the first token gets {first:.3g} of attention, uniform would be {uniform:.3g}")
-    others = f"sun2026 {summary.sink_ratio_sun2026:.1%}, gu2025 {summary.sink_ratio_gu2025:.1%}, first key (gu2025) {summary.sink1_gu2025:.1%}"
+    others = f"sun2026 {summary.sink_ratio_sun2026:.1%}, gu2025 {summary.sink_ratio_gu2025:.1%}"
+    others += f", first key (gu2025) {summary.sink1_gu2025:.1%}"
     table.add_row("  metrics", others)
     if record.sinks.virtual_mass is not None:
         table.add_row("  virtual keys", f"hold {record.sinks.virtual_mass:.1%} of attention, counted apart")
     table.add_row("Perplexity", f"{summary.perplexity:,.4g}")
+    return table
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", width=LABEL_WIDTH)
+    table.add_column()
     return table
 
 
@@ -88,59 +106,76 @@ def _lifecycle(record: Anatomy) -> Table:
         curve.append(BARS[1 + round(level * (len(BARS) - 2))])
         up, down = block.block in record.summary.step_up_blocks, block.block in record.summary.step_down_blocks
         marks.append("▲" if up else "▼" if down else " ", style="green" if up else "red")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(no_wrap=True, overflow="fold")
+    table = _grid()
     table.add_row("Life cycle", curve)
     table.add_row("", marks)
-    last = residuals[-1].block
-    table.add_row("", Text(f"max |h| after blocks {residuals[0].block}-{last}: {values[0]:,.3g} to {max(values):,.4g} to {values[-1]:,.4g} (log scale)", style="dim"))
+    course = f"{values[0]:,.3g} to {max(values):,.4g} to {values[-1]:,.4g}"
+    table.add_row(
+        "", Text(f"largest |h| after blocks {residuals[0].block}-{residuals[-1].block}: {course} (log scale)", "dim")
+    )
     return table
 
 
 def _sink_map(record: Anatomy) -> Table:
-    """Layer x head map: shade = largest importance over the first half, sink heads in colour."""
-    rows: dict[int, Text] = {}
+    """Head x layer map: shade = largest importance over the first half of the keys, sink heads in colour."""
+    layers: dict[int, list[SinkHead]] = {}
     for head in record.sinks.heads:
-        shade = SHADES[min(len(SHADES) - 1, int(head.max_importance * len(SHADES)))]
-        rows.setdefault(head.block, Text()).append(shade * 2, style="magenta" if head.is_sink else "dim")
-    table = Table.grid(padding=(0, 3))
-    table.add_column(style="bold")
-    per_column = math.ceil(len(rows) / 3)
-    blocks = list(rows)
-    columns = [blocks[start : start + per_column] for start in range(0, len(blocks), per_column)]
-    for _ in columns:
-        table.add_column(no_wrap=True)
-    for index in range(per_column):
-        cells = [Text(f"{column[index]:>3} ").append_text(rows[column[index]]) if index < len(column) else Text() for column in columns]
-        table.add_row("Sink heads" if index == 0 else "", *cells)
-    table.add_row("", Text(f"block, then its heads; shade = importance, {' '.join(SHADES[1:])} up to 1; colour = sink head", style="dim"))
+        layers.setdefault(head.block, []).append(head)
+    n_heads = max(len(heads) for heads in layers.values())
+    per_row = math.ceil(n_heads / MAP_ROWS)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", width=LABEL_WIDTH)
+    table.add_column(justify="right", style="dim")
+    table.add_column(no_wrap=True)
+    for start in range(0, n_heads, per_row):
+        row = Text()
+        for heads in layers.values():
+            group = heads[start : start + per_row]
+            strongest = max((head.max_importance for head in group), default=0.0)
+            shade = SHADES[min(len(SHADES) - 1, int(strongest * len(SHADES)))]
+            row.append(shade, style="magenta" if any(head.is_sink for head in group) else "dim")
+        table.add_row("Sink heads" if start == 0 else "", f"{start}", row)
+    blocks = list(layers)
+    legend = f"head (down) by attention block {blocks[0]} to {blocks[-1]} (across)"
+    table.add_row("", "", Text(f"{legend};", style="dim"))
+    table.add_row("", "", Text(f"shade = importance {' '.join(SHADES[1:])} up to 1, colour = sink head", style="dim"))
     return table
 
 
 def _conditions(record: Anatomy) -> Text:
     tokens, model, settings = record.provenance.tokens, record.provenance.model, record.provenance.settings
     shape = f"{tokens.get('sequences')} x {tokens.get('seq_len')} tokens of {tokens.get('source')}"
-    parts = [shape, f"BOS {'yes' if tokens.get('bos_added') else 'no'}", f"{model.get('dtype')} on {model.get('device')}"]
+    parts = [
+        shape,
+        f"BOS {'yes' if tokens.get('bos_added') else 'no'}",
+        f"{model.get('dtype')} on {model.get('device')}",
+    ]
     if model.get("gguf_quantisation"):
         parts.append(f"weights from {model['gguf_quantisation']}")
     parts.append(f"attention {settings.get('attention')}")
-    parts.append(f"{record.timing.total_s:.0f} s (load {record.timing.load_s:.0f}, forward {record.timing.forward_s:.0f})")
+    parts.append(
+        f"{record.timing.total_s:.0f} s (load {record.timing.load_s:.0f}, forward {record.timing.forward_s:.0f})"
+    )
     return Text("Conditions  " + "; ".join(parts), style="dim")
 
 
-def print_prompt(record: Anatomy, console: Console | None = None) -> None:
-    """One text, its tokens in a row: spikes in bold red, sinks underlined on magenta."""
+def print_prompt(record: Anatomy, texts: list[str], console: Console | None = None) -> None:
+    """One text, its tokens in a row: spike tokens bold red, tokens that sink heads attend to underlined magenta."""
     console = console or Console(highlight=False)
-    prompt = getattr(record, "prompt_tokens", None) or []
+    spikes = {token.position for token in record.summary.spike_tokens}
+    importance = record.arrays["key_importance"]
+    limit = max(record.sinks.epsilon, record.sinks.uniform_factor_min * record.sinks.uniform_first_key)
+    heads = (importance > limit).sum((0, 1))
     row = Text()
-    for token in prompt:
-        style = "bold red" if token["is_spike"] else ""
-        style += " underline magenta" if token["is_sink"] else ""
-        row.append(token["text"].replace("\n", "⏎"), style=style.strip())
-        row.append("|", style="dim")
+    for position, text in enumerate(texts):
+        style = "bold red" if position in spikes else ""
+        style += " underline magenta" if heads[position] else ""
+        row.append(text.replace("\n", "⏎"), style=style.strip() or None)
+        row.append("│", style="dim")
     console.print(row)
-    console.print(Text("bold red = spike token, underlined magenta = sink", style="dim"))
+    found = [f"{texts[position]!r} by {int(heads[position])} heads" for position in heads.nonzero()[0]]
+    sinks = "; ".join(found) if found else f"none above {limit:.2g} (a short text needs a higher importance)"
+    console.print(Text(f"red = spike token; underlined = sink token: {sinks}", style="dim"))
 
 
 def _plain(text: str) -> str:

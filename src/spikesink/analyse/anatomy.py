@@ -1,0 +1,47 @@
+"""The further measures of a scan, by name: each is one file in `analyse/anatomy_*` terms and one line here."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikesink.analyse.passes import Progress
+from spikesink.errors import InputError, did_you_mean
+from spikesink.records import NotApplicable, Section
+
+if TYPE_CHECKING:
+    from spikesink.analyse.scan import Scanned
+
+Measure = Callable[["Scanned", Progress], tuple[Section, dict[str, np.ndarray]]]
+"""What a measure is: from what a scan found to a section of the record and its large arrays."""
+
+MEASURES: dict[str, Measure] = {}
+
+
+class DoesNotApplyError(Exception):
+    """Raised by a measure for a model that it has no meaning for; the reason goes into the record."""
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Refuse unknown measure names. Raises InputError."""
+    for name in names:
+        if name != "all" and name not in MEASURES:
+            raise InputError(f"Unknown measure '{name}'{did_you_mean(name, [*MEASURES, 'all'])}")
+
+
+def run_measures(
+    scanned: "Scanned", names: tuple[str, ...], progress: Progress
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Sections by name and all arrays, prefixed with the measure's name; one that does not apply says why."""
+    check_names(names)
+    chosen = list(MEASURES) if "all" in names else list(dict.fromkeys(names))
+    sections: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name in chosen:
+        try:
+            section, found = MEASURES[name](scanned, progress)
+        except DoesNotApplyError as reason:
+            section, found = NotApplicable(reason=str(reason)), {}
+        sections[name] = section
+        arrays.update({f"{name}.{key}": array for key, array in found.items()})
+    return sections, arrays
