@@ -42,7 +42,12 @@ def tensors(tokens=T, virtual=0):
 
 
 def call(query, key, value, plan, **options):
-    settings = {"softcap": None, "position_bias": None, "normaliser": Normaliser("softmax", None, 0.0), "virtual_keys": 0}
+    settings = {
+        "softcap": None,
+        "position_bias": None,
+        "normaliser": Normaliser("softmax", None, 0.0),
+        "virtual_keys": 0,
+    }
     return Call(block=1, query=query, key=key, value=value, plan=plan, scaling=0.4, **{**settings, **options})
 
 
@@ -123,11 +128,11 @@ def test_padding_is_neither_seen_nor_counted(row_step, side):
     plan = plan_mask(B, T, T, mask_function=causal_mask_function, attention_mask=valid)
     seen = Collector()
     output = attend(call(query, key, value, plan), [seen], [], valid)
-    weights, expected_output = (
-        tensor * 1.0 for tensor in _padded(query, key, value, valid)
-    )
+    weights, expected_output = (tensor * 1.0 for tensor in _padded(query, key, value, valid))
     check(seen, output, weights, expected_output)
-    counts = [[sum(bool(valid[b, t]) and bool(valid[b, k]) and k <= t for t in range(T)) for k in range(T)] for b in range(B)]
+    counts = [
+        [sum(bool(valid[b, t]) and bool(valid[b, k]) and k <= t for t in range(T)) for k in range(T)] for b in range(B)
+    ]
     assert seen.counts.tolist() == counts
 
 
@@ -195,7 +200,11 @@ def test_memory_is_bounded_by_rows():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"mystery": 1}, "mystery"), ({"dropout": 0.1}, "dropout"), ({"attention_mask": torch.ones(1)}, "ready-made mask")],
+    [
+        ({"mystery": 1}, "mystery"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"attention_mask": torch.ones(1)}, "ready-made mask"),
+    ],
 )
 def test_what_would_be_ignored_is_refused(options, message):
     from spikesink.errors import UnsupportedModelError

@@ -1,52 +1,61 @@
 """From documents to token ids (sequence, token), and from a file of ids; how they were made travels with them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spikesink.data.corpus import Corpus
+from spikesink.data.corpus import Corpus, check_file, file_sha256
+from spikesink.data.encode import Encoder
 from spikesink.errors import InputError
 
-BOS_POLICIES = ("auto", "always", "never")
-MAX_PROMPT_TOKENS = 4096
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Token ids, int64 of shape (sequence, token), and the conditions they were made under."""
 
     ids: np.ndarray
     source: str = "ids"
     source_sha256: str | None = None
+    source_description: str = "token ids as given"
     bos: str = "as given"
     bos_added: bool | None = None
     """Whether every sequence begins with the tokenizer's BOS; None where ids were given."""
     packed: bool = False
     chat_template: bool = False
     skipped_short: int = 0
+    """Documents read that had fewer than seq_len tokens."""
     documents: int = 0
+    """Documents read, the skipped ones among them."""
 
     @classmethod
     def from_ids(cls, ids: np.ndarray, source: str = "ids", source_sha256: str | None = None) -> "Tokens":
-        """Ids evaluated exactly as given. Raises InputError unless they are integers of shape (sequence, token)."""
+        """Ids evaluated exactly as given. Raises InputError unless integers >= 0 of shape (sequence, token)."""
         if ids.dtype.kind not in "iu":
-            raise InputError(f"Token ids have type {ids.dtype}; expected integers.")
+            raise InputError(f"Token ids have type {ids.dtype}; expected integers. Convert them: ids.astype('int64').")
         if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
             raise InputError(
-                f"Token ids have shape {ids.shape}; expected (sequences, seq_len) with seq_len at least 2."
+                f"Token ids have shape {ids.shape}; expected (sequences, seq_len) with at least 1 sequence of at "
+                f"least 2 tokens.{' For one sequence use ids[None, :].' if ids.ndim == 1 else ''}"
             )
-        return cls(ids=ids.astype(np.int64), source=source, source_sha256=source_sha256)
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high > np.iinfo(np.int64).max:
+            raise InputError(
+                f"Token ids go from {low} to {high}; expected 0 and up, within the vocabulary. Padding such as -100 "
+                "must be cut off: every sequence counts whole."
+            )
+        return cls(ids=ids.astype(np.int64, order="C"), source=source, source_sha256=source_sha256)
 
     def provenance(self) -> dict[str, Any]:
-        """What a record says about its tokens."""
+        """What a record says about its tokens; `ids_sha256` is over the ids as little-endian int64, row by row."""
         return {
             "source": self.source,
             "source_sha256": self.source_sha256,
-            "ids_sha256": hashlib.sha256(np.ascontiguousarray(self.ids).tobytes()).hexdigest(),
+            "source_description": self.source_description,
+            "ids_sha256": hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").tobytes()).hexdigest(),
             "sequences": int(self.ids.shape[0]),
             "seq_len": int(self.ids.shape[1]),
             "bos": self.bos,
@@ -60,29 +69,43 @@ class Tokens:
 
 def load_token_ids(path: Path) -> Tokens:
     """The ids of an .npy file, an integer array (sequences, seq_len). Raises InputError."""
+    check_file(path, "token file (.npy)")
     try:
         # Mapped, not read: a header that lies about its size then costs no memory.
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
-    except OSError as error:
-        raise InputError(f"The token file '{path}' cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, SyntaxError, MemoryError, OverflowError, RecursionError) as error:
-        raise InputError(f"'{path}' is no .npy array of integers ({error}); write it with numpy.save.") from error
+    # numpy evaluates the header as Python, so that a corrupt one can raise almost anything.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"'{path}' is no .npy array of integers ({reason}); write an integer array (sequences, seq_len) with "
+            "numpy.save."
+        ) from error
     if not isinstance(ids, np.ndarray):
-        raise InputError(f"'{path}' holds {type(ids).__name__}, not one array; write it with numpy.save.")
+        ids.close()
+        raise InputError(f"'{path}' is an archive (.npz), not one array; write the array of ids with numpy.save.")
     try:
-        return Tokens.from_ids(np.asarray(ids), path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+        return Tokens.from_ids(np.asarray(ids), path.name, file_sha256(path))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
+    except MemoryError as error:
+        raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.") from error
 
 
 def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> None:
-    """Refuse ids outside the vocabulary and sequences longer than the model's positions."""
+    """Raise InputError for ids outside the vocabulary and sequences longer than the model's positions."""
     low, high = int(tokens.ids.min()), int(tokens.ids.max())
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
-        raise InputError(f"Token id {wrong} is outside the model's vocabulary of {vocab_size} (0 to {vocab_size - 1}).")
+        sequence, position = (int(axis[0]) for axis in np.nonzero(tokens.ids == wrong))
+        raise InputError(
+            f"Token id {wrong} (sequence {sequence}, position {position}) is outside the model's vocabulary of "
+            f"{vocab_size} (0 to {vocab_size - 1}); use ids of this model's own tokenizer."
+        )
     if max_positions is not None and tokens.ids.shape[1] > max_positions:
-        raise InputError(f"Sequences of {tokens.ids.shape[1]} tokens are beyond the model's {max_positions} positions.")
+        raise InputError(
+            f"Sequences of {tokens.ids.shape[1]} tokens are beyond the model's {max_positions} positions; use at most "
+            f"{max_positions} tokens (--seq-len, or a shorter prompt)."
+        )
 
 
 def tokenise(
@@ -97,119 +120,118 @@ def tokenise(
 ) -> Tokens:
     """The first `seq_len` tokens of each document until there are `sequences`; shorter documents are skipped.
 
-    `bos`: auto = what the tokenizer does by itself, always = exactly one BOS first, never = none. `pack` joins
-    documents (end-of-sequence between them where the tokenizer has one) and cuts the stream instead; with a BOS, each
-    sequence then begins with one. A prompt is one sequence of its own length. Raises InputError.
+    `bos`: auto = what the tokenizer (or its chat template) does by itself, always = exactly one BOS first, never =
+    none; it counts among the `seq_len` tokens. Never a doubled BOS, and no end-of-sequence that a tokenizer adds.
+    `pack` joins documents instead, with the end-of-sequence token between them where the tokenizer has one, and cuts
+    the stream; what would begin a document (BOS) begins every sequence. A prompt is one sequence of its own length,
+    whatever `seq_len`, `sequences` and `pack` say. Fewer sequences than asked for come back when the text ends; none
+    at all raises InputError.
     """
-    encode = _Encoder(tokenizer, bos, chat_template)
+    encoder = Encoder(tokenizer, bos, chat_template)
     if corpus.kind == "prompt":
-        ids = encode(next(corpus.documents()))[:MAX_PROMPT_TOKENS]
-        if len(ids) < 2:
-            raise InputError(f"The prompt has {len(ids)} token; expected at least 2.")
-        return _tokens([ids], corpus, encode, pack=False, skipped=0, documents=1)
-    if seq_len < 2:
-        raise InputError(f"seq-len is {seq_len}; expected at least 2.")
-    made = _packed if pack else _cut
-    rows, skipped, documents, longest = made(corpus, encode, seq_len, sequences)
-    if not rows:
-        if documents == 0:
-            raise InputError(f"The text '{corpus.name}' is empty; expected documents.")
-        raise InputError(
-            f"No sequence of {seq_len} tokens in '{corpus.name}': {documents} documents, the longest has {longest} "
-            f"tokens. Use --seq-len {max(2, longest)} or less{'' if pack else ', or --pack to join documents'}."
-        )
-    return _tokens(rows, corpus, encode, pack=pack, skipped=skipped, documents=documents)
-
-
-class _Encoder:
-    """Text to ids under one BOS policy; never a doubled BOS, never a trailing EOS."""
-
-    def __init__(self, tokenizer: Any, bos: str, chat_template: bool) -> None:
-        if bos not in BOS_POLICIES:
-            raise InputError(f"Unknown BOS policy '{bos}'; expected one of {', '.join(BOS_POLICIES)}.")
-        if bos == "always" and tokenizer.bos_token_id is None:
-            raise InputError("--bos always was asked for, but the tokenizer has no BOS token; use --bos auto or never.")
-        if chat_template and not tokenizer.chat_template:
-            raise InputError("--chat-template was asked for, but the tokenizer has no chat template.")
-        self.tokenizer, self.bos, self.chat_template = tokenizer, bos, chat_template
-        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-
-    def __call__(self, document: str) -> list[int]:
-        if self.chat_template:
-            messages = [{"role": "user", "content": document}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            # The template writes its own special tokens, a BOS among them if it wants one.
-            ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        else:
-            ids = list(self.tokenizer(document, add_special_tokens=self.bos == "auto").input_ids)
-            if self.bos == "auto" and len(ids) > 1 and ids[-1] == self.eos_id:
-                ids.pop()
-        if self.bos != "auto":
-            while ids and self.bos_id is not None and ids[0] == self.bos_id:
-                ids.pop(0)
-        if self.bos == "always":
-            ids.insert(0, self.bos_id)
-        return ids
-
-    @property
-    def adds_bos(self) -> bool:
-        return self.bos_id is not None and self("a")[:1] == [self.bos_id]
-
-
-def _cut(corpus: Corpus, encode: _Encoder, seq_len: int, sequences: int) -> tuple[list[list[int]], int, int, int]:
-    rows: list[list[int]] = []
-    skipped = documents = longest = 0
-    for document in corpus.documents():
-        documents += 1
-        # Only the beginning counts, so a long document is encoded whole only if its beginning is not enough.
-        ids = encode(document[: 64 * seq_len])
-        if len(ids) < seq_len < len(document) // 64:
-            ids = encode(document)
-        longest = max(longest, len(ids))
-        if len(ids) < seq_len:
-            skipped += 1
-            continue
-        rows.append(ids[:seq_len])
-        if len(rows) == sequences:
-            break
-    return rows, skipped, documents, longest
-
-
-def _packed(corpus: Corpus, encode: _Encoder, seq_len: int, sequences: int) -> tuple[list[list[int]], int, int, int]:
-    first = [encode.bos_id] if encode.adds_bos else []
-    rows: list[list[int]] = []
-    documents = 0
-    waiting: list[int] = []
-
-    def stream() -> Iterator[list[int]]:
-        for document in corpus.documents():
-            ids = encode(document)
-            yield ids[len(first) :] + ([encode.eos_id] if encode.eos_id is not None else [])
-
-    length = seq_len - len(first)
-    for ids in stream():
-        documents += 1
-        waiting += ids
-        while len(waiting) >= length and len(rows) < sequences:
-            rows.append(first + waiting[:length])
-            waiting = waiting[length:]
-        if len(rows) == sequences:
-            break
-    return rows, 0, documents, len(waiting) + len(first)
-
-
-def _tokens(
-    rows: list[list[int]], corpus: Corpus, encode: _Encoder, *, pack: bool, skipped: int, documents: int
-) -> Tokens:
-    ids = np.array(rows, dtype=np.int64)
+        made = _whole(corpus, encoder)
+    else:
+        _check_sizes(seq_len, sequences, encoder)
+        made = (_packed if pack else _cut)(corpus, encoder, seq_len, sequences)
+        if not made.rows:
+            raise _nothing(corpus, made, seq_len, pack)
+    ids = np.stack(made.rows)
     return Tokens(
         ids=ids,
         source=corpus.name,
         source_sha256=corpus.sha256,
-        bos=encode.bos,
-        bos_added=encode.bos_id is not None and bool((ids[:, 0] == encode.bos_id).all()),
-        packed=pack,
-        chat_template=encode.chat_template,
-        skipped_short=skipped,
-        documents=documents,
+        source_description=corpus.description,
+        bos=bos,
+        bos_added=encoder.bos_id is not None and bool((ids[:, 0] == encoder.bos_id).all()),
+        packed=pack and corpus.kind != "prompt",
+        chat_template=chat_template,
+        skipped_short=made.skipped,
+        documents=made.documents,
+    )
+
+
+@dataclass
+class _Made:
+    """Sequences so far and what was read for them; `longest` and `total` count tokens, for the error message."""
+
+    rows: list[np.ndarray]
+    documents: int = 0
+    skipped: int = 0
+    longest: int = 0
+    total: int = 0
+
+    def add(self, ids: Sequence[int]) -> None:
+        # An array a sequence: Python integers would take several times the memory.
+        self.rows.append(np.array(ids, dtype=np.int64))
+
+
+def _check_sizes(seq_len: int, sequences: int, encoder: Encoder) -> None:
+    if seq_len < 2:
+        raise InputError(f"--seq-len is {seq_len}; expected at least 2: one token has nothing to predict.")
+    if seq_len <= len(encoder.prefix):
+        raise InputError(
+            f"--seq-len is {seq_len}, but the tokenizer puts {len(encoder.prefix)} special tokens first; expected more."
+        )
+    if sequences < 1:
+        raise InputError(f"--sequences is {sequences}; expected at least 1.")
+
+
+def _whole(corpus: Corpus, encoder: Encoder) -> _Made:
+    ids = encoder.prefix + encoder.body(next(corpus.documents()))
+    if len(ids) < 2:
+        raise InputError(f"The prompt has {len(ids)} token(s); expected at least 2. Give a longer text.")
+    made = _Made([], documents=1)
+    made.add(ids)
+    return made
+
+
+def _cut(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _Made:
+    made = _Made([])
+    length = seq_len - len(encoder.prefix)
+    for document in corpus.documents():
+        made.documents += 1
+        body = encoder.body(document, length)
+        made.total += len(body)
+        made.longest = max(made.longest, len(encoder.prefix) + len(body))
+        if len(body) < length:
+            made.skipped += 1
+            continue
+        made.add(encoder.prefix + body[:length])
+        if len(made.rows) == sequences:
+            break
+    return made
+
+
+def _packed(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _Made:
+    made = _Made([])
+    length = seq_len - len(encoder.prefix)
+    end = [] if encoder.eos_id is None else [encoder.eos_id]
+    waiting: list[int] = []
+    for document in corpus.documents():
+        made.documents += 1
+        body = encoder.body(document, (sequences - len(made.rows)) * length - len(waiting))
+        made.total += len(body)
+        if not body:
+            continue
+        waiting += body + end
+        whole = min(len(waiting) // length, sequences - len(made.rows))
+        for start in range(0, whole * length, length):
+            made.add(encoder.prefix + waiting[start : start + length])
+        del waiting[: whole * length]
+        if len(made.rows) == sequences:
+            break
+    made.longest = len(encoder.prefix) + len(waiting)
+    return made
+
+
+def _nothing(corpus: Corpus, made: _Made, seq_len: int, pack: bool) -> InputError:
+    if made.documents == 0:
+        return InputError(f"The text '{corpus.name}' is empty; expected at least one document that is not blank.")
+    have = "joined they have" if pack else "the longest has"
+    advice = [f"--seq-len {made.longest} or less"] if made.longest >= 2 else []
+    if not pack and made.total >= seq_len:
+        advice.append("--pack to join documents")
+    return InputError(
+        f"No sequence of {seq_len} tokens in '{corpus.name}' ({made.documents} documents; {have} {made.longest} "
+        f"tokens). Use {', or '.join([*advice, 'a longer text'])}."
     )

@@ -1,0 +1,98 @@
+"""From one text to token ids under a BOS policy, whatever the tokenizer adds by itself."""
+
+from typing import Any
+
+from spikesink.errors import InputError, did_you_mean
+
+BOS_POLICIES = ("auto", "always", "never")
+PROBES = ("a", "the", "1", ".", "\n")
+"""Texts to see what a tokenizer puts before any text; several, since a small vocabulary may not know one of them."""
+CHARACTERS_PER_TOKEN = 64
+"""First guess of how much text holds the tokens needed; English has about four characters a token."""
+MIN_CHARACTERS = 8192
+SEAM_TOKENS = 32
+"""Tokens this near to where a text was cut may differ from those of the whole text."""
+
+
+class Encoder:
+    """Text to ids under one BOS policy: `prefix` + `body(text)` is a sequence; never a doubled BOS or an added EOS.
+
+    `bos`: auto = what the tokenizer does by itself (with a chat template: what the template writes), always = exactly
+    one BOS, never = none. Raises InputError for an unknown policy, a missing BOS token and a missing chat template.
+    """
+
+    def __init__(self, tokenizer: Any, bos: str, chat_template: bool) -> None:
+        if bos not in BOS_POLICIES:
+            raise InputError(f"Unknown BOS policy '{bos}'{did_you_mean(bos, BOS_POLICIES)}")
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        if bos == "always" and self.bos_id is None:
+            raise InputError("--bos always was asked for, but the tokenizer has no BOS token; use --bos auto or never.")
+        if chat_template and not tokenizer.chat_template:
+            raise InputError("--chat-template was asked for, but the tokenizer has none; leave the option out.")
+        self._tokenizer, self._chat_template = tokenizer, chat_template
+        self._keep_own_bos = bos == "auto"
+        self.prefix: list[int] = self._default_prefix() if bos == "auto" else []
+        """Ids that begin every sequence."""
+        if bos == "always" and self.bos_id is not None:
+            self.prefix = [self.bos_id]
+
+    def body(self, document: str, enough: int | None = None) -> list[int]:
+        """Ids of a document without the prefix; of a long document only the first `enough`, from its beginning."""
+        text = self._rendered(document)
+        if enough is not None:
+            length = max(CHARACTERS_PER_TOKEN * enough, MIN_CHARACTERS)
+            while length < len(text):
+                ids = self._one_bos(self._ids(text[:length]))
+                if len(ids) >= enough + SEAM_TOKENS:
+                    return ids[:enough]
+                length *= 4
+        return self._one_bos(self._ids(text))
+
+    def _default_prefix(self) -> list[int]:
+        """What the tokenizer puts before any text: BOS, several special tokens (GLM), or nothing."""
+        if self._chat_template:
+            rendered = self._ids(self._rendered(PROBES[0]))
+            return [self.bos_id] if self.bos_id is not None and rendered[:1] == [self.bos_id] else []
+        for probe in PROBES:
+            plain, full = self._ids(probe), self._ids(probe, special=True)
+            for start in range(len(full) - len(plain) + 1) if plain else ():
+                if full[start : start + len(plain)] == plain:
+                    return full[:start]
+        full = self._ids(PROBES[0], special=True)
+        return [self.bos_id] if self.bos_id is not None and full[:1] == [self.bos_id] else []
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        """Drop BOS tokens that the text itself begins with, as far as they would double one or are not wanted."""
+        own = 0
+        while self.bos_id is not None and own < len(ids) and ids[own] == self.bos_id:
+            own += 1
+        keep = 1 if own and self._keep_own_bos and self.bos_id not in self.prefix else 0
+        return ids[own - keep :]
+
+    def _rendered(self, document: str) -> str:
+        if not self._chat_template:
+            return document
+        messages = [{"role": "user", "content": document}]
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:
+            raise InputError(
+                f"The tokenizer's chat template cannot take a user's message ({_short(error)}); leave --chat-template "
+                "out."
+            ) from error
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        try:
+            # No warning about the tokenizer's own length limit: sequences are cut, and the model's limit is checked.
+            return list(self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+        except Exception as error:
+            start = repr(text[:40])
+            raise InputError(
+                f"The tokenizer cannot encode the text that begins {start} ({_short(error)}); check that the tokenizer "
+                "belongs to the model, or give ids: --tokens IDS.npy."
+            ) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

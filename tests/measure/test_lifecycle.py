@@ -1,0 +1,39 @@
+"""The step rule on hand-made contributions."""
+
+import pytest
+import torch
+
+from spikesink.measure.lifecycle import ContributionMeasure, StepCriteria, find_steps
+
+
+def test_shares_and_steps_by_hand():
+    # Two spike tokens of opposite sign, one channel: embedding 0, block 2 makes +-100, block 5 takes +-60 away.
+    sign = torch.tensor([[1.0], [-1.0]]).double()
+    writes = {1: 0.5 * sign, 2: 100 * sign, 3: -1 * sign, 4: 0 * sign, 5: -60 * sign, 6: -9 * sign}
+    total, residuals = torch.zeros_like(sign), {}
+    for block, write in writes.items():
+        total = total + write
+        residuals[block] = total
+    result = find_steps(writes, residuals, spike_block=2, criteria=StepCriteria())
+    assert result.plateau == pytest.approx(100.5)
+    assert result.shares[2] == pytest.approx(100 / 100.5)
+    assert result.shares[5] == pytest.approx(-60 / 100.5)
+    assert result.step_up == [2]
+    assert result.step_down == [5]
+    stricter = find_steps(writes, residuals, spike_block=2, criteria=StepCriteria(share_min=0.05))
+    assert stricter.step_down == [5, 6]
+
+
+def test_a_late_rise_is_no_step_up():
+    sign = torch.ones(1, 1).double()
+    writes = {2: 100 * sign, 4: 30 * sign, 6: -20 * sign}
+    residuals = {2: 100 * sign, 4: 130 * sign, 6: 110 * sign}
+    assert find_steps(writes, residuals, 2, StepCriteria()).step_up == [2]
+    assert find_steps(writes, residuals, 4, StepCriteria()).step_up == [2, 4]
+
+
+def test_contributions_are_gathered_at_the_tokens():
+    hidden = torch.arange(2 * 3 * 5.0).view(2, 3, 5)
+    measure = ContributionMeasure(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([4, 0]))
+    measure.on_write(7, hidden)
+    assert measure.writes[7].tolist() == [[14.0, 10.0], [24.0, 20.0]]

@@ -1,0 +1,134 @@
+"""Spike statistics on hand-made residuals."""
+
+import pytest
+import torch
+
+from spikesink.access import Batch, full_batch
+from spikesink.measure.spikes import PeakTracker, SpikeCriteria, SpikeMeasure, TokenCandidates, median_magnitude
+
+
+def feed(measure, hidden, valid=None, first_sequence=0, block=2):
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long)
+    batch = full_batch(ids, first_sequence) if valid is None else Batch(ids, valid, first_sequence)
+    measure.on_batch(batch)
+    measure.on_residual(block, hidden)
+    measure.on_write(block, hidden)
+
+
+def test_median_is_the_lower_middle():
+    assert median_magnitude(torch.tensor([[4.0, 1.0], [3.0, 2.0]])) == 2.0
+    assert median_magnitude(torch.tensor([5.0, 1.0, 3.0])) == 3.0
+
+
+def test_top_three_are_distinct_channels_with_their_places():
+    hidden = torch.zeros(2, 3, 7)
+    hidden[0, 1, 4], hidden[1, 2, 4] = -9.0, 8.0
+    hidden[1, 0, 6], hidden[0, 2, 1] = 5.0, -3.0
+    tracker = PeakTracker()
+    tracker.update(hidden, hidden.abs(), first_sequence=10)
+    found = [(p.channel, p.value, p.sign, p.sequence, p.position) for p in tracker.top()]
+    assert found == [(4, 9.0, -1, 10, 1), (6, 5.0, 1, 11, 0), (1, 3.0, -1, 10, 2)]
+
+
+def test_peaks_do_not_depend_on_batches():
+    hidden = torch.randn(9, 5, 13, generator=torch.Generator().manual_seed(0))
+    whole, parts = PeakTracker(), PeakTracker()
+    whole.update(hidden, hidden.abs(), 0)
+    for start in range(0, 9, 2):
+        piece = hidden[start : start + 2]
+        parts.update(piece, piece.abs(), start)
+    assert whole.top() == parts.top()
+    assert torch.equal(whole.channel_max, parts.channel_max)
+
+
+def test_medians_are_per_sequence_then_averaged():
+    hidden = torch.ones(2, 3, 5)
+    hidden[1] = 3.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    assert measure.residuals[2].median == pytest.approx(2.0)
+
+
+def test_a_planted_spike_is_found_with_its_channel_and_tokens():
+    hidden = torch.ones(2, 4, 6)
+    hidden[0, 0, 5], hidden[1, 0, 5], hidden[1, 3, 5], hidden[0, 0, 2] = 5000.0, 4000.0, -4500.0, 100.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    result = measure.compute()
+    assert result.has_spikes
+    assert (result.block, result.peak.channel, result.peak.value) == (2, 5, 5000.0)
+    # Channel 2 reaches 100 x the median but only a fiftieth of the spike.
+    assert result.channels == [5]
+    assert result.tokens.tolist() == [[5000, 0, 0], [4500, 1, 3], [4000, 1, 0]]
+    assert result.max_over_median == pytest.approx(5000.0)
+    # Massive: |a| > 100 and > 1000 x median 1.
+    assert result.massive_count == 3
+
+
+def test_massive_needs_both_thresholds():
+    hidden = torch.full((1, 4, 6), 0.01)
+    hidden[0, 1, 1] = 99.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    assert measure.compute().massive_count == 0
+    hidden[0, 1, 1] = 101.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    assert measure.compute().massive_count == 1
+
+
+def test_a_large_overall_scale_is_no_spike():
+    hidden = 1e4 * torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    result = measure.compute()
+    assert result.peak.value > 1e4
+    assert not result.has_spikes
+    assert result.channels == []
+    assert len(result.tokens) == 0
+
+
+def test_the_verdict_is_scale_free():
+    hidden = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
+    hidden[0, 0, 3] = 60.0
+    ratios = []
+    for scale in (1e-3, 1.0, 1e3):
+        measure = SpikeMeasure()
+        feed(measure, scale * hidden)
+        ratios.append(measure.compute().max_over_median)
+        assert measure.compute().has_spikes
+    assert ratios == pytest.approx([ratios[0]] * 3, rel=1e-5)
+
+
+def test_padding_never_counts():
+    hidden = torch.ones(2, 3, 5)
+    hidden[0, 2, 1] = 1e6
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    measure = SpikeMeasure()
+    feed(measure, hidden, valid)
+    assert measure.compute().peak.value == 1.0
+
+
+def test_the_embedding_does_not_count():
+    measure = SpikeMeasure()
+    feed(measure, torch.full((1, 2, 3), 99.0), block=0)
+    feed(measure, torch.ones(1, 2, 3), block=1)
+    assert measure.compute().peak.value == 1.0
+
+
+def test_candidates_stay_bounded(monkeypatch):
+    monkeypatch.setattr("spikesink.measure.spikes.MAX_CANDIDATES", 5)
+    candidates = TokenCandidates(share=0.1)
+    for sequence in range(40):
+        candidates.update(torch.tensor([[float(sequence + 10), 1.0]]), sequence)
+    assert len(candidates.rows) <= 10
+    assert candidates.above(45.0)[:, 1].tolist() == [39, 38, 37, 36, 35]
+
+
+def test_criteria_are_parameters():
+    hidden = torch.ones(1, 4, 6)
+    hidden[0, 1, 1] = 15.0
+    for limit, verdict in ((20.0, False), (10.0, True)):
+        measure = SpikeMeasure(SpikeCriteria(max_over_median_min=limit))
+        feed(measure, hidden)
+        assert measure.compute().has_spikes is verdict

@@ -1,0 +1,60 @@
+"""The arrows of the design: which part may import which, read from the source; and what must not load torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
+EVERYWHERE = {"records", "errors", "weights"}
+ALLOWED = {
+    "access": set(),
+    "measure": set(),
+    "data": set(),
+    "intervene": {"access"},
+    "analyse": {"access", "measure", "data", "intervene"},
+    "cli": {"access", "measure", "data", "intervene", "analyse"},
+    "records": set(),
+    "errors": set(),
+    "weights": set(),
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("spikesink.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_arrows(path):
+    part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if part in ("__init__", "__main__"):
+        return
+    assert part in ALLOWED, f"{part} is new: say in tests/test_imports.py what it may import"
+    wrong = imported_parts(path) - ALLOWED[part] - EVERYWHERE - {part}
+    assert not wrong, f"{path.name} ({part}) imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_size_and_style(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 320, "split the module"
+    assert "from __future__ import annotations" not in text
+    assert ast.get_docstring(ast.parse(text)), "every module says what it holds"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno <= 60, f"{node.name} does not fit a screen"
+
+
+def test_reading_a_record_does_not_import_torch():
+    code = "import sys, spikesink, spikesink.records, spikesink.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
