@@ -105,6 +105,10 @@ class AccessedModel:
     def post_norm(self) -> bool:
         return self.layers[0].post_norm
 
+    def token_text(self, token_id: int) -> str:
+        """The token as text; `<id>` where there is no tokenizer."""
+        return f"<{token_id}>" if self.tokenizer is None else str(self.tokenizer.decode([token_id]))
+
     def blocks(self) -> list[BlockSites]:
         """All residual blocks in order, block 1 first."""
         return [sites for layer in self.layers for sites in (layer.attention, layer.ffn)]

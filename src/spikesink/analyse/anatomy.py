@@ -1,18 +1,16 @@
 """The further measures of a scan, by name: each is one file in `analyse/anatomy_*` terms and one line here."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from spikesink.analyse.passes import Progress
+from spikesink.analyse.scanned import Scanned
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records import NotApplicable, Section
 
-if TYPE_CHECKING:
-    from spikesink.analyse.scan import Scanned
-
-Measure = Callable[["Scanned", Progress], tuple[Section, dict[str, np.ndarray]]]
+Measure = Callable[[Scanned, Progress], tuple[Section, dict[str, np.ndarray]]]
 """What a measure is: from what a scan found to a section of the record and its large arrays."""
 
 MEASURES: dict[str, Measure] = {}
@@ -20,6 +18,13 @@ MEASURES: dict[str, Measure] = {}
 
 class DoesNotApplyError(Exception):
     """Raised by a measure for a model that it has no meaning for; the reason goes into the record."""
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Measure names of a command line option: `amplifier,trigger` or `all`. Raises InputError for unknown ones."""
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    check_names(names)
+    return names
 
 
 def check_names(names: tuple[str, ...]) -> None:
@@ -30,7 +35,7 @@ def check_names(names: tuple[str, ...]) -> None:
 
 
 def run_measures(
-    scanned: "Scanned", names: tuple[str, ...], progress: Progress
+    scanned: Scanned, names: tuple[str, ...], progress: Progress
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Sections by name and all arrays, prefixed with the measure's name; one that does not apply says why."""
     check_names(names)

@@ -1,9 +1,11 @@
 """From the options of a command to token ids: shared by every command that reads text."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spikesink.access import AccessedModel
+from spikesink.access import AccessedModel, load
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, prompt_corpus, read_corpus
 from spikesink.data.tokens import Tokens, load_token_ids, tokenise
 from spikesink.errors import InputError
@@ -22,6 +24,20 @@ class Source:
     seq_len: int = 64
     bos: str = "auto"
     chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        sources = {"--text": self.text, "--prompt": self.prompt, "--dataset": self.dataset, "--tokens": self.tokens}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) > 1:
+            raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
+
+
+def load_with_progress(progress: Callable[[str, int, int], None], model: str | None, **options: Any) -> AccessedModel:
+    """`access.load` as one step of the progress bar."""
+    progress("load model", 0, 1)
+    accessed = load(model, **options)
+    progress("load model", 1, 1)
+    return accessed
 
 
 def read_tokens(source: Source, accessed: AccessedModel) -> Tokens:

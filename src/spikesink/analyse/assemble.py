@@ -1,0 +1,143 @@
+"""From what a scan found to the sections of its record."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from spikesink.analyse.scanned import Scanned
+from spikesink.measure.sinks import SinkResult, uniform_first_key
+from spikesink.records import BlockCycle, Lifecycle, SinkHead, Sinks, SpikeToken, SpikeVerdict, StepRule, Summary
+
+LISTED_TOKENS = 256
+"""Spike tokens listed in the summary; all are counted."""
+
+
+def summary(scanned: Scanned) -> Summary:
+    spike, sinks, steps = scanned.spike, scanned.sinks, scanned.steps
+    heads = np.concatenate([sinks.is_sink(block) for block in sinks.rates[sinks.criteria.metric]])
+    return Summary(
+        perplexity=scanned.losses.compute(),
+        sink_ratio=sinks.ratio(sinks.criteria.metric),
+        sink_ratio_sun2026=sinks.ratio("sun2026"),
+        sink_ratio_gu2025=sinks.ratio("gu2025"),
+        sink1_gu2025=sinks.ratio("sink1_gu2025"),
+        has_sinks=bool(heads.any()),
+        sink_head_count=int(heads.sum()),
+        head_count=len(heads),
+        spike=spike.peak.value,
+        spike_block=spike.block,
+        spike_channel=spike.peak.channel,
+        has_spikes=spike.has_spikes,
+        spike_channels=spike.channels,
+        spike_tokens=_spike_tokens(scanned),
+        massive_count=spike.massive_count,
+        max_over_median=spike.max_over_median,
+        step_up_blocks=steps.step_up if steps else [],
+        step_down_blocks=steps.step_down if steps else [],
+    )
+
+
+def _spike_tokens(scanned: Scanned) -> list[SpikeToken]:
+    found = []
+    for value, sequence, position in scanned.spike.tokens[:LISTED_TOKENS]:
+        token_id = int(scanned.ids[int(sequence), int(position)])
+        found.append(
+            SpikeToken(
+                sequence=int(sequence),
+                position=int(position),
+                token_id=token_id,
+                text=scanned.accessed.token_text(token_id),
+                value=float(value),
+            )
+        )
+    return found
+
+
+def lifecycle(scanned: Scanned) -> Lifecycle:
+    measured, steps = scanned.spikes, scanned.steps
+    blocks = []
+    for block in sorted(measured.writes):
+        residual = measured.residuals.get(block)
+        blocks.append(
+            BlockCycle(
+                block=block,
+                kind="attention" if block % 2 else "ffn",
+                resid_top3=residual.peaks.top() if residual else None,
+                out_top3=measured.writes[block].top(),
+                resid_median=residual.median if residual else None,
+                resid_max_over_median=residual.max_over_median if residual else None,
+                share_of_plateau=steps.shares[block] if steps else None,
+            )
+        )
+    post_norm = scanned.accessed.post_norm
+    reason = "no spikes" if not scanned.spike.has_spikes else "post-norm: writes do not add up" if post_norm else None
+    rule = StepRule(
+        share_min=scanned.criteria.steps.share_min,
+        plateau=steps.plateau if steps else None,
+        tokens=scanned.step_tokens,
+        applies=steps is not None,
+        reason=reason,
+    )
+    return Lifecycle(blocks=blocks, step_rule=rule, unrolled_sum_holds=not post_norm)
+
+
+def verdict(scanned: Scanned) -> SpikeVerdict:
+    return SpikeVerdict(
+        **asdict(scanned.criteria.spikes),
+        massive_count=scanned.spike.massive_count,
+        massive_blocks=scanned.spike.massive_blocks,
+        token_count=len(scanned.spike.tokens),
+    )
+
+
+def sinks(result: SinkResult) -> Sinks:
+    metric = result.criteria.metric
+    heads = [
+        SinkHead(
+            block=block,
+            head=head,
+            first_key_importance=float(result.first[block][head]),
+            max_importance=float(result.largest[block][head]),
+            sink_rate=float(rates[head]),
+            is_sink=bool(result.is_sink(block)[head]),
+        )
+        for block, rates in result.rates[metric].items()
+        for head in range(len(rates))
+    ]
+    virtual = None if result.virtual is None else float(np.concatenate(list(result.virtual.values())).mean())
+    return Sinks(
+        **asdict(result.criteria),
+        uniform_first_key=uniform_first_key(result.tokens),
+        first_key_importance=float(np.concatenate(list(result.first.values())).mean()),
+        virtual_mass=virtual,
+        heads=heads,
+    )
+
+
+def arrays(scanned: Scanned) -> dict[str, np.ndarray]:
+    """The large numbers: channel maxima by block, importance by head and position, loss by sequence."""
+    measured = scanned.spikes
+
+    def maxima(trackers: dict[int, Any]) -> np.ndarray:
+        return np.stack([trackers[block].channel_max.float().cpu().numpy() for block in sorted(trackers)])
+
+    positions = scanned.sinks.positions
+    return {
+        "residual_blocks": np.array(sorted(measured.residuals)),
+        "residual_channel_max": maxima({block: s.peaks for block, s in measured.residuals.items()}),
+        "write_channel_max": maxima(measured.writes),
+        "attention_blocks": np.array(sorted(positions)),
+        "key_importance": _stacked([positions[block].astype(np.float32) for block in sorted(positions)]),
+        "sequence_loss_nats": np.array(scanned.losses.sequence_losses()),
+    }
+
+
+def _stacked(per_block: list[np.ndarray]) -> np.ndarray:
+    """(block, head, key); blocks with fewer heads or keys are filled with NaN."""
+    heads = max(array.shape[0] for array in per_block)
+    keys = max(array.shape[1] for array in per_block)
+    stacked = np.full((len(per_block), heads, keys), np.nan, dtype=np.float32)
+    for index, array in enumerate(per_block):
+        stacked[index, : array.shape[0], : array.shape[1]] = array
+    return stacked

@@ -1,0 +1,36 @@
+"""What one scan found, before it becomes a record: the common ground of record building and further measures."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spikesink.access import AccessedModel
+from spikesink.measure.lifecycle import StepCriteria, StepResult
+from spikesink.measure.perplexity import LossMeasure
+from spikesink.measure.sinks import SinkCriteria, SinkResult
+from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure, SpikeResult
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Every threshold of a scan."""
+
+    spikes: SpikeCriteria = SpikeCriteria()
+    sinks: SinkCriteria = SinkCriteria()
+    steps: StepCriteria = StepCriteria()
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What one pass found, before it becomes a record; further measures start from it."""
+
+    accessed: AccessedModel
+    ids: Tensor
+    """Token ids (sequence, token)."""
+    criteria: Criteria
+    spikes: SpikeMeasure
+    spike: SpikeResult
+    sinks: SinkResult
+    losses: LossMeasure
+    steps: StepResult | None
+    step_tokens: int
