@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli import options
-from spikesink.records import check_output
+from spikesink.records import Anatomy, check_output
 
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.")]
 Measures = Annotated[str | None, typer.Option("--measure", help="Further measures: names with commas, or all.")]
@@ -40,7 +40,7 @@ def scan_command(
     from spikesink.cli.progress import progress_bar
 
     if out is not None:
-        check_output(out, force=force)
+        check_output(out, Anatomy.file, force=force)
     with progress_bar() as progress:
         from spikesink.analyse.anatomy import parse_names
         from spikesink.analyse.scan import check_options, scan

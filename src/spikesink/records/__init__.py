@@ -1,0 +1,37 @@
+"""Frozen result types, their schema version and how they are written and read. Importing this loads no torch."""
+
+from spikesink.records.base import SCHEMA, Frozen, NotApplicable, Provenance, Record, Section, Timing
+from spikesink.records.files import check_output
+from spikesink.records.scan import (
+    Anatomy,
+    BlockCycle,
+    Lifecycle,
+    Peak,
+    SinkHead,
+    Sinks,
+    SpikeToken,
+    SpikeVerdict,
+    StepRule,
+    Summary,
+)
+
+__all__ = [
+    "SCHEMA",
+    "Anatomy",
+    "BlockCycle",
+    "Frozen",
+    "Lifecycle",
+    "NotApplicable",
+    "Peak",
+    "Provenance",
+    "Record",
+    "Section",
+    "SinkHead",
+    "Sinks",
+    "SpikeToken",
+    "SpikeVerdict",
+    "StepRule",
+    "Summary",
+    "Timing",
+    "check_output",
+]

@@ -1,0 +1,95 @@
+"""What every record is: frozen, versioned, self-contained, and written whole or not at all.
+
+Every figure and table can be made again from a record without the model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spikesink.errors import RecordError
+from spikesink.records.files import read_files, write_files
+
+SCHEMA = 1
+
+
+class Frozen(BaseModel):
+    """A value that does not change after it was measured; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Section(Frozen):
+    """A part of the record that one measure fills; a measure that does not apply says why and fills nothing else."""
+
+    applicable: bool = True
+    reason: str | None = None
+
+
+class NotApplicable(Section):
+    """What a measure leaves in the record of a model that it does not apply to."""
+
+    applicable: bool = False
+
+
+class Provenance(Frozen):
+    model: dict[str, Any]
+    tokens: dict[str, Any]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+
+
+class Timing(Frozen):
+    """Seconds; the only part of a record that differs between two runs of the same command."""
+
+    created: str
+    load_s: float
+    forward_s: float
+    total_s: float
+
+
+class Record(BaseModel):
+    """A result as JSON and, beside it, its large arrays; a kind of record names its files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, arbitrary_types_allowed=True)
+    file: ClassVar[str]
+    arrays_file: ClassVar[str]
+    command: ClassVar[str]
+    """What makes such a record, for error messages."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    arrays: dict[str, np.ndarray] = Field(default_factory=dict, exclude=True, repr=False)
+
+    def to_json(self) -> str:
+        """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def save(self, folder: Path, *, force: bool = False) -> Path:
+        """Write both files, whole or not at all; returns the folder. Raises OutputError."""
+        from safetensors.numpy import save
+
+        arrays = save({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
+        write_files(folder, {self.arrays_file: arrays, self.file: self.to_json().encode()}, force=force)
+        return folder
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read a record that was written by `save`. Raises RecordError."""
+        content, arrays = read_files(folder, cls.file, cls.arrays_file, cls.command)
+        if content.get("schema") != SCHEMA:
+            raise RecordError(
+                f"'{folder / cls.file}' has schema {content.get('schema')}; this version reads schema {SCHEMA}."
+            )
+        try:
+            return cls.model_validate({**content, "arrays": arrays})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RecordError(
+                f"'{folder / cls.file}' is no record of schema {SCHEMA}: {where}: {first['msg']}. Make it again with "
+                f"{cls.command} --out."
+            ) from None

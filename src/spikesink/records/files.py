@@ -1,0 +1,88 @@
+"""Files of a record: written beside their place and renamed there, so that a record is whole or absent."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikesink.errors import OutputError, RecordError
+
+
+def check_output(folder: Path, file: str, *, force: bool) -> None:
+    """Refuse early what could not be written at the end: an existing record, a file in the way, no permission."""
+    if (folder / file).exists() and not force:
+        raise OutputError(f"'{folder}' already holds a record ({file}); pass --force to replace it or another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another --out."
+        ) from error
+
+
+def write_files(folder: Path, contents: dict[str, bytes], *, force: bool) -> None:
+    """Write all files, the last one last: a folder that has it has the others that belong to it. Raises OutputError.
+
+    Every byte is on disk before the first rename, so a full disk leaves an earlier record as it was.
+    """
+    *_, last = contents
+    check_output(folder, last, force=force)
+    temporaries: dict[str, str] = {}
+    try:
+        for name, content in contents.items():
+            temporaries[name] = _write_temporary(folder, name, content)
+        (folder / last).unlink(missing_ok=True)
+        for name, temporary in temporaries.items():
+            os.replace(temporary, folder / name)
+    except OSError as error:
+        raise OutputError(
+            f"The record could not be written to '{folder}': {error.strerror}. Nothing half-written is left."
+        ) from error
+    finally:
+        for temporary in temporaries.values():
+            Path(temporary).unlink(missing_ok=True)
+
+
+def read_files(folder: Path, file: str, arrays_file: str, command: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """JSON content and arrays of a record folder; raises RecordError for whatever is no record."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+        arrays = load_file(folder / arrays_file)
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name if error.filename else arrays_file
+        raise RecordError(
+            f"'{folder}' holds no record ({missing} is missing); make one with {command} --out."
+        ) from None
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise RecordError(f"The record in '{folder}' cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise RecordError(f"'{folder / file}' holds a {type(content).__name__}; expected a record, a JSON object.")
+    return content, arrays
+
+
+def _write_temporary(folder: Path, name: str, content: bytes) -> str:
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

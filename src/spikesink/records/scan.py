@@ -1,0 +1,151 @@
+"""The record of a scan: spikes, life cycle, sinks, and the summary of them. Spec sections 2 and 3.
+
+Ratios are fractions; block numbers are 1-based as in the paper (odd = attention, even = FFN); heads, channels and
+positions are 0-based.
+"""
+
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from spikesink.records.base import Frozen, Provenance, Record, Timing
+
+
+class Peak(Frozen):
+    """The largest magnitude of one channel over all tokens, and where it was."""
+
+    channel: int
+    value: float
+    """Magnitude."""
+    sign: int
+    sequence: int
+    position: int
+
+
+class BlockCycle(Frozen):
+    """One residual block in the life cycle of a spike. Spec 2.1; figure 1 of Sun et al. 2026."""
+
+    block: int
+    kind: str
+    resid_top3: list[Peak] | None
+    """Three distinct channels of the residual after this block; None where a parallel layer has no such residual."""
+    out_top3: list[Peak]
+    """The same of the block's own write."""
+    resid_median: float | None
+    """Median magnitude per sequence, averaged."""
+    resid_max_over_median: float | None
+    share_of_plateau: float | None
+    """Signed contribution to the spike channels at spike tokens, as a share of the plateau; see StepRule."""
+
+
+class StepRule(Frozen):
+    """The rule that names step blocks: up to the spike block, a write of at least `share_min` of the plateau; later, of
+    at most minus that. Spec 2.1."""
+
+    share_min: float
+    plateau: float | None
+    """Mean magnitude on the spike channels at the spike block, over the tokens that the shares were measured on."""
+    tokens: int
+    """Tokens that the contributions were averaged over."""
+    applies: bool
+    reason: str | None
+
+
+class Lifecycle(Frozen):
+    blocks: list[BlockCycle]
+    step_rule: StepRule
+    unrolled_sum_holds: bool
+    """False in a post-norm model, whose residual is itself normed, so that writes do not add up."""
+
+
+class SpikeToken(Frozen):
+    """A token whose residual holds a spike at the spike block."""
+
+    sequence: int
+    position: int
+    token_id: int
+    text: str
+    value: float
+
+
+class SpikeVerdict(Frozen):
+    """Thresholds behind `has_spikes` and what counted under each published criterion."""
+
+    max_over_median_min: float
+    share_of_spike_min: float
+    sun2024_absolute: float
+    sun2024_ratio: float
+    massive_count: int
+    """Elements of all residuals with |a| > sun2024_absolute and |a| > sun2024_ratio x the median. Sun et al. 2024."""
+    massive_blocks: list[int]
+    token_count: int
+    """Spike tokens found; `spike_tokens` of the summary lists the largest of them."""
+
+
+class SinkHead(Frozen):
+    """One query head. Importance of key k: alpha_k = (1/T) sum over queries of A[t, k]. Eq. 27."""
+
+    block: int
+    head: int
+    first_key_importance: float
+    max_importance: float
+    """Largest alpha_k over the first half of the keys, averaged over sequences."""
+    sink_rate: float
+    """Share of sequences in which the head is a sink head under the chosen metric and epsilon."""
+    is_sink: bool
+
+
+class Sinks(Frozen):
+    metric: str
+    epsilon: float
+    uniform_first_key: float
+    """alpha_1 of a head that attends uniformly to what it sees: the mean over queries of 1 / visible keys."""
+    uniform_factor_min: float
+    """A sink head must also reach this multiple of `uniform_first_key`."""
+    sink_rate_min: float
+    first_key_importance: float
+    """Mean over heads and sequences."""
+    virtual_mass: float | None
+    """Mean attention mass on virtual keys (learned sinks, key-value bias), None where there are none."""
+    heads: list[SinkHead]
+
+
+class Summary(Frozen):
+    """The answer in one place. Spec sections 2 ("Ours, exactly") and 3."""
+
+    perplexity: float
+    sink_ratio: float
+    """Under the chosen metric."""
+    sink_ratio_sun2026: float
+    sink_ratio_gu2025: float
+    sink1_gu2025: float
+    has_sinks: bool
+    sink_head_count: int
+    head_count: int
+    spike: float
+    spike_block: int
+    spike_channel: int
+    has_spikes: bool
+    spike_channels: list[int]
+    spike_tokens: list[SpikeToken]
+    massive_count: int
+    max_over_median: float
+    step_up_blocks: list[int]
+    step_down_blocks: list[int]
+
+
+class Anatomy(Record):
+    """The record of one model on one set of tokens; further measures add sections under their own names."""
+
+    model_config = ConfigDict(extra="allow")
+    file: ClassVar[str] = "anatomy.json"
+    arrays_file: ClassVar[str] = "arrays.safetensors"
+    command: ClassVar[str] = "spikesink scan"
+
+    kind: str = "anatomy"
+    summary: Summary
+    lifecycle: Lifecycle
+    spikes: SpikeVerdict
+    sinks: Sinks
+    provenance: Provenance
+    timing: Timing
