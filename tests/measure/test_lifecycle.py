@@ -14,13 +14,13 @@ def test_shares_and_steps_by_hand():
     for block, write in writes.items():
         total = total + write
         residuals[block] = total
-    result = find_steps(writes, residuals, spike_block=2, criteria=StepCriteria())
+    result = find_steps(writes, residuals, verdict_block=2, criteria=StepCriteria())
     assert result.plateau == pytest.approx(100.5)
     assert result.shares[2] == pytest.approx(100 / 100.5)
     assert result.shares[5] == pytest.approx(-60 / 100.5)
     assert result.step_up == [2]
     assert result.step_down == [5]
-    stricter = find_steps(writes, residuals, spike_block=2, criteria=StepCriteria(share_min=0.05))
+    stricter = find_steps(writes, residuals, verdict_block=2, criteria=StepCriteria(share_min=0.05))
     assert stricter.step_down == [5, 6]
 
 

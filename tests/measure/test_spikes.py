@@ -65,6 +65,20 @@ def test_a_planted_spike_is_found_with_its_channel_and_tokens():
     assert result.massive_count == 3
 
 
+def test_spikes_are_read_where_the_verdict_holds():
+    """Block 2 spikes at 100 x its median; block 4 is larger all over, its largest value only twice the median."""
+    early, late = torch.ones(1, 4, 6), torch.full((1, 4, 6), 400.0)
+    early[0, 2, 5], late[0, 3, 1] = 100.0, 800.0
+    measure = SpikeMeasure()
+    feed(measure, early, block=2)
+    feed(measure, late, block=4)
+    result = measure.compute()
+    assert (result.block, result.peak.channel, result.peak.value) == (4, 1, 800.0)
+    assert result.verdict_block == 2
+    assert result.channels == [5]
+    assert result.tokens.tolist() == [[100, 0, 2]]
+
+
 def test_massive_needs_both_thresholds():
     hidden = torch.full((1, 4, 6), 0.01)
     hidden[0, 1, 1] = 99.0

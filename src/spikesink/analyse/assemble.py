@@ -85,6 +85,7 @@ def lifecycle(scanned: Scanned) -> Lifecycle:
 def verdict(scanned: Scanned) -> SpikeVerdict:
     return SpikeVerdict(
         **asdict(scanned.criteria.spikes),
+        verdict_block=scanned.spike.verdict_block,
         massive_count=scanned.spike.massive_count,
         massive_blocks=scanned.spike.massive_blocks,
         token_count=len(scanned.spike.tokens),

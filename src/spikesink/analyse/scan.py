@@ -91,7 +91,7 @@ def measure(
         accessed, ids, [spikes, sinks, losses], valid=valid, batch_size=batch_size, stage="scan", progress=progress
     )
     found = spikes.compute()
-    steps, step_tokens = _steps(accessed, ids, found, criteria.steps)
+    steps, step_tokens = _steps(accessed, ids, valid, found, criteria.steps)
     return Scanned(accessed, ids, criteria, spikes, found, sinks.compute(), losses, steps, step_tokens), seconds
 
 
@@ -111,33 +111,42 @@ def check_options(epsilon: float, sink_metric: str) -> Criteria:
 
 
 def _steps(
-    accessed: AccessedModel, ids: Tensor, spike: SpikeResult, criteria: StepCriteria
+    accessed: AccessedModel, ids: Tensor, valid: Tensor | None, spike: SpikeResult, criteria: StepCriteria
 ) -> tuple[StepResult | None, int]:
     """Replay the spike tokens that come first in their sequences, cut behind the token: causal, so exact and cheap."""
     if not spike.has_spikes or accessed.post_norm:
         return None, 0
-    by_position = spike.tokens[np.lexsort((spike.tokens[:, 1], spike.tokens[:, 2]))][:REPLAY_SPIKES]
-    groups: dict[int, list[int]] = {}
-    spent = 0
-    for _, sequence, position in by_position:
-        spent += int(position) + 1
-        if groups and spent > REPLAY_TOKENS:
-            break
-        groups.setdefault(int(position), []).append(int(sequence))
     channels = torch.tensor(spike.channels)
     writes: dict[int, list[Tensor]] = {}
     residuals: dict[int, list[Tensor]] = {}
-    for position, sequences in groups.items():
-        rows = torch.arange(len(sequences))
-        gathered = ContributionMeasure(rows, torch.full_like(rows, position), channels)
+    prefixes = _prefixes(ids, valid, spike.tokens)
+    for prefix in prefixes:
+        rows = torch.arange(len(prefix))
+        gathered = ContributionMeasure(rows, torch.full_like(rows, prefix.shape[1] - 1), channels)
         with observing(accessed, [gathered]):
-            run(accessed, full_batch(ids[sequences, : position + 1]))
+            run(accessed, full_batch(prefix))
         for block, write in gathered.writes.items():
             writes.setdefault(block, []).append(write)
         for block, residual in gathered.residuals.items():
             residuals.setdefault(block, []).append(residual)
-    steps = find_steps(_joined(writes), _joined(residuals), spike.block, criteria)
-    return steps, sum(len(sequences) for sequences in groups.values())
+    steps = find_steps(_joined(writes), _joined(residuals), spike.verdict_block, criteria)
+    return steps, sum(map(len, prefixes))
+
+
+def _prefixes(ids: Tensor, valid: Tensor | None, tokens: np.ndarray) -> list[Tensor]:
+    """Ids up to and with each spike token, without padding, those of one length together (sequence, token)."""
+    lengths: dict[int, list[Tensor]] = {}
+    spent = 0
+    for _, sequence, position in tokens[np.lexsort((tokens[:, 1], tokens[:, 2]))][:REPLAY_SPIKES]:
+        until = slice(int(position) + 1)
+        prefix = ids[int(sequence), until]
+        if valid is not None:
+            prefix = prefix[valid[int(sequence), until]]
+        spent += len(prefix)
+        if lengths and spent > REPLAY_TOKENS:
+            break
+        lengths.setdefault(len(prefix), []).append(prefix)
+    return [torch.stack(prefixes) for prefixes in lengths.values()]
 
 
 def _joined(pieces: dict[int, list[Tensor]]) -> dict[int, Tensor]:

@@ -1,8 +1,8 @@
 """Life cycle of a spike: which blocks make it and which take it away, from signed contributions. Spec 2.1.
 
 Every block writes additively (eq. 14), so at a spike token the spike channels' value is a sum over blocks. A block is a
-step-up block if it comes no later than the spike block and its write, signed along the spike, is at least `share_min`
-of the plateau; a step-down block if it comes later and is at most minus that.
+step-up block if it comes no later than the block where the spike is read and its write, signed along the spike, is at
+least `share_min` of the plateau; a step-down block if it comes later and its write is at most minus that.
 """
 
 from dataclasses import dataclass
@@ -49,15 +49,15 @@ class StepResult:
 
 
 def find_steps(
-    writes: dict[int, Tensor], residuals: dict[int, Tensor], spike_block: int, criteria: StepCriteria
+    writes: dict[int, Tensor], residuals: dict[int, Tensor], verdict_block: int, criteria: StepCriteria
 ) -> StepResult:
     """Apply the rule to gathered writes and residuals, each (token, channel) per block.
 
-    The sign of each token and channel is that of its residual at the spike block, so that spikes of either sign add.
+    The sign of each token and channel is that of its residual at the verdict's block, so that spikes of either sign add.
     """
-    sign = residuals[spike_block].sign()
-    plateau = float((residuals[spike_block] * sign).mean())
+    sign = residuals[verdict_block].sign()
+    plateau = float((residuals[verdict_block] * sign).mean())
     shares = {block: float((write * sign).mean()) / plateau for block, write in sorted(writes.items())}
-    up = [block for block, share in shares.items() if block <= spike_block and share >= criteria.share_min]
-    down = [block for block, share in shares.items() if block > spike_block and share <= -criteria.share_min]
+    up = [block for block, share in shares.items() if block <= verdict_block and share >= criteria.share_min]
+    down = [block for block, share in shares.items() if block > verdict_block and share <= -criteria.share_min]
     return StepResult(shares=shares, plateau=plateau, step_up=up, step_down=down)

@@ -18,7 +18,8 @@ class SinkCriteria:
     sink_rate_min: float = 0.5
     """A head is a sink head if it is one in at least this share of sequences."""
     uniform_factor_min: float = 2.0
-    """It must also beat this multiple of a uniform head's first key, which short sequences push above epsilon."""
+    """Its mean importance must also beat this multiple of a uniform head's first key, which short sequences push above
+    epsilon."""
 
 
 def uniform_first_key(tokens: int) -> float:
@@ -145,15 +146,11 @@ class SinkResult:
         """Sink ratio: share of heads over layers and heads that are sink heads, averaged over sequences. Eq. 28."""
         return float(np.concatenate(list(self.rates[metric].values())).mean())
 
-    @property
-    def importance_min(self) -> float:
-        """What a sink head's largest importance must exceed at this sequence length."""
-        return max(self.criteria.epsilon, self.criteria.uniform_factor_min * uniform_first_key(self.tokens))
-
     def is_sink(self, block: int) -> np.ndarray:
         """Which heads of the block are sink heads, (head,) bool."""
-        rate = self.rates[self.criteria.metric][block]
-        return (rate >= self.criteria.sink_rate_min) & (self.largest[block] > self.importance_min)
+        often = self.rates[self.criteria.metric][block] >= self.criteria.sink_rate_min
+        floor = self.criteria.uniform_factor_min * uniform_first_key(self.tokens)
+        return often & (self.largest[block] > floor)
 
 
 def _zeros(heads: int) -> HeadSums:

@@ -23,7 +23,7 @@ class SpikeCriteria:
     max_over_median_min: float = 20.0
     """Scale-free verdict: random initialisation stays near 10, models with spikes reach 28 to thousands."""
     share_of_spike_min: float = 0.1
-    """A spike channel or spike token reaches this share of the spike, and the ratio above, at the spike block."""
+    """A spike channel or spike token reaches this share of the spike, and the ratio above, at the verdict's block."""
     sun2024_absolute: float = 100.0
     sun2024_ratio: float = 1000.0
     """|a| > 100 and |a| > 1000 x median. Sun et al. 2024, section 2."""
@@ -172,27 +172,33 @@ class SpikeMeasure:
         return magnitude
 
     def compute(self) -> "SpikeResult":
-        """The plain argmax over blocks and what follows from the verdict."""
-        block = max(self.residuals, key=lambda b: (self.residuals[b].maximum, -b))
-        statistics = self.residuals[block]
-        ratio = max(statistics.max_over_median for statistics in self.residuals.values())
-        has_spikes = ratio >= self.criteria.max_over_median_min
+        """The plain argmax over blocks, the verdict, and the spike channels and tokens at the verdict's block."""
+        criteria = self.criteria
+        block = self._largest(list(self.residuals))
+        spiking = [b for b, found in self.residuals.items() if found.max_over_median >= criteria.max_over_median_min]
+        verdict_block = self._largest(spiking) if spiking else block
+        statistics = self.residuals[verdict_block]
         threshold = max(
-            self.criteria.share_of_spike_min * statistics.maximum, self.criteria.max_over_median_min * statistics.median
+            criteria.share_of_spike_min * statistics.maximum, criteria.max_over_median_min * statistics.median
         )
         channel_max = statistics.peaks.channel_max
         assert channel_max is not None, "compute before any batch"
-        found = torch.nonzero(channel_max >= threshold).flatten().tolist() if has_spikes else []
+        channels = torch.nonzero(channel_max >= threshold).flatten().tolist() if spiking else []
         return SpikeResult(
-            peak=statistics.peaks.top()[0],
+            peak=self.residuals[block].peaks.top()[0],
             block=block,
-            max_over_median=ratio,
-            has_spikes=has_spikes,
-            channels=sorted(found, key=lambda channel: -float(channel_max[channel])),
-            tokens=statistics.candidates.above(threshold) if has_spikes else np.empty((0, 3)),
-            massive_count=sum(statistics.massive_count for statistics in self.residuals.values()),
-            massive_blocks=[b for b, statistics in sorted(self.residuals.items()) if statistics.massive_count],
+            max_over_median=max(found.max_over_median for found in self.residuals.values()),
+            has_spikes=bool(spiking),
+            verdict_block=verdict_block,
+            channels=sorted(channels, key=lambda channel: -float(channel_max[channel])),
+            tokens=statistics.candidates.above(threshold) if spiking else np.empty((0, 3)),
+            massive_count=sum(found.massive_count for found in self.residuals.values()),
+            massive_blocks=[b for b, found in sorted(self.residuals.items()) if found.massive_count],
         )
+
+    def _largest(self, blocks: list[int]) -> int:
+        """The block with the largest magnitude; the earlier of equals."""
+        return max(blocks, key=lambda b: (self.residuals[b].maximum, -b))
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,9 @@ class SpikeResult:
     block: int
     max_over_median: float
     has_spikes: bool
+    verdict_block: int
+    """Where spike channels and tokens were read: of the blocks that reach the verdict's ratio, the one with the largest
+    magnitude; `block` itself unless a later, overall larger residual has no spikes."""
     channels: list[int]
     tokens: np.ndarray
     massive_count: int

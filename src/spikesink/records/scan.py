@@ -39,12 +39,12 @@ class BlockCycle(Frozen):
 
 
 class StepRule(Frozen):
-    """The rule that names step blocks: up to the spike block, a write of at least `share_min` of the plateau; later, of
-    at most minus that. Spec 2.1."""
+    """The rule that names step blocks: up to the verdict's block, a write of at least `share_min` of the plateau; after
+    it, one of at most minus that. Spec 2.1."""
 
     share_min: float
     plateau: float | None
-    """Mean magnitude on the spike channels at the spike block, over the tokens that the shares were measured on."""
+    """Mean magnitude on the spike channels at the verdict's block, over the tokens that the shares were measured on."""
     tokens: int
     """Tokens that the contributions were averaged over."""
     applies: bool
@@ -59,7 +59,7 @@ class Lifecycle(Frozen):
 
 
 class SpikeToken(Frozen):
-    """A token whose residual holds a spike at the spike block."""
+    """A token whose residual holds a spike at the verdict's block."""
 
     sequence: int
     position: int
@@ -75,6 +75,9 @@ class SpikeVerdict(Frozen):
     share_of_spike_min: float
     sun2024_absolute: float
     sun2024_ratio: float
+    verdict_block: int
+    """Where spike channels and tokens were read: of the blocks that reach `max_over_median_min`, the one with the
+    largest magnitude; `spike_block` where none does."""
     massive_count: int
     """Elements of all residuals with |a| > sun2024_absolute and |a| > sun2024_ratio x the median. Sun et al. 2024."""
     massive_blocks: list[int]
