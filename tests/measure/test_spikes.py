@@ -65,6 +65,18 @@ def test_a_planted_spike_is_found_with_its_channel_and_tokens():
     assert result.massive_count == 3
 
 
+def test_large_values_in_every_channel_are_no_spikes():
+    """Two tokens of four, large in all channels: 100 x the median, but no channel stands out."""
+    hidden = torch.ones(1, 5, 6)
+    hidden[0, 1:3] = 100.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    result = measure.compute()
+    assert result.max_over_median == pytest.approx(100.0)
+    assert result.channel_ratio == pytest.approx(1.0)
+    assert not result.has_spikes
+
+
 def test_spikes_are_read_where_the_verdict_holds():
     """Block 2 spikes at 100 x its median; block 4 is larger all over, its largest value only twice the median."""
     early, late = torch.ones(1, 4, 6), torch.full((1, 4, 6), 400.0)

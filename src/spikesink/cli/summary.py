@@ -44,10 +44,7 @@ def _headline(record: Anatomy) -> Table:
             "  made by", _blocks(summary.step_up_blocks) + "; taken away by " + _blocks(summary.step_down_blocks)
         )
     else:
-        limit = record.spikes.max_over_median_min
-        table.add_row(
-            "Spike", Text(f"none: the largest value is {summary.max_over_median:.3g} x the median, below {limit:g}")
-        )
+        table.add_row("Spike", _no_spikes(record))
         table.add_row("  largest", spike)
     if summary.has_sinks:
         heads = f"{summary.sink_head_count} of {summary.head_count} heads"
@@ -65,6 +62,16 @@ def _headline(record: Anatomy) -> Table:
         table.add_row("  virtual keys", f"hold {record.sinks.virtual_mass:.1%} of attention, counted apart")
     table.add_row("Perplexity", f"{summary.perplexity:,.4g}")
     return table
+
+
+def _no_spikes(record: Anatomy) -> str:
+    verdict, ratio = record.spikes, record.summary.max_over_median
+    if ratio < verdict.max_over_median_min:
+        return f"none: the largest value is {ratio:.3g} x the median, below {verdict.max_over_median_min:g}"
+    return (
+        f"none: no channel stands out: the largest is {verdict.channel_ratio:.3g} x the median channel, below "
+        f"{verdict.channel_ratio_min:g}"
+    )
 
 
 def _grid() -> Table:

@@ -53,7 +53,7 @@ def find_steps(
 ) -> StepResult:
     """Apply the rule to gathered writes and residuals, each (token, channel) per block.
 
-    The sign of each token and channel is that of its residual at the verdict's block, so that spikes of either sign add.
+    The sign of each token and channel is that of its residual at the verdict's block, so that either sign adds.
     """
     sign = residuals[verdict_block].sign()
     plateau = float((residuals[verdict_block] * sign).mean())

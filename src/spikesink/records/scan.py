@@ -72,12 +72,17 @@ class SpikeVerdict(Frozen):
     """Thresholds behind `has_spikes` and what counted under each published criterion."""
 
     max_over_median_min: float
+    channel_ratio_min: float
+    """A block has spikes if largest / median magnitude reaches the first and largest / median of the channels' maxima
+    the second."""
+    channel_ratio: float
+    """Largest over blocks; `max_over_median` stands in the summary."""
     share_of_spike_min: float
     sun2024_absolute: float
     sun2024_ratio: float
     verdict_block: int
-    """Where spike channels and tokens were read: of the blocks that reach `max_over_median_min`, the one with the
-    largest magnitude; `spike_block` where none does."""
+    """Where spike channels and tokens were read: of the blocks that have spikes, the one with the largest magnitude;
+    `spike_block` where none has."""
     massive_count: int
     """Elements of all residuals with |a| > sun2024_absolute and |a| > sun2024_ratio x the median. Sun et al. 2024."""
     massive_blocks: list[int]
