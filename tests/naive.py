@@ -24,6 +24,7 @@ MODULES = {
     "gpt2": ("transformer.h", "attn", "mlp", "ln_2"),
     "gpt_neox": ("gpt_neox.layers", "attention", "mlp", None),
     "gpt_neox-sequential": ("gpt_neox.layers", "attention", "mlp", "post_attention_layernorm"),
+    "gptj": ("transformer.h", "attn", "mlp", None),
     "opt": ("model.decoder.layers", "self_attn", "fc2", "final_layer_norm"),
     "opt-post-norm": ("model.decoder.layers", "self_attn", "fc2", "fc1"),
 }

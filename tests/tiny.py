@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict] = {
     "phi3": {"resid_pdrop": 0.0, "sliding_window": None},
     "gpt2": {"n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 40},
     "gpt_neox": {"num_key_value_heads": None, "rotary_pct": 0.5},
+    "gptj": {"n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 512, "n_inner": 40, "rotary_dim": 4},
     "opt": {"ffn_dim": 40, "word_embed_proj_dim": 24},
     "gpt_oss": {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5},
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": None},

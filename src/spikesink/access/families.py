@@ -70,6 +70,11 @@ ONE_NORM_PARALLEL = Layout(
     ffn=BlockNames("mlp", input_norm="input_layernorm"),
     parallel=lambda config: True,
 )
+GPTJ = Layout(
+    attention=BlockNames("attn", input_norm="ln_1"),
+    ffn=BlockNames("mlp", input_norm="ln_1"),
+    parallel=lambda config: True,
+)
 ZOO = Layout(
     attention=BlockNames("self_attn", input_norm="input_layernorm", output_norm="post_attention_norm"),
     ffn=BlockNames("mlp", input_norm="ffn_layernorm", output_norm="post_ffn_norm"),
@@ -93,10 +98,11 @@ FAMILIES: dict[str, Layout] = {
     "olmo2": OUTPUT_NORM,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,
+    "gptj": GPTJ,
     "opt": OPT,
     "spikesink_decoder": ZOO,
 }
-GUESSES = (ZOO, SANDWICH, SEQUENTIAL, OUTPUT_NORM, GPT2, ONE_NORM_PARALLEL)
+GUESSES = (ZOO, SANDWICH, SEQUENTIAL, OUTPUT_NORM, GPT2, ONE_NORM_PARALLEL, GPTJ)
 
 
 def layouts_for(model_type: str, layer: nn.Module) -> list[Layout]:

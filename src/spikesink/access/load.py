@@ -13,7 +13,7 @@ from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoin
 from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.model import AccessedModel, find_layers
 from spikesink.access.verify import verify as verify_layers
-from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError
+from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -35,7 +35,7 @@ def load(
     `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _resolve_device(device)
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
     config = _read_config(checkpoint, trust_remote_code)
     _refuse_unsuitable(config, checkpoint.name)
@@ -84,11 +84,29 @@ def _facts(accessed: AccessedModel) -> dict[str, Any]:
     }
 
 
+def _resolve_device(device: str | None) -> str:
+    """The device to load on, or `auto`. Raises ModelError for one that this machine does not have."""
+    if device == "auto":
+        return device
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if device is None:
+        return "cuda" if len(there) > 1 else "cpu"
+    try:
+        # Not every device is a GPU that torch counts (mps, xpu): what holds a tensor is there.
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"Device '{device}' cannot be used ({str(error).splitlines()[0][:200]}); this machine has "
+            f"{', '.join(there)}. Leave --device out, or use one of these or auto."
+        ) from error
+    return device
+
+
 def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device == "cpu" else "auto"
     if dtype not in DTYPES:
-        raise ModelError(f"Unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}.")
+        raise ModelError(f"Unknown dtype '{dtype}'{did_you_mean(dtype, list(DTYPES))}")
     return DTYPES[dtype]
 
 
@@ -144,6 +162,8 @@ def _read_model(
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            # Weights of another shape are refused below, by name.
+            ignore_mismatched_sizes=True,
             **options,
         )
         model, info = loaded
@@ -151,13 +171,24 @@ def _read_model(
             model = model.to(device)
     except Exception as error:
         raise _explain(checkpoint, error, trust_remote_code) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
+    _refuse_incomplete(checkpoint, info)
+    return model.eval()
+
+
+def _refuse_incomplete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+    """What the checkpoint does not have, transformers fills with random numbers: never measure those."""
+    missing = sorted(map(str, info["missing_keys"]))
     if missing:
         raise ModelError(
-            f"The checkpoint '{checkpoint.name}' lacks {len(missing)} of the model's weights or has them in another "
-            f"shape (first: {missing[0]}); they would be random. Use a complete checkpoint."
+            f"The checkpoint '{checkpoint.name}' lacks {len(missing)} of the model's weights (first: {missing[0]}); "
+            "they would be random. Use a complete checkpoint."
         )
-    return model.eval()
+    for name, *shapes in sorted(info.get("mismatched_keys", ())):
+        found, expected = (tuple(shape) for shape in shapes)
+        raise ModelError(
+            f"The checkpoint '{checkpoint.name}' has '{name}' of shape {found}; its config.json makes it {expected}. "
+            "Use weights and config of the same model."
+        )
 
 
 def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | None:

@@ -18,7 +18,7 @@ from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.scanned import Criteria, Scanned
 from spikesink.data.tokens import Tokens, check_ids
-from spikesink.errors import InputError
+from spikesink.errors import InputError, did_you_mean
 from spikesink.measure.lifecycle import ContributionMeasure, StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import METRICS, SinkCriteria, SinkMeasure
@@ -106,7 +106,7 @@ def check_options(epsilon: float, sink_metric: str) -> Criteria:
     if not 0 < epsilon < 1:
         raise InputError(f"epsilon is {epsilon}; expected a share of attention between 0 and 1, e.g. 0.3.")
     if sink_metric not in METRICS:
-        raise InputError(f"Unknown sink metric '{sink_metric}'; expected one of {', '.join(METRICS)}.")
+        raise InputError(f"Unknown sink metric '{sink_metric}'{did_you_mean(sink_metric, METRICS)}")
     return Criteria(sinks=SinkCriteria(metric=sink_metric, epsilon=epsilon))
 
 

@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from spikesink.cli.scan import scan_command
 from spikesink.errors import SpikesinkError
 
 app = typer.Typer(
@@ -16,11 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-
-@app.callback()
-def main() -> None:
-    """Spikes and sinks of any Hugging Face causal LM."""
+app.command("scan")(scan_command)
 
 
 def _version(asked: bool) -> None:
@@ -31,18 +29,21 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _register() -> None:
-    from spikesink.cli.scan import scan_command
-
-    app.command("scan")(scan_command)
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Spikes and sinks of any Hugging Face causal LM."""
 
 
 def run() -> None:
     """Entry point of the `spikesink` command."""
-    _register()
-    # The hub's own progress bars and retries would write over ours.
+    # Bars and warnings of the libraries would write over ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app(standalone_mode=True)
     except SpikesinkError as error:
@@ -52,4 +53,6 @@ def run() -> None:
         print("interrupted; nothing half-written is left.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
+        # The reader has gone (`spikesink ... | head`); Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -1,0 +1,174 @@
+"""How fast and how small a scan is, against a plain SDPA forward of the same batch and what users do today.
+
+Run: make bench. Each length is one process per contender, so that peak memory is its own; contender and plain forward
+alternate inside that process, and figures are medians of the paired ratios. Memory is the peak above the loaded model.
+
+Peers: Hugging Face eager attention with output_attentions=True, and TransformerLens run_with_cache (a HookedTransformer
+of the same shape in an environment of its own: make bench-peer makes it; left out where it is missing).
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PEER = Path(__file__).parent / "peer"
+PEER_PYTHON = PEER / "bin" / "python"
+WITH_PEERS = (64, 512, 2048)
+WITHOUT_PEERS = (4096, 8192)
+TOKENS_PER_BATCH = 2048
+CONTENDERS = ("scan", "eager", "transformer_lens")
+
+
+def peak_mib() -> float:
+    """Largest resident memory since the last reset, in MiB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("no VmHWM: this benchmark needs Linux")
+
+
+def measured(work: Callable[[], object]) -> tuple[float, float]:
+    """(Seconds, MiB at the peak above what was resident before)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = peak_mib(), time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    del result
+    return seconds, peak_mib() - before
+
+
+def contender(name: str, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """(The contender, the plain SDPA forward), each one pass over the same batch."""
+    import torch
+
+    batch = max(1, TOKENS_PER_BATCH // tokens)
+    ids = torch.randint(0, 49152, (batch, tokens), generator=torch.Generator().manual_seed(0))
+    if name == "transformer_lens":
+        return _transformer_lens(ids)
+    from spikesink import load
+    from spikesink.access import full_batch, observing, run
+    from spikesink.measure.perplexity import LossMeasure
+    from spikesink.measure.sinks import SinkMeasure
+    from spikesink.measure.spikes import SpikeMeasure
+
+    accessed = load()
+    model = accessed.model
+
+    def plain() -> object:
+        model.set_attn_implementation("sdpa")
+        with torch.inference_mode():
+            return model(input_ids=ids, use_cache=False).logits
+
+    def scan() -> object:
+        with observing(accessed, [SpikeMeasure(), SinkMeasure(), LossMeasure()]):
+            return run(accessed, full_batch(ids))
+
+    def eager() -> object:
+        model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            return model(input_ids=ids, use_cache=False, output_attentions=True)
+
+    return {"scan": scan, "eager": eager}[name], plain
+
+
+def _transformer_lens(ids) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A HookedTransformer of SmolLM2-135M's shape with random weights, and its Hugging Face twin."""
+    import torch
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"n_layers": 30, "d_model": 576, "n_heads": 9, "d_head": 64, "d_mlp": 1536, "d_vocab": 49152}
+    config = HookedTransformerConfig(
+        **shape, n_ctx=8192, n_key_value_heads=3, act_fn="silu", gated_mlp=True, normalization_type="RMS",
+        positional_embedding_type="rotary", rotary_dim=64, default_prepend_bos=False, device="cpu",
+    )  # fmt: skip
+    hooked = HookedTransformer(config)
+    llama = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+    )  # fmt: skip
+    twin = LlamaForCausalLM._from_config(llama, attn_implementation="sdpa").eval()
+
+    def plain() -> object:
+        with torch.inference_mode():
+            return twin(input_ids=ids, use_cache=False).logits
+
+    def cached() -> object:
+        with torch.inference_mode():
+            return hooked.run_with_cache(ids)
+
+    return cached, plain
+
+
+def work(name: str, tokens: int, pairs: int) -> None:
+    """In a process of its own: warm up, then pairs in turn; prints one line of JSON."""
+    run, plain = contender(name, tokens)
+    measured(plain), measured(run)
+    rows = [(*measured(run), *measured(plain)) for _ in range(pairs)]
+    result = {
+        "time": statistics.median(mine / theirs for mine, _, theirs, _ in rows),
+        "memory": statistics.median(mine / theirs for _, mine, _, theirs in rows),
+        "mib": statistics.median(mine for _, mine, _, _ in rows),
+        "plain_mib": statistics.median(theirs for _, _, _, theirs in rows),
+        "plain_s": statistics.median(theirs for _, _, theirs, _ in rows),
+    }
+    print("RESULT" + json.dumps(result), flush=True)
+
+
+def measure(name: str, tokens: int, pairs: int) -> dict[str, float] | None:
+    """Figures of one contender at one length; None where it is not installed or did not survive."""
+    python = str(PEER_PYTHON) if name == "transformer_lens" else sys.executable
+    if not Path(python).exists():
+        return None
+    command = [python, __file__, "--worker", name, "--length", str(tokens), "--pairs", str(pairs)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT"):
+            return json.loads(line.removeprefix("RESULT"))
+    print(f"{name} at {tokens} ended with {done.returncode}: {done.stderr[-300:]}", file=sys.stderr)
+    return None
+
+
+def map_mib(tokens: int) -> float:
+    """What all attention maps of one sequence would take: 30 layers x 9 heads x T x T float32."""
+    return 30 * 9 * tokens**2 * 4 / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[*WITH_PEERS, *WITHOUT_PEERS])
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker, options.length, options.pairs)
+        return
+    print("| T | batch | scan: time | scan: memory | eager: time | eager: memory | TransformerLens: time | memory |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for tokens in options.lengths:
+        cells = [str(tokens), str(max(1, TOKENS_PER_BATCH // tokens))]
+        for name in CONTENDERS:
+            if name != "scan" and tokens not in WITH_PEERS:
+                cells += ["-", f"maps alone {map_mib(tokens) / 1024:.0f} GiB" if name == "eager" else "-"]
+                continue
+            found = measure(name, tokens, options.pairs)
+            if found is None:
+                cells += ["not run", "not run"]
+                continue
+            cells += [f"{found['time']:.2f} x", f"{found['memory']:.2f} x ({found['mib']:,.0f} MiB)"]
+            print(f"{name} at {tokens}: {found}", file=sys.stderr)
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
