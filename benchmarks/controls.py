@@ -43,7 +43,7 @@ def records() -> Iterator[tuple[str, list[Anatomy]]]:
         "random SmolLM2-135M shape",
         [token_scan(access(random_model("llama", s, **options)), s) for s in range(SEEDS)],
     )
-    for steps in (100, 400):
+    for steps in (100, 200):
         models = [trained_model(steps, s)[0] for s in range(SEEDS)]
         yield f"llama, d 96, {steps} steps on bytes", [bytes_scan(access(m), s) for s, m in enumerate(models)]
     text = tokenise(default_corpus(), embedded.tokenizer, seq_len=TOKENS, sequences=SEQUENCES)

@@ -10,6 +10,9 @@ import typer
 from spikesink.cli.scan import scan_command
 from spikesink.errors import SpikesinkError
 
+INTERRUPTED = 128 + signal.SIGINT
+"""How click leaves after Ctrl-C."""
+
 app = typer.Typer(
     name="spikesink",
     help="Takes apart massive activations (spikes) and attention sinks in Transformer language models.",
@@ -49,9 +52,10 @@ def run() -> None:
     except SpikesinkError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            print("interrupted; nothing half-written is left.", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader has gone (`spikesink ... | head`); Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -167,7 +167,7 @@ def _conditions(record: Anatomy) -> Text:
 
 
 def print_prompt(record: Anatomy, texts: list[str], console: Console | None = None) -> None:
-    """One text, its tokens in a row: spike tokens bold red, tokens that sink heads attend to underlined magenta."""
+    """One text, its tokens in a row: spike tokens bold red, tokens that sink heads attend to underlined."""
     console = console or Console(highlight=False)
     spikes = {token.position for token in record.summary.spike_tokens}
     importance = record.arrays["key_importance"]
@@ -176,7 +176,7 @@ def print_prompt(record: Anatomy, texts: list[str], console: Console | None = No
     row = Text()
     for position, text in enumerate(texts):
         style = "bold red" if position in spikes else ""
-        style += " underline magenta" if heads[position] else ""
+        style += " underline" if heads[position] else ""
         row.append(text.replace("\n", "⏎"), style=style.strip() or None)
         row.append("│", style="dim")
     console.print(row)

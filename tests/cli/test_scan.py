@@ -1,0 +1,194 @@
+"""`spikesink scan` as a user runs it: terminal, record, JSON, prompt, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spikesink import Anatomy, __version__
+
+SUMMARY = [
+    "perplexity",
+    "sink_ratio",
+    "sink_ratio_sun2026",
+    "sink_ratio_gu2025",
+    "sink1_gu2025",
+    "has_sinks",
+    "spike",
+    "spike_block",
+    "spike_channel",
+    "has_spikes",
+    "spike_channels",
+    "spike_tokens",
+    "massive_count",
+    "max_over_median",
+    "step_up_blocks",
+    "step_down_blocks",
+]
+
+
+def test_json_is_only_json_and_writes_nothing(cli, checkpoint, text_file, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--sequences", 4, "--json")
+    assert ran.code == 0
+    record = json.loads(ran.out)
+    assert record["schema"] == 1
+    assert set(SUMMARY) <= set(record["summary"])
+    assert record["summary"]["spike"] > 0
+    assert {"block", "kind", "resid_top3", "out_top3", "resid_median"} <= set(record["lifecycle"]["blocks"][0])
+    assert {"channel", "value", "sequence", "position"} <= set(record["lifecycle"]["blocks"][0]["out_top3"][0])
+    assert {"block", "head", "first_key_importance", "max_importance", "sink_rate"} <= set(record["sinks"]["heads"][0])
+    assert {"load_s", "forward_s", "total_s"} <= set(record["timing"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_with_out_does_both(cli, checkpoint, text_file, tmp_path):
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json", "--out", "made")
+    assert ran.code == 0
+    assert json.loads(ran.out) == json.loads((tmp_path / "made" / "anatomy.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["anatomy.json", "arrays.safetensors"]
+
+
+def test_conditions_are_in_the_record(cli, checkpoint, text_file):
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--sequences", 4, "--json", "--bos", "always")
+    provenance = json.loads(ran.out)["provenance"]
+    tokens, model, settings = provenance["tokens"], provenance["model"], provenance["settings"]
+    assert (tokens["sequences"], tokens["seq_len"], tokens["bos"], tokens["bos_added"]) == (4, 20, "always", True)
+    assert (tokens["source"], tokens["documents"], tokens["skipped_short"]) == ("text.txt", 4, 0)
+    assert len(tokens["source_sha256"]) == len(tokens["ids_sha256"]) == 64
+    assert (model["name"], model["dtype"], model["device"], model["revision"]) == ("tiny-llama", "float32", "cpu", None)
+    assert len(model["file_sha256"]["model.safetensors"]) == 64
+    assert settings["sinks"]["epsilon"] == 0.3
+    assert settings["spikes"]["max_over_median_min"] == 20
+    assert provenance["versions"]["spikesink"] == __version__
+
+
+def test_the_default_folder_and_the_terminal(cli, checkpoint, text_file, tmp_path):
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20)
+    assert ran.code == 0
+    folder = next((tmp_path / "runs").iterdir())
+    assert folder.name.startswith("tiny-llama-")
+    record = Anatomy.read(folder)
+    for words in (
+        "tiny-llama",
+        "Spike",
+        "none",
+        "Life cycle",
+        "Sink heads",
+        "Perplexity",
+        "10 x 20 tokens of text.txt",
+    ):
+        assert words in ran.out, words
+    assert f"{record.summary.perplexity:,.4g}" in ran.out
+    assert str(folder.relative_to(tmp_path)) in ran.err
+
+
+def test_tokens_are_evaluated_as_they_are(cli, checkpoint, tmp_path):
+    ids = np.random.default_rng(0).integers(0, 97, (3, 17), dtype=np.uint16)
+    np.save(tmp_path / "ids.npy", ids)
+    ran = cli("scan", checkpoint, "--tokens", "ids.npy", "--json", "--seq-len", 5, "--sequences", 1)
+    tokens = json.loads(ran.out)["provenance"]["tokens"]
+    assert (tokens["sequences"], tokens["seq_len"], tokens["bos"]) == (3, 17, "as given")
+
+
+def test_packing_joins_documents(cli, checkpoint, text_file):
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 50, "--pack", "--sequences", 3, "--json")
+    tokens = json.loads(ran.out)["provenance"]["tokens"]
+    assert (tokens["sequences"], tokens["seq_len"], tokens["packed"]) == (3, 50, True)
+
+
+def test_the_same_command_twice_gives_the_same_record(cli, checkpoint, text_file):
+    ran = [cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json") for _ in range(2)]
+    records = [json.loads(r.out) for r in ran]
+    for record in records:
+        del record["timing"]
+    assert records[0] == records[1]
+
+
+def test_a_prompt_is_shown_token_by_token(cli, checkpoint):
+    ran = cli("scan", checkpoint, "--prompt", "w5 w6 w7 w5 w9")
+    assert ran.code == 0
+    assert "w5│w6│w7│w5│w9│" in ran.out
+    assert "1 x 5 tokens of prompt" in ran.out
+
+
+@pytest.mark.embedded
+def test_a_prompt_colours_spikes_and_sinks(cli, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    ran = cli("scan", "--prompt", "The attention of many heads goes to the first token of a text, whatever it means.")
+    assert ran.code == 0
+    # The first token, a spike and a sink: bold, underlined, red.
+    assert any(line.startswith("\x1b[1;4;31mThe\x1b[0m") for line in ran.out.splitlines())
+    assert "'The' by" in ran.out
+
+
+def test_version(cli):
+    assert cli("--version").out.strip() == f"spikesink {__version__}"
+
+
+def test_help_names_every_option(cli):
+    ran = cli("scan", "--help")
+    for option in [
+        "--text",
+        "--prompt",
+        "--dataset",
+        "--tokens",
+        "--pack",
+        "--sequences",
+        "--seq-len",
+        "--bos",
+        "--dtype",
+        "--device",
+        "--epsilon",
+        "--sink-metric",
+        "--batch-size",
+        "--revision",
+        "--trust-remote-code",
+        "--allow-pickle",
+        "--chat-template",
+        "--measure",
+        "--out",
+        "--force",
+        "--json",
+    ]:
+        assert option in ran.out, option
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_in_the_middle(checkpoint, tmp_path, sent):
+    """However it ends, no half of a record is left; after Ctrl-C there is a sentence, no traceback."""
+    np.save(tmp_path / "ids.npy", np.zeros((4000, 100), dtype=np.int64))
+    command = [sys.executable, "-m", "spikesink", "scan", str(checkpoint), "--tokens", "ids.npy", "--out", "out"]
+    process = subprocess.Popen(
+        [*command, "--batch-size", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(3)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert list((tmp_path / "out").glob("*")) == []
+    if sent == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted" in err
+        assert "Traceback" not in err + out
+
+
+def test_results_do_not_leave_the_runs_folder(cli, checkpoint, text_file, tmp_path):
+    from spikesink.cli.options import output_folder
+
+    for name in ("../../etc/passwd", "/abs/olute", "..", "a\nb", "", "x" * 500):
+        folder = output_folder(None, False, name)
+        assert folder is not None
+        assert folder.parent == Path("runs")
+        assert len(folder.name) < 120
