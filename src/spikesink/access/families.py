@@ -131,8 +131,9 @@ def _has_modules(layer: nn.Module, layout: Layout) -> bool:
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal LM, of its text decoder if it is multimodal."""
-    decoder = model.get_decoder()
-    for root in (decoder, getattr(decoder, "language_model", None), getattr(decoder, "decoder", None)):
+    decoder, base = model.get_decoder(), model.base_model
+    inner = [getattr(root, name, None) for root in (decoder, base) for name in ("language_model", "decoder", "model")]
+    for root in (decoder, base, *inner):
         for name in ("layers", "h", "blocks"):
             layers = getattr(root, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) > 0:

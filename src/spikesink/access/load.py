@@ -127,6 +127,11 @@ def _refuse_unsuitable(config: Any, name: str) -> None:
         )
     remote = bool(getattr(config, "auto_map", None))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        if hasattr(config, "text_config"):
+            raise UnsupportedModelError(
+                f"'{name}' is a multimodal model ({config.model_type}) whose text decoder transformers "
+                f"{transformers.__version__} does not load by itself. Give a checkpoint of the text decoder."
+            )
         raise UnsupportedModelError(
             f"'{name}' has model type '{config.model_type}', which is no causal language model in transformers "
             f"{transformers.__version__}."

@@ -1,0 +1,104 @@
+"""The load-time self-check refuses what it must, naming the layer, the difference and the limit."""
+
+import pytest
+import torch
+from tiny import tiny, token_ids
+from torch import nn
+
+from spikesink.access import access
+from spikesink.access.families import FAMILIES, GPT_NEOX, SANDWICH, SEQUENTIAL
+from spikesink.errors import UnsupportedModelError, VerificationError
+
+
+class Scaled(nn.Module):
+    """A module whose output reaches the residual scaled, behind the back of whoever hooks the module inside."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return 1.01 * self.inner(*args, **kwargs)
+
+
+def test_what_holds_is_in_the_provenance():
+    verification = access(tiny("llama")).provenance["verification"]
+    assert 0 <= verification["largest_sum_difference"] < 1e-5
+    assert 0 <= verification["largest_attention_difference"] < 1e-3
+    assert 0 <= verification["largest_causality_difference"] < 1e-5
+
+
+def test_a_write_that_does_not_add_up(monkeypatch):
+    """Layer_index 1 adds 1.01 x its FFN's output: found at block 4, refused with the numbers."""
+    model = tiny("llama")
+    layer = model.model.layers[1]
+    forward = type(layer).forward
+
+    def scaled(self, hidden_states, **options):
+        output = forward(self, hidden_states, **options)
+        return output + 0.01 * output if self is layer else output
+
+    monkeypatch.setattr(type(layer), "forward", scaled)
+    with pytest.raises(VerificationError, match=r"Layer_index 1, block 4: .*difference 0\.\d+, limit 1e-05"):
+        access(model)
+
+
+@pytest.mark.parametrize(("family", "wrong"), [("llama", GPT_NEOX), ("gemma2", SEQUENTIAL), ("gpt_neox", SEQUENTIAL)])
+def test_a_wrong_layout_is_refused(monkeypatch, family, wrong):
+    monkeypatch.setitem(FAMILIES, family, wrong)
+    with pytest.raises((VerificationError, AttributeError)) as refusal:
+        access(tiny(family))
+    assert refusal.type is VerificationError or family != "gemma2"
+
+
+def test_attention_that_is_not_the_model_s_own(monkeypatch):
+    """Our backend with another scaling than the family's: refused before anything is measured."""
+    from spikesink.access import attention
+
+    honest = attention.attend
+
+    def wrong(call, *others):
+        return honest(attention.Call(**{**vars(call), "scaling": 1.1 * call.scaling}), *others)
+
+    monkeypatch.setattr(attention, "attend", wrong)
+    with pytest.raises(VerificationError, match=r"Layer_index 0, block 1: attention rebuilt"):
+        access(tiny("llama"))
+
+
+def test_a_model_that_sees_the_future(monkeypatch):
+    model = tiny("llama")
+    monkeypatch.setattr(model.config, "is_causal", False, raising=False)
+    forward = model.model.layers[0].forward
+
+    def leaking(hidden_states, **options):
+        return forward(hidden_states + hidden_states.mean(1, keepdim=True), **options)
+
+    monkeypatch.setattr(model.model.layers[0], "forward", leaking)
+    with pytest.raises(VerificationError):
+        access(model)
+
+
+def test_an_unlisted_family_is_guessed_and_verified(monkeypatch):
+    for family, layout in (("llama", SEQUENTIAL), ("gemma2", SANDWICH)):
+        monkeypatch.delitem(FAMILIES, family)
+        accessed = access(tiny(family))
+        assert (accessed.layers[0].ffn.output_norm is None) == (layout is SEQUENTIAL)
+
+
+def test_a_layer_that_no_layout_knows(monkeypatch):
+    monkeypatch.delitem(FAMILIES, "opt")
+    with pytest.raises(UnsupportedModelError, match=r"OPTDecoderLayer.*none of the layouts"):
+        access(tiny("opt"))
+
+
+def test_verification_leaves_the_model_as_it_was():
+    model = tiny("mistral")
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    access(model)
+    assert model.training
+    assert model.config._attn_implementation == "eager"
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == hooks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.isfinite(model.eval()(token_ids()).logits).all()

@@ -1,0 +1,117 @@
+"""Records: written whole or not at all, read back equal, and refused when they are something else."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from tiny import tiny, token_ids
+
+from spikesink import Anatomy, scan
+from spikesink.access import access
+from spikesink.errors import OutputError, RecordError
+from spikesink.records import files
+from spikesink.records.files import write_files
+
+
+@pytest.fixture(scope="module")
+def record():
+    return scan(access(tiny("llama")), token_ids())
+
+
+def test_there_and_back(record, tmp_path):
+    record.save(tmp_path / "out")
+    again = Anatomy.read(tmp_path / "out")
+    assert again.model_dump() == record.model_dump()
+    assert again.arrays.keys() == record.arrays.keys()
+    for name, array in record.arrays.items():
+        assert np.array_equal(again.arrays[name], array, equal_nan=array.dtype.kind == "f")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["anatomy.json", "arrays.safetensors"]
+
+
+def test_the_file_is_strict_json(record):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    content = json.loads(record.to_json(), parse_constant=refuse)
+    assert content["schema"] == 1
+
+
+def test_a_record_is_frozen(record):
+    with pytest.raises(Exception, match="frozen"):
+        record.summary.spike = 1.0
+
+
+def test_an_existing_record_is_kept_without_force(record, tmp_path):
+    record.save(tmp_path)
+    with pytest.raises(OutputError, match="--force"):
+        record.save(tmp_path)
+    record.save(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_full_disk_leaves_the_earlier_record(record, tmp_path, monkeypatch, fails_at):
+    record.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == fails_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        record.save(tmp_path, force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_last_file_comes_last(tmp_path, monkeypatch):
+    """Killed between two renames: the folder has no record rather than half of one."""
+    write_files(tmp_path, {"a": b"old", "z.json": b"old"}, force=True)
+
+    class KilledError(BaseException):
+        pass
+
+    replace = os.replace
+
+    def once(source, target):
+        replace(source, target)
+        raise KilledError
+
+    monkeypatch.setattr(files.os, "replace", once)
+    with pytest.raises(KilledError):
+        write_files(tmp_path, {"a": b"new", "z.json": b"new"}, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("[1, 2]", "expected a record"),
+        ("{", "cannot be read"),
+        ('{"schema": 99}', "schema 99; this version reads schema 1"),
+        ('{"schema": 1, "kind": "anatomy"}', "summary"),
+        ("[" * 100_000, "cannot be read"),
+    ],
+)
+def test_what_is_no_record(record, tmp_path, content, message):
+    record.save(tmp_path)
+    (tmp_path / "anatomy.json").write_text(content)
+    with pytest.raises(RecordError, match=message):
+        Anatomy.read(tmp_path)
+
+
+def test_missing_and_truncated_arrays(record, tmp_path):
+    with pytest.raises(RecordError, match=r"anatomy\.json is missing"):
+        Anatomy.read(tmp_path)
+    record.save(tmp_path)
+    arrays = tmp_path / "arrays.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    with pytest.raises(RecordError, match="cannot be read"):
+        Anatomy.read(tmp_path)
+    arrays.unlink()
+    with pytest.raises(RecordError, match=r"arrays\.safetensors is missing"):
+        Anatomy.read(tmp_path)
