@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench wheel clean
+.PHONY: scan test lint bench bench-peer controls pictures wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -19,6 +19,17 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scan.py
+
+# TransformerLens in an environment of its own, for `make bench` to measure beside us.
+bench-peer:
+	$(PYTHON) -m venv benchmarks/peer
+	benchmarks/peer/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 transformers==5.24.0 transformer-lens==3.9.0
+
+controls: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py
+
+pictures: scan
+	$(BIN)/python docs/pictures.py runs/first-look docs/scan.svg
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist

@@ -1,7 +1,7 @@
 """How fast and how small a scan is, against a plain SDPA forward of the same batch and what users do today.
 
-Run: make bench. Each length is one process per contender, so that peak memory is its own; contender and plain forward
-alternate inside that process, and figures are medians of the paired ratios. Memory is the peak above the loaded model.
+Run: make bench. Time: contender and plain forward alternate in one process, and the figure is the median of the paired
+ratios. Memory: one run each in a process of its own, the peak above the loaded model.
 
 Peers: Hugging Face eager attention with output_attentions=True, and TransformerLens run_with_cache (a HookedTransformer
 of the same shape in an environment of its own: make bench-peer makes it; left out where it is missing).
@@ -34,15 +34,20 @@ def peak_mib() -> float:
     raise RuntimeError("no VmHWM: this benchmark needs Linux")
 
 
-def measured(work: Callable[[], object]) -> tuple[float, float]:
-    """(Seconds, MiB at the peak above what was resident before)."""
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak(work: Callable[[], object]) -> float:
+    """MiB at the peak above what was resident before."""
     gc.collect()
+    # Resets the peak to what is resident now.
     Path("/proc/self/clear_refs").write_text("5")
-    before, started = peak_mib(), time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - started
-    del result
-    return seconds, peak_mib() - before
+    before = peak_mib()
+    work()
+    return peak_mib() - before
 
 
 def contender(name: str, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -108,27 +113,23 @@ def _transformer_lens(ids) -> tuple[Callable[[], object], Callable[[], object]]:
     return cached, plain
 
 
-def work(name: str, tokens: int, pairs: int) -> None:
-    """In a process of its own: warm up, then pairs in turn; prints one line of JSON."""
+def work(name: str, tokens: int, pairs: int, what: str) -> None:
+    """In a process of its own; prints one line of JSON."""
     run, plain = contender(name, tokens)
-    measured(plain), measured(run)
-    rows = [(*measured(run), *measured(plain)) for _ in range(pairs)]
-    result = {
-        "time": statistics.median(mine / theirs for mine, _, theirs, _ in rows),
-        "memory": statistics.median(mine / theirs for _, mine, _, theirs in rows),
-        "mib": statistics.median(mine for _, mine, _, _ in rows),
-        "plain_mib": statistics.median(theirs for _, _, _, theirs in rows),
-        "plain_s": statistics.median(theirs for _, _, theirs, _ in rows),
-    }
+    if what == "time":
+        seconds(plain), seconds(run)
+        result = statistics.median(seconds(run) / seconds(plain) for _ in range(pairs))
+    else:
+        result = peak(run if what == "memory" else plain)
     print("RESULT" + json.dumps(result), flush=True)
 
 
-def measure(name: str, tokens: int, pairs: int) -> dict[str, float] | None:
-    """Figures of one contender at one length; None where it is not installed or did not survive."""
+def measure(name: str, tokens: int, pairs: int, what: str) -> float | None:
+    """One figure of one contender at one length; None where it is not installed or did not survive."""
     python = str(PEER_PYTHON) if name == "transformer_lens" else sys.executable
     if not Path(python).exists():
         return None
-    command = [python, __file__, "--worker", name, "--length", str(tokens), "--pairs", str(pairs)]
+    command = [python, __file__, "--worker", name, "--length", str(tokens), "--pairs", str(pairs), "--what", what]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     for line in done.stdout.splitlines():
@@ -136,6 +137,16 @@ def measure(name: str, tokens: int, pairs: int) -> dict[str, float] | None:
             return json.loads(line.removeprefix("RESULT"))
     print(f"{name} at {tokens} ended with {done.returncode}: {done.stderr[-300:]}", file=sys.stderr)
     return None
+
+
+def cells(name: str, tokens: int, pairs: int) -> list[str]:
+    """Time and memory of one contender as ratios to the plain forward."""
+    time_ratio = measure(name, tokens, pairs, "time")
+    memory, plain = (measure(name, tokens, pairs, what) for what in ("memory", "plain_memory"))
+    if time_ratio is None or memory is None or plain is None:
+        return ["not run", "not run"]
+    print(f"{name} at {tokens}: {time_ratio:.2f} x; {memory:,.0f} MiB, plain {plain:,.0f} MiB", file=sys.stderr)
+    return [f"{time_ratio:.2f} x", f"{memory / plain:.2f} x ({memory:,.0f})"]
 
 
 def map_mib(tokens: int) -> float:
@@ -149,25 +160,19 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[*WITH_PEERS, *WITHOUT_PEERS])
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.length, options.pairs)
+        work(options.worker, options.length, options.pairs, options.what)
         return
-    print("| T | batch | scan: time | scan: memory | eager: time | eager: memory | TransformerLens: time | memory |")
+    print("| T | batch | scan: time | memory | eager: time | memory | TransformerLens: time | memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for tokens in options.lengths:
-        cells = [str(tokens), str(max(1, TOKENS_PER_BATCH // tokens))]
-        for name in CONTENDERS:
-            if name != "scan" and tokens not in WITH_PEERS:
-                cells += ["-", f"maps alone {map_mib(tokens) / 1024:.0f} GiB" if name == "eager" else "-"]
-                continue
-            found = measure(name, tokens, options.pairs)
-            if found is None:
-                cells += ["not run", "not run"]
-                continue
-            cells += [f"{found['time']:.2f} x", f"{found['memory']:.2f} x ({found['mib']:,.0f} MiB)"]
-            print(f"{name} at {tokens}: {found}", file=sys.stderr)
-        print("| " + " | ".join(cells) + " |", flush=True)
+        row = [str(tokens), str(max(1, TOKENS_PER_BATCH // tokens)), *cells("scan", tokens, options.pairs)]
+        for name in CONTENDERS[1:]:
+            fits = tokens in WITH_PEERS
+            row += cells(name, tokens, options.pairs) if fits else ["-", f"maps: {map_mib(tokens):,.0f} MiB"]
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

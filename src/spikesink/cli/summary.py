@@ -35,11 +35,11 @@ def print_summary(record: Anatomy, console: Console | None = None) -> None:
 def _headline(record: Anatomy) -> Table:
     summary = record.summary
     table = _grid()
-    spike = f"{summary.spike:,.4g} in channel {summary.spike_channel} after block {summary.spike_block}"
+    spike = f"{_number(summary.spike)} in channel {summary.spike_channel} after block {summary.spike_block}"
     if summary.has_spikes:
         table.add_row("Spike", f"{spike}; {summary.max_over_median:,.0f} x the median")
         table.add_row("  tokens", _spike_tokens(record))
-        table.add_row("  channels", ", ".join(map(str, summary.spike_channels)))
+        table.add_row("  channels", _listed(summary.spike_channels))
         table.add_row(
             "  made by", _blocks(summary.step_up_blocks) + "; taken away by " + _blocks(summary.step_down_blocks)
         )
@@ -60,18 +60,21 @@ def _headline(record: Anatomy) -> Table:
     table.add_row("  metrics", others)
     if record.sinks.virtual_mass is not None:
         table.add_row("  virtual keys", f"hold {record.sinks.virtual_mass:.1%} of attention, counted apart")
-    table.add_row("Perplexity", f"{summary.perplexity:,.4g}")
+    table.add_row("Perplexity", _number(summary.perplexity))
     return table
 
 
 def _no_spikes(record: Anatomy) -> str:
     verdict, ratio = record.spikes, record.summary.max_over_median
-    if ratio < verdict.max_over_median_min:
-        return f"none: the largest value is {ratio:.3g} x the median, below {verdict.max_over_median_min:g}"
     return (
-        f"none: no channel stands out: the largest is {verdict.channel_ratio:.3g} x the median channel, below "
-        f"{verdict.channel_ratio_min:g}"
+        f"none: the largest value is up to {ratio:.3g} x the median, the largest channel up to "
+        f"{verdict.channel_ratio:.3g} x the median channel; spikes need {verdict.max_over_median_min:g} and "
+        f"{verdict.channel_ratio_min:g} after one block"
     )
+
+
+def _listed(items: list[int], most: int = 12) -> str:
+    return ", ".join(map(str, items[:most])) + (f", ... {len(items)} in all" if len(items) > most else "")
 
 
 def _grid() -> Table:
@@ -116,7 +119,7 @@ def _lifecycle(record: Anatomy) -> Table:
     table = _grid()
     table.add_row("Life cycle", curve)
     table.add_row("", marks)
-    course = f"{values[0]:,.3g} to {max(values):,.4g} to {values[-1]:,.4g}"
+    course = " to ".join(map(_number, (values[0], max(values), values[-1])))
     table.add_row(
         "", Text(f"largest |h| after blocks {residuals[0].block}-{residuals[-1].block}: {course} (log scale)", "dim")
     )
@@ -183,6 +186,11 @@ def print_prompt(record: Anatomy, texts: list[str], console: Console | None = No
     found = [f"{texts[position]!r} by {int(heads[position])} heads" for position in heads.nonzero()[0]]
     sinks = "; ".join(found) if found else f"none above {limit:.2g} (a short text needs a higher importance)"
     console.print(Text(f"red = spike token; underlined = sink token: {sinks}", style="dim"))
+
+
+def _number(value: float) -> str:
+    """Four digits that read well: 26,665 rather than 2.667e+04."""
+    return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.4g}"
 
 
 def _plain(text: str) -> str:
