@@ -66,7 +66,7 @@ def spread(values: list[float], form: str) -> str:
 
 def main() -> None:
     print(
-        "| model | seeds | spike | max / median | channel ratio | first key / uniform | sink heads | spikes? | sinks? |"
+        "| model | seeds | spike | max / median | token ratio | first key / uniform | sink heads | spikes? | sinks? |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, found in records():
@@ -75,7 +75,7 @@ def main() -> None:
             str(len(found)),
             spread([r.summary.spike for r in found], "{:.3g}"),
             spread([r.summary.max_over_median for r in found], "{:,.1f}"),
-            spread([r.spikes.channel_ratio for r in found], "{:,.1f}"),
+            spread([r.spikes.token_ratio for r in found], "{:,.1f}"),
             spread([r.sinks.first_key_importance / r.sinks.uniform_first_key for r in found], "{:.2f}"),
             spread([r.summary.sink_head_count for r in found], "{}"),
             "/".join(sorted({"yes" if r.summary.has_spikes else "no" for r in found})),

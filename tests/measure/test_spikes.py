@@ -66,15 +66,32 @@ def test_a_planted_spike_is_found_with_its_channel_and_tokens():
 
 
 def test_large_values_in_every_channel_are_no_spikes():
-    """Two tokens of four, large in all channels: 100 x the median, but no channel stands out."""
+    """Two tokens of five, large in all channels: 100 x the median of the sequence, and 1.25 x their own."""
     hidden = torch.ones(1, 5, 6)
-    hidden[0, 1:3] = 100.0
+    hidden[0, 1:3] = 80.0
+    hidden[0, 2, 4] = 100.0
     measure = SpikeMeasure()
     feed(measure, hidden)
     result = measure.compute()
     assert result.max_over_median == pytest.approx(100.0)
-    assert result.channel_ratio == pytest.approx(1.0)
+    assert result.token_ratio == pytest.approx(1.25)
     assert not result.has_spikes
+
+
+def test_the_token_ratio_is_that_of_each_sequence_s_largest_token():
+    """Sequence 0: token 1 has 30 over its median 2; token 2 has 9 over 0.1, but is not the largest. Sequence 1: 8."""
+    hidden = torch.ones(2, 3, 5)
+    hidden[0, 1] = torch.tensor([2.0, -30.0, 2.0, 2.0, 2.0])
+    hidden[0, 2] = torch.tensor([0.1, 0.1, 9.0, 0.1, 0.1])
+    hidden[1, 0, 3] = 8.0
+    measure = SpikeMeasure()
+    feed(measure, hidden[:1])
+    assert measure.compute().token_ratio == pytest.approx(15.0)
+    feed(measure, hidden[1:], first_sequence=1)
+    assert measure.compute().token_ratio == pytest.approx(15.0)
+    other = SpikeMeasure()
+    feed(other, hidden[1:])
+    assert other.compute().token_ratio == pytest.approx(8.0)
 
 
 def test_spikes_are_read_where_the_verdict_holds():

@@ -85,7 +85,7 @@ def lifecycle(scanned: Scanned) -> Lifecycle:
 def verdict(scanned: Scanned) -> SpikeVerdict:
     return SpikeVerdict(
         **asdict(scanned.criteria.spikes),
-        channel_ratio=scanned.spike.channel_ratio,
+        token_ratio=scanned.spike.token_ratio,
         verdict_block=scanned.spike.verdict_block,
         massive_count=scanned.spike.massive_count,
         massive_blocks=scanned.spike.massive_blocks,

@@ -65,11 +65,11 @@ def _headline(record: Anatomy) -> Table:
 
 
 def _no_spikes(record: Anatomy) -> str:
-    verdict, ratio = record.spikes, record.summary.max_over_median
+    verdict = record.spikes
     return (
-        f"none: the largest value is up to {ratio:.3g} x the median, the largest channel up to "
-        f"{verdict.channel_ratio:.3g} x the median channel; spikes need {verdict.max_over_median_min:g} and "
-        f"{verdict.channel_ratio_min:g} after one block"
+        f"none: the largest value is up to {record.summary.max_over_median:.3g} x the median and up to "
+        f"{verdict.token_ratio:.3g} x its own token's; spikes need {verdict.max_over_median_min:g} and "
+        f"{verdict.token_ratio_min:g} after one block"
     )
 
 

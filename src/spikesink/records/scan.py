@@ -72,11 +72,11 @@ class SpikeVerdict(Frozen):
     """Thresholds behind `has_spikes` and what counted under each published criterion."""
 
     max_over_median_min: float
-    channel_ratio_min: float
-    """A block has spikes if largest / median magnitude reaches the first and largest / median of the channels' maxima
-    the second."""
-    channel_ratio: float
-    """Largest over blocks; `max_over_median` stands in the summary."""
+    token_ratio_min: float
+    """A block has spikes if its largest / median magnitude reaches the first and its token ratio the second."""
+    token_ratio: float
+    """Largest over median magnitude within the token that has its sequence's largest; the largest over sequences and
+    blocks."""
     share_of_spike_min: float
     sun2024_absolute: float
     sun2024_ratio: float
