@@ -34,3 +34,7 @@ class Scanned:
     losses: LossMeasure
     steps: StepResult | None
     step_tokens: int
+    valid: Tensor | None = None
+    """Of the shape of ids, False where padding; None without padding."""
+    batch_size: int | None = None
+    """As asked for; None for the default."""
