@@ -20,7 +20,7 @@ class Criteria:
     steps: StepCriteria = StepCriteria()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scanned:
     """What one pass found, before it becomes a record; further measures start from it."""
 

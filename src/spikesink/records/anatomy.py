@@ -243,3 +243,116 @@ class Trigger(Section):
     first_token_reason: str | None
     self_sinking: list[SelfSinkingBlock] | None
     self_sinking_reason: str | None
+
+
+class NormStatistics(Frozen):
+    """h~ of a group of tokens after one block. Sun et al. 2026, eq. 23-25."""
+
+    tokens: int
+    prompts: int
+    bound: float | None
+    """Largest |h~_i| / sqrt(d); at most 1."""
+    energy_share: float | None
+    """Mean share of ||h~||^2 in the spike channels."""
+    participation_ratio: float | None
+    """Mean number of channels that carry the energy, (sum h~^2)^2 / sum h~^4."""
+    cosine_within: float | None
+    """Mean cosine over pairs of tokens of one prompt; None where no prompt has two."""
+    cosine_across: float | None
+    """Mean cosine over pairs of tokens of different prompts."""
+    persistence: float | None
+    """Mean cosine with the same token after the previous block."""
+
+
+class NormalisationBlock(Frozen):
+    block: int
+    spike: NormStatistics
+    other: NormStatistics
+
+
+class ImplicitParameter(Frozen):
+    """Share of h~'s energy at the spike block that the mean over all other prompts explains; 1 = a constant."""
+
+    block: int
+    explained_spike: float | None
+    explained_other: float | None
+    """Control: the tokens that do not spike."""
+    prompts_spike: int
+    prompts_other: int
+    distinct_spike_tokens: int
+    """Different token ids among the spike tokens: with 1 (a BOS) a constant vector says nothing."""
+
+
+class Normalisation(Section):
+    """What normalisation does to spike tokens. Sun et al. 2026, figure 5; spec 2.4."""
+
+    section: ClassVar[str | None] = "normalisation"
+
+    norm: str
+    """Kind of the norm that residuals are seen through."""
+    spike_channels: list[int]
+    blocks: list[NormalisationBlock]
+    implicit: ImplicitParameter
+
+
+class SinkTokenRule(Frozen):
+    """A sink token is a key of the first half of its sequence with alpha_k > importance_min in heads_min heads."""
+
+    importance_min: float
+    heads_min: int
+    tokens: int
+    """Sink tokens in the text."""
+
+
+class HeadTrace(Frozen):
+    """One head, means over queries that are no sink token. Sun et al. 2026, section 3."""
+
+    block: int
+    head: int
+    sink_mass: float
+    distance: float | None
+    """Tokens between query and key with the sink taken out and the rest renormalised; None where nothing is left."""
+    entropy_nats: float
+    value_norm_sink: float | None
+    """Mean norm of the values of sink tokens."""
+    value_norm_other: float | None
+    write_norm: float | None
+    """Norm of what the head adds to the residual stream, before an output norm; None as `writes_reason` says."""
+    write_norm_without: float | None
+    """The same without the sink's part."""
+    write_norm_renormalised: float | None
+    """The same with the sink's mass given to the other keys."""
+    loss_effect_nats: Interval | None
+    """Rise of the loss when the sink's part of this head's write is taken out of the last residual: the direct path
+    only, later blocks unchanged. Interval over tokens. None as `loss_reason` says."""
+
+
+class HeadCorrelation(Frozen):
+    """Spearman's rank correlation over heads with a bootstrap interval over heads."""
+
+    one: str
+    other: str
+    over_heads: Interval
+    within_layers: Interval
+    """After taking out each layer's mean: what depth alone cannot explain."""
+
+
+class Heads(Section):
+    """Attention heads and their sink. Sun et al. 2026, section 3: sinks bias heads to short range."""
+
+    section: ClassVar[str | None] = "heads"
+
+    sink_tokens: SinkTokenRule
+    queries: int
+    uniform_distance: dict[int, float]
+    """By block: distance of a head that attends uniformly to what is no sink."""
+    heads: list[HeadTrace]
+    correlations: list[HeadCorrelation]
+    loss_tokens: int
+    """Predictions that loss effects are means of."""
+    loss_control_nats: Interval | None
+    """Mean |effect| of a random direction of the same length, over some heads and all tokens."""
+    loss_sink_nats: Interval | None
+    """Mean |effect| of the sink's part over the same heads."""
+    writes_reason: str | None
+    loss_reason: str | None

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from spikesink.analyse.anatomy.amplifier import measure_amplifier
+from spikesink.analyse.anatomy.heads import measure_heads
+from spikesink.analyse.anatomy.normalisation import measure_normalisation
 from spikesink.analyse.anatomy.trigger import measure_trigger
 from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
@@ -18,6 +20,8 @@ Measure = Callable[[Scanned, Progress], tuple[Section, dict[str, np.ndarray]]]
 MEASURES: dict[str, Measure] = {
     "amplifier": measure_amplifier,
     "trigger": measure_trigger,
+    "normalisation": measure_normalisation,
+    "heads": measure_heads,
 }
 
 

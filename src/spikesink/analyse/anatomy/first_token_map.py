@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing
-from spikesink.access.attention_weights import Probe, attention_weights, probe
+from spikesink.access.attention_weights import attention_weights, probe
 from spikesink.access.early_exit import run_until
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.anatomy.sample import sample_tokens
