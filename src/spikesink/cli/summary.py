@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from spikesink.cli.summary_anatomy import anatomy_blocks
 from spikesink.records import Anatomy, SinkHead
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -20,11 +21,19 @@ MAP_ROWS = 32
 def print_summary(record: Anatomy, console: Console | None = None) -> None:
     """The summary of `spikesink scan`: spike, life cycle, sinks, perplexity, conditions."""
     console = console or Console(highlight=False)
+    anatomy = [part for block in anatomy_blocks(record) for part in (Text(), block)]
     console.print(
         Panel(
             Group(
-                _headline(record), Text(), _lifecycle(record), Text(), _sink_map(record), Text(), _conditions(record)
-            ),
+                _headline(record),
+                Text(),
+                _lifecycle(record),
+                Text(),
+                _sink_map(record),
+                *anatomy,
+                Text(),
+                _conditions(record),
+            ),  # fmt: skip
             title=f"[bold]{_plain(record.provenance.model.get('name', 'model'))}[/bold]",
             title_align="left",
             border_style="cyan",

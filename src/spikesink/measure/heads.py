@@ -83,6 +83,7 @@ class HeadMeasure:
         reach = (rest * distance).sum(-1) / kept.clamp_min(REST_MIN)
         has_rest = (kept > REST_MIN) & counted[:, None]
         block.add("distance", reach * has_rest, counted)
+        block.add("reach_mass", (rest * distance).sum(-1), counted)
         block.distances += has_rest.sum((0, 2)).double().cpu()
 
     def _writes(self, block: HeadSums, rows, sink: Tensor, counted: Tensor) -> None:

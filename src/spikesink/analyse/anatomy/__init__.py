@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from spikesink.analyse.anatomy.amplifier import measure_amplifier
+from spikesink.analyse.anatomy.geometry import measure_geometry
 from spikesink.analyse.anatomy.heads import measure_heads
 from spikesink.analyse.anatomy.normalisation import measure_normalisation
+from spikesink.analyse.anatomy.properties import measure_properties
 from spikesink.analyse.anatomy.trigger import measure_trigger
 from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
@@ -21,7 +23,9 @@ MEASURES: dict[str, Measure] = {
     "amplifier": measure_amplifier,
     "trigger": measure_trigger,
     "normalisation": measure_normalisation,
+    "geometry": measure_geometry,
     "heads": measure_heads,
+    "properties": measure_properties,
 }
 
 

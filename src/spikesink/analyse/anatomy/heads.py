@@ -9,11 +9,11 @@ from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
 from spikesink.analyse.passes import Progress, stream
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
-from spikesink.measure.heads import HeadMeasure
+from spikesink.measure.heads import REST_MIN, HeadMeasure
 from spikesink.measure.statistics import rank_correlation, within_groups
 from spikesink.records import anatomy as record
 
-CORRELATED = ("distance", "write_norm", "entropy_nats")
+CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
 
 
 def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, dict[str, np.ndarray]]:
@@ -89,6 +89,7 @@ def _traces(measure: HeadMeasure, effects: LossEffects | None) -> list[record.He
                     head=head,
                     sink_mass=means["mass"],
                     distance=reach,
+                    distance_by_mass=means["reach_mass"] / left if (left := 1 - means["mass"]) > REST_MIN else None,
                     entropy_nats=means["entropy"],
                     value_norm_sink=values.mean(0, head),
                     value_norm_other=values.mean(1, head),

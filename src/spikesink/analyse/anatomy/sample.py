@@ -61,11 +61,11 @@ def followed_channels(scanned: Scanned) -> list[int]:
 
 
 class _Gather:
-    """Observer that keeps the residual before chosen blocks at the sampled tokens, float32 on the CPU."""
+    """Observer that keeps chosen residuals at the sampled tokens, (token, d), float32 on the CPU."""
 
-    def __init__(self, sample: TokenSample, before: dict[int, int], channels: int) -> None:
-        self.sample, self.before = sample, before
-        self.hidden = {block: torch.empty(len(sample.sequence), channels) for block in before}
+    def __init__(self, sample: TokenSample, wanted: dict[int, int], channels: int) -> None:
+        self.sample, self.wanted = sample, wanted
+        self.hidden = {name: torch.empty(len(sample.sequence), channels) for name in wanted}
 
     def on_batch(self, batch: Batch) -> None:
         row = self.sample.sequence - batch.first_sequence
@@ -73,22 +73,17 @@ class _Gather:
         self._rows, self._positions = row[self._tokens], self.sample.position[self._tokens]
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
-        for wanted, residual in self.before.items():
+        for name, residual in self.wanted.items():
             if residual == block:
-                self.hidden[wanted][self._tokens] = hidden[self._rows, self._positions].float().cpu()
+                self.hidden[name][self._tokens] = hidden[self._rows, self._positions].float().cpu()
 
 
-def entering(scanned: Scanned, sample: TokenSample, blocks: list[int], progress: Progress) -> dict[int, Tensor]:
-    """h~ entering each block at the sampled tokens, (token, d): normed without gamma, or the residual itself where
-    the block has no input norm. Raises DoesNotApplyError for norms that are not known."""
-    accessed = scanned.accessed
+def residual_at(scanned: Scanned, sample: TokenSample, wanted: dict[int, int], progress: Progress) -> dict[int, Tensor]:
+    """Residuals at the sampled tokens, (token, d) each. wanted: name -> the block after which (0 = the embedding)."""
     rows, index = torch.unique(sample.sequence, return_inverse=True)
-    local = TokenSample(index, sample.position, sample.is_spike)
-    # In a parallel layer the FFN reads what its attention reads.
-    before = {block: block - 2 if accessed.parallel and block % 2 == 0 else block - 1 for block in blocks}
-    gather = _Gather(local, before, accessed.d_model)
+    gather = _Gather(TokenSample(index, sample.position, sample.is_spike), wanted, scanned.accessed.d_model)
     stream(
-        accessed,
+        scanned.accessed,
         scanned.ids[rows],
         [gather],
         valid=None if scanned.valid is None else scanned.valid[rows],
@@ -96,7 +91,18 @@ def entering(scanned: Scanned, sample: TokenSample, blocks: list[int], progress:
         stage="tokens",
         progress=progress,
     )
+    return gather.hidden
+
+
+def entering(scanned: Scanned, sample: TokenSample, blocks: list[int], progress: Progress) -> dict[int, Tensor]:
+    """h~ entering each block at the sampled tokens, (token, d): normed without gamma, or the residual itself where
+    the block has no input norm. Raises DoesNotApplyError for norms that are not known."""
+    accessed = scanned.accessed
     norms = {block: input_norm(accessed, block) for block in blocks}
-    return {
-        block: hidden if (norm := norms[block]) is None else norm(hidden) for block, hidden in gather.hidden.items()
-    }
+    # In a parallel layer the FFN reads what its attention reads.
+    before = {block: block - 2 if accessed.parallel and block % 2 == 0 else block - 1 for block in blocks}
+    normed = {}
+    for block, hidden in residual_at(scanned, sample, before, progress).items():
+        norm = norms[block]
+        normed[block] = hidden if norm is None else norm(hidden)
+    return normed
