@@ -21,19 +21,11 @@ MAP_ROWS = 32
 def print_summary(record: Anatomy, console: Console | None = None) -> None:
     """The summary of `spikesink scan`: spike, life cycle, sinks, perplexity, conditions."""
     console = console or Console(highlight=False)
-    anatomy = [part for block in anatomy_blocks(record) for part in (Text(), block)]
+    parts = [_headline(record), _lifecycle(record), _sink_map(record), *anatomy_blocks(record), _conditions(record)]
+    spaced = [piece for part in parts for piece in (Text(), part)][1:]
     console.print(
         Panel(
-            Group(
-                _headline(record),
-                Text(),
-                _lifecycle(record),
-                Text(),
-                _sink_map(record),
-                *anatomy,
-                Text(),
-                _conditions(record),
-            ),  # fmt: skip
+            Group(*spaced),
             title=f"[bold]{_plain(record.provenance.model.get('name', 'model'))}[/bold]",
             title_align="left",
             border_style="cyan",
