@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench wheel clean
+.PHONY: scan test lint bench bench-amplifier bench-probe wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -19,6 +19,12 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scan.py
+
+bench-amplifier: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/amplifier.py
+
+bench-probe: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/vocabulary_probe.py --whole
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist

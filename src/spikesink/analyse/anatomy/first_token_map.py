@@ -10,7 +10,8 @@ from spikesink.access import AccessedModel, Batch, full_batch, observing
 from spikesink.access.attention_weights import attention_weights, probe
 from spikesink.access.early_exit import run_until
 from spikesink.access.weights import gated_ffns
-from spikesink.analyse.anatomy.sample import sample_tokens
+from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
+from spikesink.analyse.anatomy.vocabulary_probe import vocabulary
 from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
@@ -28,12 +29,15 @@ def first_token_map(scanned: Scanned, progress: Progress) -> record.FirstTokenMa
     accessed = scanned.accessed
     step, channel, direction = step_direction(scanned)
     blocks = list(range(1, step, 2))[-MAX_BLOCKS:]
-    ids = np.random.default_rng(0).choice(accessed.vocab_size, min(ITEMS, accessed.vocab_size), replace=False)
+    ids = np.random.default_rng(0).permutation(vocabulary(accessed))[:ITEMS]
     sample = sample_tokens(scanned, spikes=0, others=ITEMS)
     later = sample.position > 0
-    first = _gathered(accessed, torch.from_numpy(ids)[:, None], torch.arange(len(ids)), None, blocks)
+    alone = torch.from_numpy(ids)[:, None]
+    at_first = torch.arange(len(ids))
+    first = _gathered(accessed, full_batch(alone), at_first, torch.zeros_like(at_first), blocks)
     rows, index = torch.unique(sample.sequence[later], return_inverse=True)
-    rest = _gathered(accessed, scanned.ids[rows], index, sample.position[later], blocks)
+    text = Batch(scanned.ids[rows], valid_mask(scanned)[rows])
+    rest = _gathered(accessed, text, index, sample.position[later], blocks)
     seen = probe(accessed)
     found = []
     for done, block in enumerate(blocks):
@@ -100,14 +104,13 @@ class _Around:
 
 
 def _gathered(
-    accessed: AccessedModel, ids: Tensor, rows: Tensor, positions: Tensor | None, blocks: list[int]
+    accessed: AccessedModel, whole: Batch, rows: Tensor, positions: Tensor, blocks: list[int]
 ) -> dict[str, dict[int, Tensor]]:
-    """What stands around the blocks at tokens (rows, positions) of ids, sequence by sequence of a small batch."""
-    positions = torch.zeros_like(rows) if positions is None else positions
-    size = max(1, 4096 // ids.shape[1])
+    """What stands around the blocks at tokens (rows, positions), a few sequences at a time."""
+    size = max(1, 4096 // whole.ids.shape[1])
     pieces: dict[str, dict[int, list[Tensor]]] = {place: {} for place in PLACES}
-    for start in range(0, len(ids), size):
-        batch: Batch = full_batch(ids[start : start + size])
+    for start in range(0, len(whole.ids), size):
+        batch = Batch(whole.ids[start : start + size], whole.valid[start : start + size])
         inside = (rows >= start) & (rows < start + size)
         around = _Around(rows[inside] - start, positions[inside], blocks)
         with observing(accessed, [around]):

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from spikesink.access import AttentionRows, Batch
-from spikesink.access.weights import norm_scale
+from spikesink.access.weights import NormScale, norm_scale
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.passes import Progress, stream
 from spikesink.analyse.scanned import Scanned
@@ -27,16 +28,16 @@ def self_sinking(scanned: Scanned, last_block: int, progress: Progress) -> list[
     ids, valid = scanned.ids[:MAX_SEQUENCES], valid_mask(scanned)[:MAX_SEQUENCES]
     blocks = list(range(1, last_block + 1, 2))
     scales = {block: norm_scale(accessed.blocks()[block - 1], accessed.d_model) for block in blocks}
-    gains = {block: scale.gain.cpu() for block, scale in scales.items() if scale is not None}
-    if not gains:
+    known = {block: scale for block, scale in scales.items() if scale is not None}
+    if not known:
         raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
-    watched = _Watch(blocks, gains, (len(ids), ids.shape[1]))
+    watched = _Watch(blocks, known, (len(ids), ids.shape[1]))
     mask = None if scanned.valid is None else valid
     stream(accessed, ids, [watched], valid=mask, batch_size=scanned.batch_size, stage="self-sinking", progress=progress)
     classes = _classes(scanned, ids, valid)
     return [
         record.SelfSinkingBlock(block=block, classes=[_class(watched, block, name, classes[name]) for name in CLASSES])
-        for block in gains
+        for block in known
     ]
 
 
@@ -59,7 +60,7 @@ class _Watch:
     """Observer: per token and block, self-attention (mean over heads), post-norm magnitude and cosine with gamma."""
 
     blocks: list[int]
-    gains: dict[int, Tensor]
+    scales: dict[int, NormScale]
     shape: tuple[int, int]
     values: dict[str, dict[int, Tensor]] = field(init=False)
 
@@ -72,12 +73,13 @@ class _Watch:
         self._rows = slice(batch.first_sequence, batch.first_sequence + len(batch.ids))
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
-        if block + 1 not in self.gains:
+        if block + 1 not in self.scales:
             return
-        hidden, gain = hidden.float().cpu(), self.gains[block + 1]
-        length = hidden.norm(dim=-1).clamp_min(1e-30)
-        self.values["magnitude"][block + 1][self._rows] = (hidden * gain).norm(dim=-1) / length
-        self.values["cosine"][block + 1][self._rows] = (hidden @ gain) / length / gain.norm()
+        scale = self.scales[block + 1]
+        magnitude = (scale.norm(hidden) * scale.gain).norm(dim=-1) / hidden.shape[-1] ** 0.5
+        cosine = cosine_similarity(hidden.float(), scale.gain, dim=-1)
+        self.values["magnitude"][block + 1][self._rows] = magnitude.cpu()
+        self.values["cosine"][block + 1][self._rows] = cosine.cpu()
 
     def on_attention_rows(self, rows: AttentionRows) -> None:
         if rows.block in self.blocks:
