@@ -268,9 +268,10 @@ def test_the_norms_and_properties_of_the_embedded_model(found):
 def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
     heads = {(head.block, head.head): head for head in found.heads.heads}
     assert len(heads) == 270
-    reference = naive_mass(embedded, golden_ids[:8], 15)
-    for head in range(9):
-        assert heads[15, head].sink_mass == pytest.approx(reference[head], abs=0.02)
+    tokens, mass = naive_sinks(embedded, golden_ids[:8], found.heads.sink_tokens)
+    assert found.heads.sink_tokens.tokens == tokens >= 8
+    for (block, head), trace in heads.items():
+        assert trace.sink_mass == pytest.approx(float(mass[block // 2, head]), abs=1e-4)
     assert found.heads.loss_tokens == 32
     correlation = {row.other: row for row in found.heads.correlations}
     assert correlation["entropy_nats"].over_heads.high < 0
@@ -287,15 +288,21 @@ def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
         assert set(kinds.tolist()) == {0, 1, 2}
 
 
-def naive_mass(embedded, ids, block):
-    """Mean attention of later queries on position 0, per head, from the model's own eager maps."""
+def naive_sinks(embedded, ids, rule):
+    """Number of sink tokens, and attention of other queries on them (layer, head), from the model's own eager maps."""
     model = embedded.model
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        maps = model(input_ids=ids, output_attentions=True, use_cache=False).attentions[block // 2]
+        maps = torch.stack(model(input_ids=ids, output_attentions=True, use_cache=False).attentions)
     model.set_attn_implementation(before)
-    return maps[:, :, 1:, 0].mean((0, 2)).tolist()
+    above = maps.mean(3) > rule.importance_min
+    above[..., ids.shape[1] // 2 :] = False
+    sinks = above.sum((0, 2)) >= rule.heads_min
+    assert bool(sinks[:, 0].all())
+    on_sinks = (maps * sinks[None, :, None, None]).sum(-1)
+    counted = (~sinks).double()
+    return int(sinks.sum()), (on_sinks * counted[None, :, None]).sum((1, 3)) / counted.sum()
 
 
 @pytest.mark.embedded

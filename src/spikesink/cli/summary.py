@@ -8,12 +8,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from spikesink.cli.summary_anatomy import anatomy_blocks
+from spikesink.cli.summary_anatomy import LABEL_WIDTH, anatomy_blocks
 from spikesink.records import Anatomy, SinkHead
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHADES = " ·░▒▓█"
-LABEL_WIDTH = 12
 MAP_ROWS = 32
 """Rows of the sink map; models with more heads show the strongest of several in one row."""
 

@@ -10,7 +10,8 @@ from rich.text import Text
 from spikesink.records import Anatomy, Section
 from spikesink.records import anatomy as sections
 
-LABEL_WIDTH = 12
+LABEL_WIDTH = 13
+"""Of the left column of every block, here and in `summary`."""
 Rows = list[tuple[str, str]]
 
 
@@ -127,7 +128,7 @@ def _properties(section: sections.Properties) -> Rows:
     if section.overlap is None:
         rows.append(("sinks", f"not applicable: {section.overlap_reason}"))
     else:
-        for label, both in (("spike = sink", section.overlap), ("  later", section.overlap_later)):
+        for label, both in (("co-occurs", section.overlap), ("without 1st", section.overlap_later)):
             if both is not None:
                 line = f"{both.both} of {both.spikes} spike and {both.sinks} sink tokens; Jaccard "
                 rows.append((label, line + f"{_number(both.jaccard)}, by chance {_number(both.chance_jaccard)}"))
