@@ -259,6 +259,7 @@ def test_the_norms_and_properties_of_the_embedded_model(found):
     assert found.normalisation.implicit.distinct_spike_tokens > 1
     assert [row.holds for row in found.properties.properties[:4]] == [True, True, True, True]
     both = found.properties.overlap
+    assert both.n == 8 * 32
     assert both.spikes >= 8 <= both.sinks
     assert both.jaccard > 10 * both.chance_jaccard
     assert both.p_value < 0.01

@@ -169,7 +169,8 @@ class Property(Frozen):
 
 
 class TokenOverlap(Frozen):
-    """Spike tokens against sink tokens among n tokens; chance = random sets of as many sink tokens."""
+    """Spike tokens against sink tokens among n tokens, those of the first half of each sequence, where sinks are looked
+    for; chance = random sets of as many sink tokens."""
 
     n: int
     spikes: int

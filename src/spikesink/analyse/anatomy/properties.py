@@ -31,9 +31,11 @@ def measure_properties(scanned: Scanned, progress: Progress) -> tuple[record.Pro
         found = sink_tokens(scanned, progress)
         tokens = rule(found)
         spikes, valid = spike_mask(scanned), valid_mask(scanned)
-        first = valid & (valid.long().cumsum(1) == 1)
-        both = record.TokenOverlap(**asdict(overlap(spikes, found.mask, valid)))
-        later = record.TokenOverlap(**asdict(overlap(spikes, found.mask, valid & ~first)))
+        rank = valid.long().cumsum(1) - 1
+        # Sinks are looked for in the first half only; a spike token elsewhere could never be one.
+        half = valid & (rank < (valid.sum(1, keepdim=True) // 2).clamp(min=1))
+        both = record.TokenOverlap(**asdict(overlap(spikes, found.mask, half)))
+        later = record.TokenOverlap(**asdict(overlap(spikes, found.mask, half & (rank > 0))))
     except DoesNotApplyError as error:
         reason = str(error)
     section = record.Properties(
