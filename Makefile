@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench bench-peer controls pictures wheel clean
+.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -30,6 +30,12 @@ controls: $(VENV)/installed-dev
 
 pictures: scan
 	$(BIN)/python docs/pictures.py runs/first-look docs/scan.svg
+
+bench-amplifier: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/amplifier.py
+
+bench-probe: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/vocabulary_probe.py --whole
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist

@@ -37,6 +37,10 @@ class RecordError(SpikesinkError):
     """A record file cannot be read: missing, truncated, of another schema, or not a record."""
 
 
+class DoesNotApplyError(SpikesinkError):
+    """A measure has no meaning for this model; the reason goes into the record and the other measures go on."""
+
+
 def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, or the whole list when none is near."""
     from difflib import get_close_matches

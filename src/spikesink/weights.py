@@ -7,6 +7,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class InputNorm:
+    """The norm at a block's input without its learned scale: h~ = sqrt(d) h / ||h||, of h - mean(h) where `centred`.
+
+    Sun et al. 2026, eq. 5; `centred` is LayerNorm.
+    """
+
+    eps: float
+    centred: bool = False
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """h~ of hidden (..., d), in at least float32."""
+        hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+        if self.centred:
+            hidden = hidden - hidden.mean(-1, keepdim=True)
+        return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps)
+
+
+@dataclass(frozen=True)
 class GatedFFN:
     """One gated feed-forward network `W_down (act(W_gate h~) * (W_up h~))` with the norm scale folded in.
 
@@ -54,6 +72,8 @@ class AttentionWeights:
     output: Tensor
     n_heads: int
     n_kv_heads: int
+    offset: Tensor | None = None
+    """What biases add to every output, (d,); None where there are none."""
 
     @property
     def d_head(self) -> int:

@@ -92,7 +92,10 @@ def measure(
     )
     found = spikes.compute()
     steps, step_tokens = _steps(accessed, ids, valid, found, criteria.steps)
-    return Scanned(accessed, ids, criteria, spikes, found, sinks.compute(), losses, steps, step_tokens), seconds
+    scanned = Scanned(
+        accessed, ids, criteria, spikes, found, sinks.compute(), losses, steps, step_tokens, valid, batch_size
+    )
+    return scanned, seconds
 
 
 def _accessed(model: AccessedModel | PreTrainedModel | str | None) -> AccessedModel:

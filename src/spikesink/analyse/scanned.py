@@ -20,7 +20,7 @@ class Criteria:
     steps: StepCriteria = StepCriteria()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scanned:
     """What one pass found, before it becomes a record; further measures start from it."""
 
@@ -34,3 +34,7 @@ class Scanned:
     losses: LossMeasure
     steps: StepResult | None
     step_tokens: int
+    valid: Tensor | None = None
+    """Of the shape of ids, False where padding; None without padding."""
+    batch_size: int | None = None
+    """As asked for; None for the default."""

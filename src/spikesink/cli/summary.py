@@ -8,11 +8,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from spikesink.cli.summary_anatomy import LABEL_WIDTH, anatomy_blocks
 from spikesink.records import Anatomy, SinkHead
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHADES = " ·░▒▓█"
-LABEL_WIDTH = 12
 MAP_ROWS = 32
 """Rows of the sink map; models with more heads show the strongest of several in one row."""
 
@@ -20,11 +20,11 @@ MAP_ROWS = 32
 def print_summary(record: Anatomy, console: Console | None = None) -> None:
     """The summary of `spikesink scan`: spike, life cycle, sinks, perplexity, conditions."""
     console = console or Console(highlight=False)
+    parts = [_headline(record), _lifecycle(record), _sink_map(record), *anatomy_blocks(record), _conditions(record)]
+    spaced = [piece for part in parts for piece in (Text(), part)][1:]
     console.print(
         Panel(
-            Group(
-                _headline(record), Text(), _lifecycle(record), Text(), _sink_map(record), Text(), _conditions(record)
-            ),
+            Group(*spaced),
             title=f"[bold]{_plain(record.provenance.model.get('name', 'model'))}[/bold]",
             title_align="left",
             border_style="cyan",

@@ -1,5 +1,6 @@
 """Frozen result types, their schema version and how they are written and read. Importing this loads no torch."""
 
+from spikesink.records import anatomy
 from spikesink.records.base import SCHEMA, Frozen, NotApplicable, Provenance, Record, Section, Timing
 from spikesink.records.files import check_output
 from spikesink.records.scan import (
@@ -33,5 +34,6 @@ __all__ = [
     "StepRule",
     "Summary",
     "Timing",
+    "anatomy",
     "check_output",
 ]

@@ -25,8 +25,17 @@ class Frozen(BaseModel):
 class Section(Frozen):
     """A part of the record that one measure fills; a measure that does not apply says why and fills nothing else."""
 
+    known: ClassVar[dict[str, type["Section"]]] = {}
+    """Types of sections by their name in the record, so that a record that is read gets them back."""
+    section: ClassVar[str | None] = None
+
     applicable: bool = True
     reason: str | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_options: Any) -> None:
+        if cls.section is not None:
+            Section.known[cls.section] = cls
 
 
 class NotApplicable(Section):

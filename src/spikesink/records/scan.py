@@ -4,11 +4,11 @@ Ratios are fractions; block numbers are 1-based as in the paper (odd = attention
 positions are 0-based.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
-from spikesink.records.base import Frozen, Provenance, Record, Timing
+from spikesink.records.base import Frozen, NotApplicable, Provenance, Record, Section, Timing
 
 
 class Peak(Frozen):
@@ -157,3 +157,16 @@ class Anatomy(Record):
     sinks: Sinks
     provenance: Provenance
     timing: Timing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _typed_sections(cls, content: Any) -> Any:
+        """Sections that were read from a file become what the measure made."""
+        if not isinstance(content, dict):
+            return content
+        typed = dict(content)
+        for name, section in content.items():
+            if name in Section.known and isinstance(section, dict):
+                kind = Section.known[name] if section.get("applicable", True) else NotApplicable
+                typed[name] = kind.model_validate(section)
+        return typed

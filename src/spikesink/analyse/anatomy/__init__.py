@@ -1,23 +1,32 @@
-"""The further measures of a scan, by name: each is one file in `analyse/anatomy_*` terms and one line here."""
+"""The further measures of a scan, by name: each is one file of this package and one line here."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from spikesink.analyse.anatomy.amplifier import measure_amplifier
+from spikesink.analyse.anatomy.geometry import measure_geometry
+from spikesink.analyse.anatomy.heads import measure_heads
+from spikesink.analyse.anatomy.normalisation import measure_normalisation
+from spikesink.analyse.anatomy.properties import measure_properties
+from spikesink.analyse.anatomy.trigger import measure_trigger
 from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
-from spikesink.errors import InputError, did_you_mean
+from spikesink.errors import DoesNotApplyError, InputError, did_you_mean
 from spikesink.records import NotApplicable, Section
 
 Measure = Callable[[Scanned, Progress], tuple[Section, dict[str, np.ndarray]]]
 """What a measure is: from what a scan found to a section of the record and its large arrays."""
 
-MEASURES: dict[str, Measure] = {}
-
-
-class DoesNotApplyError(Exception):
-    """Raised by a measure for a model that it has no meaning for; the reason goes into the record."""
+MEASURES: dict[str, Measure] = {
+    "amplifier": measure_amplifier,
+    "trigger": measure_trigger,
+    "normalisation": measure_normalisation,
+    "geometry": measure_geometry,
+    "heads": measure_heads,
+    "properties": measure_properties,
+}
 
 
 def parse_names(text: str | None) -> tuple[str, ...]:

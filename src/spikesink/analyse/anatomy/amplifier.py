@@ -1,0 +1,245 @@
+"""The amplifier of every FFN block, and how much of the step blocks' true output it predicts. Spec 2.2."""
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink.access.weights import gated_ffns
+from spikesink.analyse.anatomy.sample import TokenSample, entering, followed_channels, sample_tokens
+from spikesink.analyse.passes import Progress
+from spikesink.analyse.scanned import Scanned
+from spikesink.errors import DoesNotApplyError
+from spikesink.measure.amplifier import (
+    channel_norms,
+    fit,
+    gate_identity,
+    output,
+    quadratic,
+    rank_one,
+    spectrum,
+    symmetric_norm,
+)
+from spikesink.records import anatomy as record
+from spikesink.weights import GatedFFN
+
+OUTLIER_OVER_MEDIAN_MIN = 10.0
+LISTED_OUTLIERS = 64
+EIGENVALUES = 8
+RANDOM_CHANNELS = 6
+"""Channels whose directions are the control of the followed ones."""
+DENSE_ROW = -2
+"""What `amplifier.experts` says of a dense FFN."""
+
+
+def measure_amplifier(scanned: Scanned, progress: Progress) -> tuple[record.Amplifier, dict[str, np.ndarray]]:
+    """Norms of all channels of all FFNs, spectra of the followed ones, and the steps taken apart."""
+    accessed = scanned.accessed
+    followed = followed_channels(scanned)
+    blocks: list[record.AmplifierBlock] = []
+    rows: list[tuple[int, int, np.ndarray]] = []
+    ffn_blocks = range(2, accessed.n_blocks + 1, 2)
+    for done, block in enumerate(ffn_blocks):
+        progress("amplifier", done, len(ffn_blocks))
+        try:
+            ffns = gated_ffns(accessed, block)
+        except DoesNotApplyError as reason:
+            blocks.append(
+                record.AmplifierBlock(block=block, experts=0, median_frobenius=None, channels=[], reason=str(reason))
+            )
+            continue
+        norms = np.stack([channel_norms(ffn).double().cpu().numpy() for ffn in ffns])
+        rows += [(block, _expert_row(ffn), row) for ffn, row in zip(ffns, norms, strict=True)]
+        blocks.append(
+            record.AmplifierBlock(
+                block=block,
+                experts=len(ffns),
+                median_frobenius=float(np.median(norms)),
+                channels=[_channel(ffns, norms, channel) for channel in followed],
+            )
+        )
+    progress("amplifier", len(ffn_blocks), len(ffn_blocks))
+    if not rows:
+        raise DoesNotApplyError(blocks[0].reason or "No FFN has a quadratic form")
+    steps = _Steps(scanned, followed, progress)
+    outliers = _outliers(rows)
+    section = record.Amplifier(
+        spike_channel=followed[0],
+        followed_channels=followed,
+        outlier_over_median_min=OUTLIER_OVER_MEDIAN_MIN,
+        outliers=outliers[:LISTED_OUTLIERS],
+        outlier_count=len(outliers),
+        outlier_blocks=sorted({outlier.block for outlier in outliers}),
+        blocks=blocks,
+        steps=steps.amplifiers,
+        gates=steps.gates,
+        directions=steps.shared,
+        steps_reason=steps.reason,
+    )
+    arrays = {
+        "norms": np.stack([row for _, _, row in rows]).astype(np.float32),
+        "blocks": np.array([block for block, _, _ in rows]),
+        "experts": np.array([expert for _, expert, _ in rows]),
+        "directions": np.array(steps.directions, dtype=np.float32).reshape(-1, accessed.d_model),
+    }
+    return section, arrays
+
+
+def _expert_row(ffn: GatedFFN) -> int:
+    return DENSE_ROW if ffn.expert is None else ffn.expert
+
+
+def _channel(ffns: list[GatedFFN], norms: np.ndarray, channel: int) -> record.AmplifierChannel:
+    """The channel in the expert where its norm is largest."""
+    index = int(norms[:, channel].argmax())
+    return record.AmplifierChannel(
+        channel=channel,
+        frobenius=float(norms[index, channel]),
+        rank=int((norms[index] > norms[index, channel]).sum()),
+        eigenvalues=spectrum(ffns[index], channel, EIGENVALUES).values.tolist(),
+        expert=ffns[index].expert,
+    )
+
+
+def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierChannel]:
+    found = []
+    for block, expert, norms in rows:
+        over = norms / max(float(np.median(norms)), 1e-30)
+        found += [
+            record.OutlierChannel(
+                block=block,
+                channel=int(channel),
+                expert=None if expert == DENSE_ROW else expert,
+                frobenius=float(norms[channel]),
+                over_median=float(over[channel]),
+            )
+            for channel in np.nonzero(over >= OUTLIER_OVER_MEDIAN_MIN)[0]
+        ]
+    return sorted(found, key=lambda outlier: -outlier.over_median)
+
+
+class _Steps:
+    """The step FFNs, their predictions and gates at spike and other tokens, and one plateau FFN as control."""
+
+    def __init__(self, scanned: Scanned, followed: list[int], progress: Progress) -> None:
+        self.amplifiers: list[record.StepAmplifier] = []
+        self.gates: list[record.StepGate] = []
+        self.shared: list[record.SharedDirection] = []
+        self.directions: list[np.ndarray] = []
+        self.followed = followed
+        found = _step_ffns(scanned)
+        steps = [block for block in found if _dense(scanned, block)]
+        self.reason = _no_steps(scanned, found, steps)
+        if self.reason is not None:
+            return
+        control = _control_block(scanned, steps)
+        self.sample = sample_tokens(scanned)
+        hidden = entering(scanned, self.sample, [*steps, *control], progress)
+        for block in [*steps, *control]:
+            (ffn,) = gated_ffns(scanned.accessed, block)
+            tokens = hidden[block].to(ffn.gate)
+            self.gates.append(_gate(block, block in control, ffn, tokens, self.sample))
+            if block not in control:
+                self._step(block, ffn, tokens)
+
+    def _step(self, block: int, ffn: GatedFFN, hidden: Tensor) -> None:
+        vectors = []
+        for channel in self.followed:
+            found = spectrum(ffn, channel, EIGENVALUES)
+            vectors.append(found.vectors[0])
+            self.amplifiers.append(_step_amplifier(block, channel, ffn, found, hidden, self.sample))
+        self.directions += vectors
+        others = [channel for channel in range(ffn.down.shape[0]) if channel not in self.followed]
+        drawn = np.random.default_rng(block).permutation(others)[:RANDOM_CHANNELS]
+        controls = [spectrum(ffn, int(channel), EIGENVALUES).vectors[0] for channel in drawn]
+        self.shared.append(
+            record.SharedDirection(
+                block=block,
+                channels=self.followed,
+                mean_cosine=_mean_cosine(vectors),
+                control_cosine=_mean_cosine(controls),
+            )
+        )
+
+
+def _step_ffns(scanned: Scanned) -> list[int]:
+    steps = scanned.steps
+    return [] if steps is None else [block for block in (*steps.step_up, *steps.step_down) if block % 2 == 0]
+
+
+def _dense(scanned: Scanned, block: int) -> bool:
+    try:
+        ffns = gated_ffns(scanned.accessed, block)
+    except DoesNotApplyError:
+        return False
+    return len(ffns) == 1 and ffns[0].expert is None
+
+
+def _no_steps(scanned: Scanned, found: list[int], steps: list[int]) -> str | None:
+    if steps:
+        return None
+    if scanned.steps is None:
+        return "no spikes" if not scanned.spike.has_spikes else "post-norm: no block makes the spike alone"
+    if not found:
+        return "no FFN block is a step-up or step-down block"
+    return f"the FFNs of the step blocks ({', '.join(map(str, found))}) are no single gated map"
+
+
+def _control_block(scanned: Scanned, steps: list[int]) -> list[int]:
+    """The FFN block in the middle of the plateau, where there is one that is no step."""
+    assert scanned.steps is not None
+    start = max(scanned.steps.step_up, default=1)
+    stop = min(scanned.steps.step_down, default=scanned.accessed.n_blocks)
+    middle = [b for b in range(2, scanned.accessed.n_blocks + 1, 2) if start < b < stop and b not in steps]
+    chosen = middle[len(middle) // 2 : len(middle) // 2 + 1]
+    return [block for block in chosen if _dense(scanned, block)]
+
+
+def _gate(block: int, control: bool, ffn: GatedFFN, hidden: Tensor, sample: TokenSample) -> record.StepGate:
+    near = gate_identity(ffn, hidden)
+
+    def over(mask: Tensor) -> record.GateStatistics:
+        chosen = mask.numpy()
+        count = int(chosen.sum())
+        means = (float(values[chosen].mean()) if count else None for values in (near.cosine, near.norm_ratio))
+        return record.GateStatistics(**dict(zip(("cosine", "norm_ratio"), means, strict=True)), n=count)
+
+    return record.StepGate(block=block, control=control, spike=over(sample.is_spike), other=over(~sample.is_spike))
+
+
+def _step_amplifier(
+    block: int, channel: int, ffn: GatedFFN, found, hidden: Tensor, sample: TokenSample
+) -> record.StepAmplifier:
+    value, direction = float(found.values[0]), torch.from_numpy(found.vectors[0]).to(hidden)
+    true = output(ffn, hidden, channel).double().cpu().numpy()
+    rank = rank_one(value, direction, hidden).double().cpu().numpy()
+    full = quadratic(ffn, hidden, channel).double().cpu().numpy()
+    cosine = (torch.nn.functional.normalize(hidden, dim=-1) @ direction).abs().double().cpu().numpy()
+
+    def over(predicted: np.ndarray, mask: Tensor) -> record.Prediction:
+        return record.Prediction(**asdict(fit(predicted[mask.numpy()], true[mask.numpy()])))
+
+    spike, other = sample.is_spike, ~sample.is_spike
+    return record.StepAmplifier(
+        block=block,
+        channel=channel,
+        eigenvalue=value,
+        next_eigenvalue=float(found.values[1]) if len(found.values) > 1 else None,
+        share_of_spectrum=value**2 / max(symmetric_norm(ffn, channel) ** 2, 1e-300),
+        alignment_spike=float(cosine[spike.numpy()].mean()) if spike.any() else None,
+        alignment_other=float(cosine[other.numpy()].mean()) if other.any() else None,
+        rank_one_first=over(rank, sample.is_first),
+        rank_one_spike=over(rank, spike),
+        rank_one_other=over(rank, other),
+        quadratic_spike=over(full, spike),
+        quadratic_other=over(full, other),
+    )
+
+
+def _mean_cosine(vectors: list[np.ndarray]) -> float | None:
+    """Mean |cos| over pairs of unit vectors; None for fewer than two."""
+    if len(vectors) < 2:
+        return None
+    cosines = np.abs(np.stack(vectors) @ np.stack(vectors).T)
+    return float(cosines[np.triu_indices(len(vectors), 1)].mean())

@@ -1,0 +1,208 @@
+"""Sink keys and what lies close to them, before the rotary embedding. Spec section 3; Sun et al. 2026, figure 6."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spikesink.access import AttentionInputs, AttentionRows, Batch
+from spikesink.access.rotary import Rotary, unrotating
+from spikesink.analyse.anatomy.heads import rule
+from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
+from spikesink.analyse.anatomy.sink_tokens import sequences_with_sinks, sink_tokens
+from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.scanned import Scanned
+from spikesink.measure.geometry import GapSums, add_gaps, effective_rank, energy_rank, principal_plane, separability
+from spikesink.measure.statistics import rank_correlation
+from spikesink.records import anatomy as record
+
+SEQUENCES = 64
+KEYS_PER_SEQUENCE = 8
+"""Other keys drawn from each sequence; of sink keys all, at most this many."""
+SEED = 0
+QUERY, SINK_KEY, OTHER_KEY = 0, 1, 2
+
+
+def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geometry, dict[str, np.ndarray]]:
+    """One pass over some sequences that have a sink token."""
+    found = sink_tokens(scanned, progress)
+    sequences = sequences_with_sinks(found, SEQUENCES)
+    valid = valid_mask(scanned)[sequences]
+    picked = _Picked(found.mask[sequences] & valid, ~found.mask[sequences] & valid)
+    picked.is_spike = (spike_mask(scanned)[sequences][picked.rows, picked.positions]).numpy() & picked.is_sink
+    with unrotating(scanned.accessed) as rotary:
+        watch = _Watch(rotary, found.mask[sequences], picked)
+        stream(
+            scanned.accessed,
+            scanned.ids[sequences],
+            [watch],
+            valid=None if scanned.valid is None else valid,
+            batch_size=scanned.batch_size,
+            stage="geometry",
+            progress=progress,
+        )
+    gaps = _gaps(scanned, watch)
+    keys = []
+    for done, block in enumerate(sorted(watch.keys)):
+        progress("key ranks", done, len(watch.keys))
+        keys += [_key_geometry(block, head, watch, picked) for head in range(watch.keys[block].shape[1])]
+    progress("key ranks", len(watch.keys), len(watch.keys))
+    planes, arrays = _planes(scanned, watch, picked)
+    importance = np.array([scanned.sinks.largest[gap.block][gap.head] for gap in gaps])
+    section = record.Geometry(
+        sink_tokens=rule(found),
+        sequences=len(sequences),
+        queries=int(max((sums.count for sums in watch.gaps.values()), default=0)),
+        keys=keys,
+        gaps=gaps,
+        gap_and_sink=rank_correlation(np.array([gap.gap for gap in gaps]), importance),
+        planes=planes,
+    )
+    return section, arrays
+
+
+class _Picked:
+    """Tokens whose keys are kept, (token,): all sink tokens and random others of every sequence."""
+
+    def __init__(self, sinks: Tensor, others: Tensor) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        one, other = (_some(mask, generator) for mask in (sinks, others))
+        both = torch.cat([one, other])
+        self.rows, self.positions = both[:, 0], both[:, 1]
+        self.is_sink = (torch.arange(len(both)) < len(one)).numpy()
+        self.is_spike = np.zeros(len(both), dtype=bool)
+        """Sink tokens that are spike tokens as well."""
+
+
+def _some(mask: Tensor, generator: torch.Generator) -> Tensor:
+    """At most KEYS_PER_SEQUENCE (row, position) of each row, at random."""
+    scores = torch.rand(mask.shape, generator=generator).masked_fill(~mask, -1.0)
+    values, positions = scores.topk(min(KEYS_PER_SEQUENCE, mask.shape[1]), dim=1)
+    rows = torch.arange(len(mask))[:, None].expand_as(positions)
+    return torch.stack([rows[values >= 0], positions[values >= 0]], dim=1)
+
+
+class _Watch:
+    """Observer: pre-RoPE keys and queries of the picked tokens, and logit gaps over row blocks of queries."""
+
+    def __init__(self, rotary: Rotary, sinks: Tensor, picked: _Picked) -> None:
+        self.rotary, self.sinks, self.picked = rotary, sinks, picked
+        self.keys: dict[int, Tensor] = {}
+        self.queries: dict[int, Tensor] = {}
+        self.gaps: dict[int, GapSums] = {}
+
+    def on_batch(self, batch: Batch) -> None:
+        self._valid, first = batch.valid, batch.first_sequence
+        self._sink = self.sinks[first : first + len(batch.ids)].to(batch.valid.device)
+        local = self.picked.rows - first
+        self._inside = ((local >= 0) & (local < len(batch.ids))).nonzero()[:, 0]
+        self._rows = local[self._inside]
+
+    def on_attention(self, inputs: AttentionInputs) -> None:
+        self._inputs, (self._query, self._key) = inputs, self.rotary.unrotated(inputs)
+        positions = self.picked.positions[self._inside]
+        for kept, states in ((self.keys, self._key), (self.queries, self._query)):
+            if inputs.block not in kept:
+                kept[inputs.block] = torch.zeros(len(self.picked.rows), states.shape[1], states.shape[3])
+            kept[inputs.block][self._inside] = states[self._rows, :, positions].float().cpu()
+
+    def on_attention_rows(self, rows: AttentionRows) -> None:
+        queries = slice(rows.query_start, rows.query_stop)
+        keys = slice(rows.key_start, rows.key_start + rows.weights.shape[-1])
+        seen = rows.visible.expand(len(rows.weights), 1, *rows.weights.shape[2:])[:, 0]
+        sink = self._sink[:, None, keys].to(seen.device)
+        counted = (self._valid & ~self._sink)[:, queries].to(seen.device)
+        rotated = _logits(self._inputs.query[:, :, queries].float(), self._inputs.key[:, :, keys].float())
+        query, key = self._query[:, :, queries], self._key[:, :, keys]
+        content = _logits(query, key)
+        cosine = _logits(functional.normalize(query, dim=-1), functional.normalize(key, dim=-1))
+        scaling = self._inputs.scaling
+        add_gaps(
+            self.gaps.setdefault(rows.block, GapSums()),
+            content=content * scaling,
+            rotated=rotated * scaling,
+            cosine=cosine,
+            sink=seen & sink,
+            other=seen & ~sink,
+            counted=counted,
+        )
+
+
+def _logits(query: Tensor, key: Tensor) -> Tensor:
+    """q.k of every query head with its KV head, (batch, head, row, key)."""
+    return query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT
+
+
+def _gaps(scanned: Scanned, watch: _Watch) -> list[record.LogitGap]:
+    found = []
+    for block, sums in sorted(watch.gaps.items()):
+        is_sink = scanned.sinks.is_sink(block)
+        for head in range(len(is_sink)) if sums.count else ():
+            gap, content = sums.mean("gap", head), sums.mean("content", head)
+            found.append(
+                record.LogitGap(
+                    block=block,
+                    head=head,
+                    is_sink=bool(is_sink[head]),
+                    gap=gap,
+                    gap_std=max(0.0, sums.mean("square", head) - gap**2) ** 0.5,
+                    content=content,
+                    distance=gap - content,
+                    positive_share=sums.mean("positive", head),
+                    cosine_sink=sums.mean("cosine_sink", head),
+                    cosine_other=sums.mean("cosine_other", head),
+                )
+            )
+    return found
+
+
+def _key_geometry(block: int, head: int, watch: _Watch, picked: _Picked) -> record.KeyGeometry:
+    keys = watch.keys[block][:, head]
+    sinks, others, spikes = keys[picked.is_sink], keys[~picked.is_sink], keys[picked.is_spike]
+    generator = np.random.default_rng(SEED)
+    n = min(len(sinks), len(others))
+    drawn = torch.from_numpy(generator.permutation(len(others))[:n])
+    test = picked.rows.numpy() % 2 == 1
+    pretended = np.zeros(len(keys), dtype=bool)
+    pretended[np.nonzero(~picked.is_sink)[0][drawn.numpy()]] = True
+    return record.KeyGeometry(
+        block=block,
+        kv_head=head,
+        n=n,
+        rank_sink=effective_rank(sinks[:n]),
+        rank_other=effective_rank(others[drawn]),
+        n_spike=len(spikes),
+        rank_spike=effective_rank(spikes) if len(spikes) > 1 else None,
+        energy_rank_spike=energy_rank(spikes) if len(spikes) > 1 else None,
+        energy_rank_sink=energy_rank(sinks[:n]),
+        energy_rank_other=energy_rank(others[drawn]),
+        norm_sink=float(sinks.norm(dim=-1).mean()),
+        norm_other=float(others.norm(dim=-1).mean()),
+        separability=_separability(keys.numpy(), picked.is_sink, ~picked.is_sink, test),
+        separability_control=_separability(keys.numpy(), pretended, ~picked.is_sink & ~pretended, test),
+    )
+
+
+def _separability(keys: np.ndarray, one: np.ndarray, other: np.ndarray, test: np.ndarray) -> float | None:
+    return separability(keys[one & ~test], keys[other & ~test], keys[one & test], keys[other & test])
+
+
+def _planes(scanned: Scanned, watch: _Watch, picked: _Picked) -> tuple[list[record.KeyPlane], dict[str, np.ndarray]]:
+    """The head with the largest importance, and the one with the smallest, each in its own plane."""
+    heads = [
+        (float(value), block, head)
+        for block, values in scanned.sinks.largest.items()
+        for head, value in enumerate(values)
+    ]
+    planes, arrays = [], {}
+    for name, (importance, block, head) in (("sink_head", max(heads)), ("other_head", min(heads))):
+        queries = watch.queries[block][~torch.from_numpy(picked.is_sink), head].numpy()
+        groups = watch.queries[block].shape[1] // watch.keys[block].shape[1]
+        keys = watch.keys[block][:, head // groups].numpy()
+        plane = principal_plane(np.concatenate([queries, keys]))
+        kinds = np.concatenate([np.full(len(queries), QUERY), np.where(picked.is_sink, SINK_KEY, OTHER_KEY)])
+        arrays[f"{name}_points"], arrays[f"{name}_kinds"] = plane.points.astype(np.float32), kinds.astype(np.int8)
+        planes.append(
+            record.KeyPlane(name=name, block=block, head=head, importance=importance, explained=plane.explained)
+        )
+    return planes, arrays

@@ -1,0 +1,119 @@
+"""Every head and its sink: mass, reach, entropy, values, writes, and the direct effect on the loss. Spec section 3."""
+
+import numpy as np
+from torch import Tensor
+
+from spikesink.access.attention_weights import Probe, output_projection, probe
+from spikesink.analyse.anatomy.sink_loss import LossEffects, loss_effects
+from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
+from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.scanned import Scanned
+from spikesink.errors import DoesNotApplyError
+from spikesink.measure.heads import REST_MIN, HeadMeasure
+from spikesink.measure.statistics import rank_correlation, within_groups
+from spikesink.records import anatomy as record
+
+CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
+
+
+def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, dict[str, np.ndarray]]:
+    """Two passes: the heads over the whole text, the loss on some of it."""
+    found = sink_tokens(scanned, progress)
+    seen = probe(scanned.accessed)
+    projections, writes_reason = _projections(scanned, seen)
+    measure = HeadMeasure(found.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
+    stream(
+        scanned.accessed,
+        scanned.ids,
+        [measure],
+        valid=scanned.valid,
+        batch_size=scanned.batch_size,
+        stage="heads",
+        progress=progress,
+    )
+    effects, loss_reason = None, writes_reason
+    if not writes_reason:
+        try:
+            effects = loss_effects(scanned, found, seen, projections, progress)
+        except DoesNotApplyError as reason:
+            loss_reason = str(reason)
+    heads = _traces(measure, effects)
+    section = record.Heads(
+        sink_tokens=rule(found),
+        queries=int(next(iter(measure.blocks.values())).count),
+        uniform_distance={b: sums.uniform / max(sums.count, 1) for b, sums in sorted(measure.blocks.items())},
+        heads=heads,
+        correlations=[_correlation(heads, "sink_mass", other) for other in CORRELATED],
+        loss_tokens=effects.tokens if effects else 0,
+        loss_control_nats=effects.control if effects else None,
+        loss_sink_nats=effects.sink if effects else None,
+        writes_reason=writes_reason,
+        loss_reason=loss_reason,
+    )
+    return section, {}
+
+
+def rule(found: SinkTokens) -> record.SinkTokenRule:
+    return record.SinkTokenRule(
+        importance_min=found.importance_min, heads_min=found.heads_min, tokens=int(found.mask.sum())
+    )
+
+
+def _projections(scanned: Scanned, seen: Probe) -> tuple[dict[int, Tensor], str | None]:
+    """W_O of every attention block, or the reason why some block has none that is known."""
+    found = {}
+    for block in sorted(seen.outputs):
+        try:
+            found[block] = output_projection(scanned.accessed, block, seen)[0]
+        except DoesNotApplyError as reason:
+            return {}, str(reason)
+    return found, None
+
+
+def _gram(weight: Tensor, seen: Probe, block: int) -> Tensor:
+    """W_O^T W_O of each head, (head, d_head, d_head)."""
+    per_head = weight.unflatten(1, (seen.outputs[block].shape[1], -1)).transpose(0, 1)
+    return per_head.mT @ per_head
+
+
+def _traces(measure: HeadMeasure, effects: LossEffects | None) -> list[record.HeadTrace]:
+    traces = []
+    for block, sums in sorted(measure.blocks.items()):
+        values = measure.values[block]
+        for head in range(sums.heads):
+            means = {name: float(total[head]) / max(sums.count, 1.0) for name, total in sums.sums.items()}
+            reach = float(sums.sums["distance"][head] / sums.distances[head]) if sums.distances[head] else None
+            traces.append(
+                record.HeadTrace(
+                    block=block,
+                    head=head,
+                    sink_mass=means["mass"],
+                    distance=reach,
+                    distance_by_mass=means["reach_mass"] / left if (left := 1 - means["mass"]) > REST_MIN else None,
+                    entropy_nats=means["entropy"],
+                    value_norm_sink=values.mean(0, head),
+                    value_norm_other=values.mean(1, head),
+                    write_norm=means.get("write"),
+                    write_norm_without=means.get("without"),
+                    write_norm_renormalised=means.get("renormalised"),
+                    loss_effect_nats=effects.per_head[block, head] if effects else None,
+                )
+            )
+    return traces
+
+
+def _correlation(heads: list[record.HeadTrace], one: str, other: str) -> record.HeadCorrelation:
+    columns = [np.array([_number(getattr(head, name)) for head in heads]) for name in (one, other)]
+    kept = np.isfinite(columns[0]) & np.isfinite(columns[1])
+    blocks = np.array([head.block for head in heads])[kept]
+    first, second = (column[kept] for column in columns)
+    return record.HeadCorrelation(
+        one=one,
+        other=other,
+        over_heads=rank_correlation(first, second),
+        within_layers=rank_correlation(within_groups(first, blocks), within_groups(second, blocks)),
+    )
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)

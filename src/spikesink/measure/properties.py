@@ -1,0 +1,52 @@
+"""The five properties of massive activations as numbers. Sun et al. 2026, section 2; spec section 2.
+
+(i) intermediate layers only, (ii) few channels, (iii) these channels spike together, (iv) at almost fixed ratios to one
+another, (v) in few tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class PropertyCriteria:
+    """The value that each property must stay at or below, or reach (`together_min`)."""
+
+    edge_share_max: float = 0.25
+    """(i) Largest value after the first or last layer, as a share of the spike."""
+    channel_share_max: float = 0.01
+    """(ii) Share of channels that are spike channels."""
+    together_min: float = 0.9
+    """(iii) Mean correlation of the channels' magnitudes over spike and other tokens."""
+    ratio_variation_max: float = 0.25
+    """(iv) Coefficient of variation of a channel's ratio to the spike channel over spike tokens."""
+    token_share_max: float = 0.05
+    """(v) Share of tokens that are spike tokens."""
+
+
+def edge_share(maxima: dict[int, float]) -> float:
+    """Largest value after the first layer (block 2) or the last block, over the largest of all blocks."""
+    blocks = sorted(maxima)
+    first = [block for block in blocks if block <= 2]
+    edges = [*first, blocks[-1]]
+    return max(maxima[block] for block in edges) / max(maxima.values())
+
+
+def together(values: Float[np.ndarray, "token channel"]) -> float | None:
+    """Mean Pearson correlation of magnitudes over pairs of channels; 1 = they rise in the same tokens."""
+    magnitudes = np.abs(values.astype(np.float64))
+    if values.shape[1] < 2 or len(values) < 3 or (magnitudes.std(0) == 0).any():
+        return None
+    correlations = np.corrcoef(magnitudes.T)
+    return float(correlations[np.triu_indices(values.shape[1], 1)].mean())
+
+
+def ratio_variation(values: Float[np.ndarray, "token channel"]) -> float | None:
+    """Coefficient of variation of channel / channel 0 over tokens, averaged over the other channels. 0 = fixed."""
+    if values.shape[1] < 2 or len(values) < 2 or (values[:, 0] == 0).any():
+        return None
+    ratios = values[:, 1:].astype(np.float64) / values[:, :1]
+    means = np.abs(ratios.mean(0))
+    return float((ratios.std(0, ddof=1) / means).mean()) if (means > 0).all() else None

@@ -1,0 +1,325 @@
+"""The anatomy measures through `scan`: every family, refusals, records, the embedded model's facts, the summary."""
+
+import io
+import json
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from naive import naive
+from rich.console import Console
+from tiny import FAMILIES, VARIANTS, tiny, token_ids
+
+from spikesink import scan
+from spikesink.access import access, full_batch, observing, run
+from spikesink.access.attention_weights import output_projection, probe
+from spikesink.access.weights import gated_ffns, input_norm
+from spikesink.analyse import anatomy
+from spikesink.analyse.anatomy import sink_loss, trigger, vocabulary_probe
+from spikesink.analyse.anatomy.sink_tokens import SinkTokens
+from spikesink.analyse.scan import measure
+from spikesink.analyse.scanned import Criteria
+from spikesink.cli.summary import print_summary
+from spikesink.errors import DoesNotApplyError, InputError
+from spikesink.measure.amplifier import rank_one, spectrum
+from spikesink.records import Anatomy, NotApplicable, Section
+
+UNGATED = {"gpt2": "not gated", "gpt_neox": "not gated", "opt": "not gated", "gpt_oss": "linear term",
+           "opt-post-norm": "not gated", "gpt_neox-sequential": "not gated"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
+def test_every_measure_runs_or_says_why_on_every_family(family, tmp_path):
+    accessed = access(tiny(family))
+    record = scan(accessed, token_ids(sequences=5, tokens=17), epsilon=0.1, measures=("all",))
+    json.loads(record.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    assert list(record.model_extra) == list(anatomy.MEASURES)
+    if family in UNGATED:
+        assert not record.amplifier.applicable
+        assert UNGATED[family] in record.amplifier.reason
+    else:
+        assert [block.block for block in record.amplifier.blocks] == [2, 4, 6]
+        for block in record.amplifier.blocks:
+            assert block.channels[0].channel == record.summary.spike_channel
+            magnitudes = np.abs(block.channels[0].eigenvalues)
+            assert (np.diff(magnitudes) <= 1e-9).all()
+            ffns = gated_ffns(accessed, block.block)
+            chosen = next(ffn for ffn in ffns if ffn.expert == block.channels[0].expert)
+            row = int(np.nonzero(
+                (record.arrays["amplifier.blocks"] == block.block)
+                & (record.arrays["amplifier.experts"] == (-2 if chosen.expert is None else chosen.expert))
+            )[0][0])  # fmt: skip
+            stored = record.arrays["amplifier.norms"][row, record.summary.spike_channel]
+            assert block.channels[0].frobenius == pytest.approx(float(stored), rel=1e-5)
+    assert record.trigger.probe.items == 97
+    assert isinstance(record.normalisation, NotApplicable)
+    assert "no spike" in record.normalisation.reason
+    record.save(tmp_path / "run")
+    again = Anatomy.read(tmp_path / "run")
+    assert {n: type(s) for n, s in again.model_extra.items()} == {n: type(s) for n, s in record.model_extra.items()}
+    assert again.to_json() == record.to_json()
+
+
+def test_names_are_checked_before_anything_runs():
+    assert anatomy.parse_names("amplifier, trigger") == ("amplifier", "trigger")
+    with pytest.raises(InputError, match="did you mean 'amplifier'"):
+        anatomy.parse_names("amplifer")
+
+
+def test_a_measure_that_does_not_apply_leaves_the_others(monkeypatch):
+    def refuse(_scanned, _progress):
+        raise DoesNotApplyError("no such thing")
+
+    monkeypatch.setitem(anatomy.MEASURES, "trigger", refuse)
+    record = scan(access(tiny("llama")), token_ids(), measures=("trigger", "amplifier"))
+    assert (record.trigger.applicable, record.trigger.reason) == (False, "no such thing")
+    assert record.amplifier.applicable
+
+
+def test_a_new_measure_takes_a_section_and_a_line(monkeypatch, tmp_path):
+    class Reach(Section):
+        section: ClassVar[str | None] = "reach"
+        tokens: int
+
+    def measure_reach(scanned, _progress):
+        return Reach(tokens=scanned.ids.numel()), {"ids": scanned.ids.numpy()}
+
+    monkeypatch.setitem(anatomy.MEASURES, "reach", measure_reach)
+    record = scan(access(tiny("llama")), token_ids(), measures=("reach",))
+    record.save(tmp_path / "run")
+    again = Anatomy.read(tmp_path / "run")
+    assert isinstance(again.reach, Reach)
+    assert again.reach.tokens == 39
+    assert again.arrays["reach.ids"].shape == (3, 13)
+    stream = io.StringIO()
+    print_summary(record, Console(file=stream, width=80, highlight=False))
+    assert "Reach" in stream.getvalue()
+    del Section.known["reach"]
+
+
+def test_without_sinks_the_sink_measures_do_not_apply():
+    model = tiny("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    record = scan(access(model), token_ids(tokens=40), measures=("heads", "geometry"))
+    for section in (record.heads, record.geometry):
+        assert not section.applicable
+        assert "attention sink" in section.reason
+
+
+def test_the_loss_effect_is_the_direct_path(monkeypatch):
+    """Against eager attention maps: the sink's part of one head, taken out of the last residual."""
+    accessed = access(tiny("granite"))
+    ids = token_ids(sequences=3, tokens=9)
+    mask = torch.zeros(3, 9, dtype=torch.bool)
+    mask[:, 0] = mask[2, 3] = True
+    scanned, _ = measure(accessed, ids, Criteria())
+    seen = probe(accessed)
+    projections = {block: output_projection(accessed, block, seen)[0] for block in (1, 3, 5)}
+    found = SinkTokens(mask, mask.int(), 0.3, 1)
+    effects = sink_loss.loss_effects(scanned, found, seen, projections, lambda *_: None)
+    reference = naive(accessed.model, "granite", ids)
+    chosen = [(b, t) for b in range(3) for t in range(1, 8) if not mask[b, t]]
+    assert effects.tokens == len(chosen)
+    model = accessed.model
+    for block, head in ((1, 0), (3, 3), (5, 2)):
+        layer = model.model.layers[block // 2]
+        norm = input_norm(accessed, block)
+        hidden = (
+            reference.residuals[block - 1]
+            if block > 1
+            else model.model.embed_tokens(ids) * model.config.embedding_multiplier
+        )
+        with torch.no_grad():
+            value = layer.self_attn.v_proj(norm(hidden) * layer.input_layernorm.weight)
+            rise = 0.0
+            for b, t in chosen:
+                weights = reference.attention[block // 2][b, head, t]
+                part = sum(
+                    weights[k] * value[b, k, (head // 2) * 6 : (head // 2 + 1) * 6] for k in range(9) if mask[b, k]
+                )
+                write = 0.6 * layer.self_attn.o_proj.weight[:, head * 6 : (head + 1) * 6] @ part
+                final = reference.residuals[6][b, t]
+                losses = [
+                    -float((model.lm_head(model.model.norm(state)) / 2.0).log_softmax(-1)[ids[b, t + 1]])
+                    for state in (final - write, final)
+                ]
+                rise += losses[0] - losses[1]
+        assert effects.per_head[block, head].value == pytest.approx(rise / len(chosen), rel=1e-3, abs=1e-5)
+
+
+def test_a_norm_on_the_output_has_no_direct_effect():
+    accessed = access(tiny("gemma2"))
+    record = scan(accessed, token_ids(sequences=6, tokens=40), epsilon=0.05, measures=("heads",))
+    if record.heads.applicable:
+        assert "norm follows" in record.heads.loss_reason
+        assert record.heads.heads[0].write_norm > 0
+
+
+@pytest.fixture(scope="module")
+def found(embedded, golden_ids, tmp_path_factory):
+    """All measures on 8 sequences, the probe on a few items."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path_factory.mktemp("cache"))
+    items = np.concatenate([np.arange(0, 49152, 600), [2790, 4424, 14379]])
+    plain = trigger.probe_vocabulary
+    patch.setattr(trigger, "probe_vocabulary", lambda accessed, block, progress: plain(accessed, block, items))
+    patch.setattr(sink_loss, "PRODUCTS", 1e10)
+    yield scan(embedded, golden_ids[:8], measures=("all",))
+    patch.undo()
+
+
+@pytest.mark.embedded
+def test_the_amplifier_of_the_embedded_model(found):
+    section = found.amplifier
+    norms = {block.block: block.channels[0] for block in section.blocks}
+    assert {channel.channel for channel in norms.values()} == {507}
+    assert max(norms, key=lambda block: norms[block].frobenius) == 58
+    assert norms[58].frobenius == pytest.approx(696, abs=1)
+    assert norms[24].frobenius == pytest.approx(152, abs=1)
+    assert norms[58].eigenvalues[:2] == pytest.approx([-594, 103], abs=1)
+    assert norms[58].rank == norms[24].rank == 0
+    assert {24, 58} <= set(section.outlier_blocks)
+    assert section.outliers[0].channel == 507
+    steps = {(step.block, step.channel): step for step in section.steps}
+    for block in (24, 58):
+        step = steps[block, 507]
+        assert step.rank_one_first.n == 8
+        assert step.rank_one_first.ratio == pytest.approx(1.0, abs=0.1)
+        assert step.alignment_spike > 2 * step.alignment_other
+        # Away from spike tokens the rank-one form says nothing.
+        assert not 0.5 < step.rank_one_other.ratio < 2
+    assert steps[58, 507].share_of_spectrum > 0.9
+    shared = {row.block: row for row in section.directions}
+    assert shared[58].mean_cosine > 0.99 > shared[58].control_cosine
+
+
+@pytest.mark.embedded
+def test_the_prediction_at_position_0_against_the_captured_write(embedded, golden_ids):
+    """lambda* d cos^2 against what the block writes into the residual stream, token by token."""
+
+    class Keep:
+        def on_residual(self, block, hidden):
+            if block in (23, 57):
+                self.__dict__[f"before_{block + 1}"] = hidden[:, 0].clone()
+
+        def on_write(self, block, write):
+            if block in (24, 58):
+                self.__dict__[f"write_{block}"] = write[:, 0, 507].clone()
+
+    keep = Keep()
+    with observing(embedded, [keep]):
+        run(embedded, full_batch(golden_ids[:8]))
+    for block in (24, 58):
+        hidden = input_norm(embedded, block)(keep.__dict__[f"before_{block}"])
+        assert hidden.norm(dim=-1).square() == pytest.approx(torch.full((8,), 576.0), rel=1e-3)
+        (ffn,) = gated_ffns(embedded, block)
+        top = spectrum(ffn, 507)
+        predicted = rank_one(float(top.values[0]), torch.from_numpy(top.vectors[0]).float(), hidden)
+        assert float(predicted.mean() / keep.__dict__[f"write_{block}"].mean()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.embedded
+def test_the_trigger_of_the_embedded_model(found):
+    probed = found.trigger.probe
+    assert probed.block == 24
+    assert {item.token_id for item in probed.exceptions} >= {2790, 4424, 14379}
+    counts = {count.criterion: count for count in probed.counts}
+    # The median of ordinary text, not of the spike token itself.
+    assert counts["sun2024"].threshold == pytest.approx(1000 * probed.ordinary_median)
+    assert 1 < probed.ordinary_median < 5
+    assert counts["absolute_1000"].first_count == probed.items - 3
+    assert counts["absolute_1000"].later_ratio < 0.05
+    last = found.trigger.first_token_map.blocks[-1]
+    assert last.block == 23
+    assert last.after_first > 0.4 > 0.1 > last.after_later
+    assert last.map_gain > last.map_gain_random
+    first = {row.name: row for row in found.trigger.self_sinking[0].classes}["first"]
+    assert first.self_attention.value == pytest.approx(1.0)
+    assert first.tokens == 8
+
+
+@pytest.mark.embedded
+def test_the_norms_and_properties_of_the_embedded_model(found):
+    blocks = {block.block: block for block in found.normalisation.blocks}
+    assert blocks[24].spike.energy_share > 0.9 > 0.5 > blocks[24].other.energy_share
+    assert blocks[24].spike.cosine_across > 0.99 > 0.8 > blocks[24].other.cosine_across
+    assert blocks[22].spike.cosine_across < 0.95
+    assert blocks[40].spike.persistence > 0.999
+    assert blocks[24].spike.bound <= 1.0
+    assert found.normalisation.implicit.explained_spike > 0.99
+    assert found.normalisation.implicit.explained_other < 0.8
+    assert found.normalisation.implicit.distinct_spike_tokens > 1
+    assert [row.holds for row in found.properties.properties[:4]] == [True, True, True, True]
+    both = found.properties.overlap
+    assert both.n == 8 * 32
+    assert both.spikes >= 8 <= both.sinks
+    assert both.jaccard > 10 * both.chance_jaccard
+    assert both.p_value < 0.01
+
+
+@pytest.mark.embedded
+def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
+    heads = {(head.block, head.head): head for head in found.heads.heads}
+    assert len(heads) == 270
+    tokens, mass = naive_sinks(embedded, golden_ids[:8], found.heads.sink_tokens)
+    assert found.heads.sink_tokens.tokens == tokens >= 8
+    for (block, head), trace in heads.items():
+        assert trace.sink_mass == pytest.approx(float(mass[block // 2, head]), abs=1e-4)
+    assert found.heads.loss_tokens == 32
+    correlation = {row.other: row for row in found.heads.correlations}
+    assert correlation["entropy_nats"].over_heads.high < 0
+    gaps = {(gap.block, gap.head): gap for gap in found.geometry.gaps}
+    for gap in gaps.values():
+        assert gap.gap == pytest.approx(gap.content + gap.distance, abs=1e-9)
+    sinks, others = ([g.gap for g in gaps.values() if g.is_sink is kind] for kind in (True, False))
+    assert np.mean(sinks) > np.mean(others) + 1
+    ranks = np.array([(key.rank_spike, key.rank_other, key.separability) for key in found.geometry.keys])
+    assert np.median(ranks[:, 0]) < 0.4 * np.median(ranks[:, 1])
+    for plane in found.geometry.planes:
+        points, kinds = (found.arrays[f"geometry.{plane.name}_{part}"] for part in ("points", "kinds"))
+        assert points.shape == (len(kinds), 2)
+        assert set(kinds.tolist()) == {0, 1, 2}
+
+
+def naive_sinks(embedded, ids, rule):
+    """Number of sink tokens, and attention of other queries on them (layer, head), from the model's own eager maps."""
+    model = embedded.model
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = torch.stack(model(input_ids=ids, output_attentions=True, use_cache=False).attentions)
+    model.set_attn_implementation(before)
+    above = maps.mean(3) > rule.importance_min
+    above[..., ids.shape[1] // 2 :] = False
+    sinks = above.sum((0, 2)) >= rule.heads_min
+    assert bool(sinks[:, 0].all())
+    on_sinks = (maps * sinks[None, :, None, None]).sum(-1)
+    counted = (~sinks).double()
+    return int(sinks.sum()), (on_sinks * counted[None, :, None]).sum((1, 3)) / counted.sum()
+
+
+@pytest.mark.embedded
+def test_the_summary_shows_every_measure_within_80_columns(found):
+    stream = io.StringIO()
+    print_summary(found, Console(file=stream, width=80, highlight=False))
+    text = stream.getvalue()
+    for name in ("Amplifier", "Trigger", "Normalisation", "Geometry", "Heads", "Properties"):
+        assert name in text
+    assert "lambda* -593.6" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_summary_shows_refusals():
+    record = scan(access(tiny("gpt2")), token_ids(), measures=("amplifier", "normalisation"))
+    stream = io.StringIO()
+    print_summary(record, Console(file=stream, width=80, highlight=False))
+    assert "not applicable" in stream.getvalue()
+    assert "not gated" in " ".join(stream.getvalue().split())

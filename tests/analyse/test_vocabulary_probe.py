@@ -1,0 +1,117 @@
+"""The vocabulary probe: against whole forward passes, interrupted and resumed, and on the embedded model."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import VOCAB, tiny
+
+from spikesink.access import access, full_batch, observing, run
+from spikesink.access.fingerprint import fingerprint
+from spikesink.analyse.anatomy import vocabulary_probe
+from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, _behind, probe_vocabulary
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+class Keep:
+    def on_residual(self, block, hidden):
+        if block == 3:
+            self.hidden = hidden.clone()
+        if block == 0:
+            self.embedding = hidden.clone()
+
+
+def test_the_probe_is_a_whole_forward_of_each_item_alone():
+    accessed = access(tiny("llama"))
+    found = probe_vocabulary(accessed, 3, batch_tokens=10)
+    assert found.ids.tolist() == list(range(VOCAB))
+    keep = Keep()
+    for item in (0, 41, 96):
+        with observing(accessed, [keep]):
+            run(accessed, full_batch(torch.tensor([[item]])))
+        assert found.first[item] == pytest.approx(float(keep.hidden.abs().max()), rel=1e-5)
+        assert found.embedding_norm[item] == pytest.approx(float(keep.embedding.norm()), rel=1e-5)
+
+
+def test_the_control_measures_every_item_once_behind_a_prefix():
+    accessed = access(tiny("llama"))
+    items = np.arange(0, VOCAB, 2)
+    found = probe_vocabulary(accessed, 3, items, batch_tokens=40)
+    measured = {}
+    keep = Keep()
+    for rows, places in _behind(items, 40):
+        assert rows.shape[1] == LATER_LENGTH
+        with observing(accessed, [keep]):
+            run(accessed, full_batch(torch.from_numpy(rows)))
+        for row in range(len(rows)):
+            assert places[row, 0] == -1
+            for position in range(1, LATER_LENGTH):
+                if places[row, position] >= 0:
+                    assert rows[row, position] == items[places[row, position]]
+                    assert places[row, position] not in measured
+                    measured[int(places[row, position])] = float(keep.hidden[row, position].abs().max())
+    assert sorted(measured) == list(range(len(items)))
+    assert found.later == pytest.approx(np.array([measured[i] for i in range(len(items))]), rel=1e-5)
+
+
+def test_an_interrupted_probe_goes_on_where_it_stopped(own_cache, monkeypatch):
+    accessed = access(tiny("llama"))
+    whole = probe_vocabulary(accessed, 4, batch_tokens=8)
+    assert list(own_cache.rglob("*.npz")) == []
+
+    def interrupt(_stage, done, _total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe_vocabulary(accessed, 4, batch_tokens=8, progress=interrupt)
+    (kept,) = own_cache.rglob("*.npz")
+    runs = []
+    plain = vocabulary_probe.run_until
+    monkeypatch.setattr(vocabulary_probe, "run_until", lambda *given: (runs.append(1), plain(*given)))
+    steps = []
+    again = probe_vocabulary(accessed, 4, batch_tokens=8, progress=lambda _s, done, total: steps.append((done, total)))
+    assert len(runs) == len(steps) - 5
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    for name in ("first", "later", "embedding_norm"):
+        assert np.array_equal(getattr(again, name), getattr(whole, name)), name
+    assert not kept.exists()
+
+
+def test_what_is_kept_belongs_to_the_model_and_the_settings(own_cache):
+    def interrupt(_stage, done, _total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    accessed = access(tiny("llama"))
+    for given, block, size in ((accessed, 4, 8), (accessed, 2, 8), (accessed, 4, 9), (access(tiny("llama", 1)), 4, 8)):
+        with pytest.raises(KeyboardInterrupt):
+            probe_vocabulary(given, block, batch_tokens=size, progress=interrupt)
+    assert len(list(own_cache.rglob("*.npz"))) == 4
+    assert fingerprint(accessed) == fingerprint(access(tiny("llama")))
+    assert fingerprint(accessed) != fingerprint(access(tiny("llama", 1)))
+    for kept in own_cache.rglob("*.npz"):
+        kept.write_bytes(b"PK broken")
+    again = probe_vocabulary(accessed, 4, batch_tokens=8)
+    assert np.isfinite(again.first).all()
+    assert np.isfinite(again.later).all()
+
+
+@pytest.mark.embedded
+def test_nearly_every_item_of_the_embedded_model_spikes_at_position_0(embedded):
+    """A fixed sample; the whole vocabulary (49,145 of 49,152) is `make bench-probe`, see LOG."""
+    sample = np.random.default_rng(0).permutation(embedded.vocab_size)[:512]
+    exceptions = [2790, 4424, 14379]
+    ids = np.concatenate([np.setdiff1d(sample, exceptions), exceptions])
+    found = probe_vocabulary(embedded, 24, ids)
+    assert embedded.vocab_size == 49152
+    assert (found.first[-3:] < 200).all()
+    spiking = found.first[:-3] > 1000
+    # 7 of 49,152 do not: more than two of 512 would be a one in a million sample.
+    assert spiking.sum() >= len(spiking) - 2
+    assert (found.later > 1000).mean() < 0.03
+    assert np.median(found.later) < 200

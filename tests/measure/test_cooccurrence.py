@@ -1,0 +1,122 @@
+"""Overlap by hand and against its chance; sink tokens by explicit counting; properties, directions and statistics."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import hypergeom, spearmanr
+
+from spikesink.access import Batch
+from spikesink.measure.cooccurrence import SinkTokenMeasure, overlap
+from spikesink.measure.directions import alignment, map_gain, random_cosine, random_gain
+from spikesink.measure.properties import edge_share, ratio_variation, together
+from spikesink.measure.statistics import bootstrap_mean, rank_correlation, within_groups
+
+
+def masks(n, spikes, sinks):
+    one, other = torch.zeros(2, n // 2, dtype=torch.bool), torch.zeros(2, n // 2, dtype=torch.bool)
+    one.view(-1)[spikes], other.view(-1)[sinks] = True, True
+    return one, other
+
+
+def test_overlap_by_hand():
+    spike, sink = masks(20, [0, 1, 2, 3], [2, 3, 4, 5, 6])
+    eligible = torch.ones(2, 10, dtype=torch.bool)
+    eligible[0, 6] = False
+    found = overlap(spike, sink, eligible)
+    assert (found.n, found.spikes, found.sinks, found.both) == (19, 4, 4, 2)
+    assert (found.precision, found.recall, found.jaccard) == (0.5, 0.5, 2 / 6)
+    tail = float(hypergeom(19, 4, 4).sf(1))
+    assert found.p_value == pytest.approx(tail, abs=0.04)
+    law = hypergeom(19, 4, 4)
+    expected = sum(float(law.pmf(k)) * k / (8 - k) for k in range(5))
+    assert found.chance_jaccard == pytest.approx(expected, abs=0.02)
+
+
+def test_identical_and_disjoint_sets():
+    spike, sink = masks(200, list(range(10)), list(range(10)))
+    found = overlap(spike, sink, torch.ones_like(spike))
+    assert found.jaccard == 1.0
+    assert found.p_value < 0.01
+    apart = overlap(*masks(200, list(range(10)), list(range(50, 60))), torch.ones_like(spike))
+    assert (apart.jaccard, apart.p_value) == (0.0, 1.0)
+    assert overlap(spike, torch.zeros_like(sink), torch.ones_like(spike)).jaccard is None
+
+
+def test_sink_tokens_are_counted_over_heads_in_the_first_half():
+    B, H, T = 2, 3, 6
+    weights = torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(0)).tril()
+    weights = weights / weights.sum(-1, keepdim=True)
+    valid = torch.ones(B, T, dtype=torch.bool)
+    valid[1, 4:] = False
+    measure = SinkTokenMeasure((B, T), 0.25)
+    measure.on_batch(Batch(torch.zeros(B, T, dtype=torch.long), valid))
+    for block in (1, 3):
+        measure.on_attention(SimpleNamespace(block=block, query=torch.empty(B, H, T, 1), key=torch.empty(B, 1, T, 1)))
+        for start in (0, 4):
+            stop = min(start + 4, T)
+            shown = weights[:, :, start:stop, :stop]
+            places = {"query_start": start, "query_stop": stop, "key_start": 0, "total_queries": T}
+            measure.on_attention_rows(SimpleNamespace(block=block, weights=shown, **places))
+    for b, length in enumerate((6, 4)):
+        for k in range(T):
+            expected = 0
+            for h in range(H):
+                alpha = sum(float(weights[b, h, t, k]) for t in range(length)) / length
+                expected += 2 * (alpha > 0.25 and k < length // 2)
+            assert int(measure.heads[b, k]) == expected
+    assert measure.head_count == 6
+
+
+def test_properties_by_hand():
+    assert edge_share({1: 90.0, 2: 10.0, 3: 100.0, 6: 25.0}) == pytest.approx(0.9)
+    assert edge_share({1: 1.0, 2: 2.0, 3: 100.0, 6: 25.0}) == pytest.approx(0.25)
+    rising = np.array([[1.0, -2.0], [2.0, -4.0], [5.0, -10.0]])
+    assert together(rising) == pytest.approx(1.0)
+    assert together(rising[:, :1]) is None
+    values = np.array([[10.0, 1.0], [10.0, 3.0]])
+    assert ratio_variation(values) == pytest.approx(np.std([0.1, 0.3], ddof=1) / 0.2)
+    assert ratio_variation(rising) == pytest.approx(0.0, abs=1e-12)
+    assert ratio_variation(values[:1]) is None
+
+
+def test_directions():
+    direction = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, 2.0]), dim=0)
+    vectors = torch.stack([-3 * direction, torch.tensor([2.0, -1.0, 0.0])])
+    assert alignment(vectors, direction) == pytest.approx(0.5, abs=1e-6)
+    leading = 4.0 * torch.outer(direction, torch.tensor([0.0, 1.0, 0.0]))
+    assert map_gain(leading, direction) == pytest.approx(3**0.5, rel=1e-6)
+    assert map_gain(torch.eye(3), direction) == pytest.approx(1.0)
+    assert random_gain(torch.eye(3)) == pytest.approx(1.0, rel=1e-5)
+    drawn = torch.nn.functional.normalize(torch.randn(4000, 200, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert random_cosine(200) == pytest.approx(float((drawn[:2000] * drawn[2000:]).sum(1).abs().mean()), rel=0.06)
+
+
+def test_bootstrap_covers_the_mean_at_its_rate():
+    generator = np.random.default_rng(5)
+    inside = 0
+    for seed in range(60):
+        interval = bootstrap_mean(generator.normal(2.0, 1.0, 40), seed=seed)
+        inside += interval.low <= 2.0 <= interval.high
+    assert 50 <= inside <= 60
+    weighted = bootstrap_mean(np.array([1.0, 4.0, np.nan]), np.array([3.0, 1.0, 5.0]))
+    assert weighted.value == pytest.approx(7 / 4)
+    assert weighted.n == 2
+    assert bootstrap_mean(np.array([])).value is None
+    assert bootstrap_mean(np.array([3.0])).low is None
+
+
+def test_rank_correlation_is_spearmans():
+    generator = np.random.default_rng(0)
+    one = generator.normal(size=50).round(1)
+    other = one + generator.normal(size=50)
+    found = rank_correlation(one, other)
+    assert found.value == pytest.approx(float(spearmanr(one, other).statistic))
+    assert found.low < found.value < found.high
+    assert found.low > 0
+    assert rank_correlation(one, np.exp(one)).value == pytest.approx(1.0)
+    assert rank_correlation(one, np.ones(50)).value is None
+    assert rank_correlation(one[:2], other[:2]).value is None
+    groups = np.repeat([0, 1], 25)
+    assert within_groups(one + 100 * groups, groups) == pytest.approx(within_groups(one, groups), abs=1e-9)
