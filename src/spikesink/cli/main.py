@@ -32,9 +32,11 @@ def _version(asked: bool) -> None:
 
 
 def _register() -> None:
+    from spikesink.cli.intervene import intervene_command
     from spikesink.cli.scan import scan_command
 
     app.command("scan")(scan_command)
+    app.command("intervene")(intervene_command)
 
 
 def run() -> None:

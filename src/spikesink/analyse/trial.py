@@ -1,0 +1,88 @@
+"""One evaluation pass under an intervention: loss, sinks and spike of every sequence."""
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink.access import AccessedModel, Batch, editing
+from spikesink.analyse.passes import stream
+from spikesink.measure.perplexity import LossMeasure
+from spikesink.measure.sequence_spikes import SequenceSpikes
+from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Per sequence: sum of losses in nats, number of predictions, sink ratio, largest magnitude, that on the plateau,
+    and the ratio to the median. All but the losses are empty where only the loss was asked for."""
+
+    loss_sums: list[float]
+    predictions: list[int]
+    sink_ratios: list[float]
+    spikes: list[float]
+    plateaus: list[float]
+    ratios: list[float]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean loss in nats of each sequence."""
+        return np.array(self.loss_sums) / np.array(self.predictions)
+
+    def to_dict(self) -> dict[str, list]:
+        return asdict(self)
+
+    @classmethod
+    def average(cls, trials: "list[Trial]") -> "Trial":
+        """Mean over draws, sequence by sequence; of spikes and their ratios the largest."""
+        first = trials[0]
+        return replace(
+            first,
+            loss_sums=np.mean([trial.loss_sums for trial in trials], axis=0).tolist(),
+            sink_ratios=np.mean([trial.sink_ratios for trial in trials], axis=0).tolist(),
+            spikes=np.max([trial.spikes for trial in trials], axis=0).tolist(),
+            plateaus=np.max([trial.plateaus for trial in trials], axis=0).tolist(),
+            ratios=np.max([trial.ratios for trial in trials], axis=0).tolist(),
+        )
+
+
+class ScoreLast:
+    """Counts only the last `predictions` tokens of every sequence as targets."""
+
+    def __init__(self, predictions: int) -> None:
+        self.predictions = predictions
+
+    def edit_batch(self, batch: Batch) -> Batch:
+        scored = torch.zeros_like(batch.valid)
+        scored[:, batch.ids.shape[1] - self.predictions :] = True
+        return replace(batch, scored=scored)
+
+
+def run_trial(
+    accessed: AccessedModel,
+    ids: Tensor,
+    *contexts: AbstractContextManager,
+    sinks: SinkCriteria | None = None,
+    plateau: tuple[int, int] | None = None,
+    score_last: int | None = None,
+    batch_size: int | None = None,
+    loss_only: bool = False,
+) -> Trial:
+    """One pass over ids (sequence, token) with the contexts open."""
+    losses, spikes, sink = LossMeasure(), SequenceSpikes(plateau), SinkMeasure(sinks)
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        if score_last is not None:
+            stack.enter_context(editing(accessed, ScoreLast(score_last)))
+        stream(accessed, ids, [losses] if loss_only else [losses, spikes, sink], batch_size=batch_size)
+    return Trial(
+        loss_sums=losses.loss_sums,
+        predictions=[int(count) for count in losses.predictions],
+        sink_ratios=[] if loss_only else sink.sequence_ratios(),
+        spikes=spikes.largest,
+        plateaus=spikes.plateaus,
+        ratios=spikes.ratios,
+    )
