@@ -15,18 +15,23 @@ from transformers import PreTrainedModel
 
 import spikesink
 from spikesink.access import AccessedModel
+from spikesink.analyse.calibration import spike_tokens
 from spikesink.analyse.dissociation import Bench, dissociation_rows
 from spikesink.analyse.finding import find
+from spikesink.analyse.kv_cache import kv_cache
 from spikesink.analyse.passes import Progress, no_progress
+from spikesink.analyse.quantisation import quantisation
+from spikesink.analyse.recommend import recommend
 from spikesink.analyse.resume import Memo
 from spikesink.analyse.scan import accessed_model, check_options
 from spikesink.analyse.scanned import Criteria
+from spikesink.analyse.skipping import measure_skipping
 from spikesink.analyse.verdict import dissociation
 from spikesink.data.tokens import Tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Found, Intervention
 from spikesink.records.base import Provenance, Timing
-from spikesink.records.interventions import Interventions, KvCache, Quantisation, Recommendation
+from spikesink.records.interventions import Interventions, KvCache, Quantisation
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 PARTS = ("quantisation", "kv_cache")
@@ -40,6 +45,8 @@ class Choice:
 
     interventions: tuple[Intervention, ...]
     parts: tuple[str, ...]
+    thorough: bool = False
+    """Everything was asked for."""
 
 
 def parse_which(text: str | None) -> Choice:
@@ -60,7 +67,7 @@ def parse_which(text: str | None) -> Choice:
             chosen[name] = None
         chosen.update(dict.fromkeys(_group(name)))
     ordered = tuple(made for name, made in INTERVENTIONS.items() if name in chosen)
-    return Choice(ordered, tuple(part for part in PARTS if part in parts))
+    return Choice(ordered, tuple(part for part in PARTS if part in parts), "all" in names)
 
 
 def _group(name: str) -> tuple[str, ...]:
@@ -87,15 +94,17 @@ def intervene(
     model: AccessedModel | PreTrainedModel | str | None,
     tokens: Tokens | np.ndarray | Tensor,
     *,
+    long_tokens: Tokens | np.ndarray | Tensor | None = None,
     options: Options | None = None,
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Interventions:
     """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
 
-    tokens: integer ids (sequence, token); the last `options.held_out` sequences (at most a third) are held out to find
-    spikes, sinks and constants on, the others are evaluated. folder: where finished passes are kept, so that a run
-    that was killed goes on; they are removed at the end. Raises SpikesinkError subclasses.
+    tokens: integer ids (sequence, token); the last `options.held_out` sequences (at most half) are held out to find
+    spikes, sinks and constants on, the others are evaluated. long_tokens: for the KV cache, of at least 128 tokens
+    each; default `tokens`. folder: where finished passes are kept, so that a run that was killed goes on;
+    `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
     """
     options = options or Options()
     started = time.perf_counter()
@@ -117,12 +126,16 @@ def intervene(
     memo = Memo(folder, _identity(provenance))
     bench = Bench(accessed, evaluated, found, memo, criteria.sinks, options.batch_size, progress)
     rows = dissociation_rows(bench, list(choice.interventions), options.draws)
+    quantised = _quantisation(bench, held_out, choice)
+    cache = _kv_cache(bench, given if long_tokens is None else long_tokens, choice)
+    skipping = measure_skipping(bench) if "pin_spikes" in [made.name for made in choice.interventions] else None
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
-        quantisation=Quantisation(applicable=False, reason="not asked for"),
-        kv_cache=KvCache(applicable=False, reason="not asked for"),
-        recommendation=Recommendation(text="", tokens=[], channels=[], blocks=[], keep_sink_tokens=None),
+        quantisation=quantised,
+        kv_cache=cache,
+        recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
+        skipping=skipping,
         found=_facts(found),
         provenance=provenance,
         timing=Timing(
@@ -135,8 +148,22 @@ def intervene(
     )
 
 
+def _quantisation(bench: Bench, held_out: Tensor, choice: Choice) -> Quantisation:
+    if "quantisation" not in choice.parts:
+        return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
+    return quantisation(bench, held_out, thorough=choice.thorough)
+
+
+def _kv_cache(bench: Bench, tokens: Tokens | np.ndarray | Tensor, choice: Choice) -> KvCache:
+    if "kv_cache" not in choice.parts:
+        return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
+    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
+    check_ids(given, bench.accessed.vocab_size, bench.accessed.max_positions)
+    return kv_cache(bench, given.ids)
+
+
 def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
-    """Evaluated and held-out ids, (sequence, token) each; the held-out ones are the last, at most a third of all."""
+    """Evaluated and held-out ids, (sequence, token) each; the held-out ones are the last, at most half of all."""
     total = len(tokens.ids)
     if total < MIN_SEQUENCES:
         raise InputError(

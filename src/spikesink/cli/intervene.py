@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,8 @@ Draws = Annotated[int, typer.Option(min=1, help="Draws of every random control."
 Magnitude = Annotated[
     float | None, typer.Option(min=0, help="Magnitude that makes a spike; default a tenth of the largest.")
 ]
+CacheSequences = Annotated[int, typer.Option(min=2, help="Sequences for the KV cache.")]
+CacheSeqLen = Annotated[int, typer.Option(min=2, help="Tokens per sequence for the KV cache, documents joined.")]
 Sequences = Annotated[int, typer.Option(min=2, help="Sequences to evaluate.")]
 
 
@@ -31,6 +33,8 @@ def intervene_command(
     sequences: Sequences = 24,
     held_out: HeldOut = 16,
     seq_len: options.SeqLen = 64,
+    cache_sequences: CacheSequences = 6,
+    cache_seq_len: CacheSeqLen = 512,
     bos: options.Bos = "auto",
     chat_template: options.ChatTemplate = False,
     draws: Draws = 2,
@@ -61,17 +65,34 @@ def intervene_command(
         from spikesink.cli.sources import Source, load_with_progress, read_tokens
 
         source = Source(text, None, dataset, tokens, pack, sequences + held_out, seq_len, bos, chat_template)
-        parse_which(which)
+        choice = parse_which(which)
         check_options(epsilon, sink_metric)
         accessed = load_with_progress(
             progress, model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )  # fmt: skip
         ids = read_tokens(source, accessed)
+        long = _long_tokens(source, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         folder = options.output_folder(out, json, accessed.name)
         asked = Options(which, held_out, draws, epsilon, sink_metric, magnitude, batch_size)
-        record = intervene(accessed, ids, options=asked, folder=folder, progress=progress)
+        record = intervene(accessed, ids, long_tokens=long, options=asked, folder=folder, progress=progress)
     _finish(record, folder, force, json)
+
+
+def _long_tokens(source: Any, accessed: Any, sequences: int, seq_len: int) -> Any:
+    """Sequences for the KV cache from the same text; None for a file of ids, or a text too short for them."""
+    from dataclasses import replace
+
+    from spikesink.cli.sources import read_tokens
+    from spikesink.errors import InputError
+
+    if source.tokens is not None:
+        return None
+    tokens = min(seq_len, accessed.max_positions or seq_len)
+    try:
+        return read_tokens(replace(source, pack=True, sequences=sequences, seq_len=tokens), accessed)
+    except InputError:
+        return None
 
 
 def _finish(record: Interventions, folder: Path | None, force: bool, json: bool) -> None:

@@ -109,7 +109,10 @@ class Quantisation(Section):
     """By site kind, bits and granularity, in all blocks."""
     blocks: list[Damage] = Field(default_factory=list)
     """The worst site kind, one block at a time."""
+    worst_kind: str | None = None
+    """The site kind that int8 per tensor damages most (keys and values apart)."""
     worst_blocks: list[int] = Field(default_factory=list)
+    """Blocks whose worst site alone does a notable share of that damage, the worst first."""
     remedies: list[Damage] = Field(default_factory=list)
     spike_share: Estimate | None = None
     """Share of the per-tensor damage that is gone when spike tokens are kept in high precision."""
@@ -120,10 +123,12 @@ class Quantisation(Section):
 
 
 class KeptSinks(Frozen):
-    """Streaming-window perplexity at one window and number of kept first tokens; keep None is full attention."""
+    """Streaming-window perplexity: a cache of `window` tokens, `keep` of them kept; None is full attention."""
 
     window: int | None
     keep: int | None
+    first: int
+    """Position of the first kept token; 1 is the control that keeps as many, but not the first."""
     perplexity: Estimate
     loss_difference_nats: Estimate
 
