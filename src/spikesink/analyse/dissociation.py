@@ -42,9 +42,7 @@ class Bench:
     def trial(self, key: str, open_contexts: Callable[[], tuple], *, score_last: int | None = None) -> Trial:
         """A pass by name, run once. Raises DoesNotApplyError where a context does."""
 
-        return self._run(
-            key, open_contexts, self.ids, sinks=self.sinks, plateau=self.found.plateau, score_last=score_last
-        )
+        return self._run(key, open_contexts, self.ids, sinks=self.sinks, found=self.found, score_last=score_last)
 
     def loss(self, key: str, open_contexts: Callable[[], tuple], ids: Tensor | None = None) -> Trial:
         """A pass that measures nothing but the loss; `ids` in place of the bench's."""
@@ -152,6 +150,7 @@ def _row(
         sequence_spike=bootstrap.estimate(bootstrap.mean, trial.spikes),
         plateau_kept=bootstrap.estimate(bootstrap.share, trial.plateaus, baseline.plateaus),
         max_over_median=max(trial.ratios) if math.isfinite(max(trial.ratios)) else None,
+        spike_tokens=float(np.mean(trial.spike_tokens)) if trial.spike_tokens else None,
         draws=[_draw(seed, drawn) for seed, drawn in enumerate(trials, start=1)] if control_of else [],
     )
 

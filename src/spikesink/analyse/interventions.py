@@ -1,4 +1,4 @@
-"""`intervene`: from a model and token ids to the record of what spikes and sinks do in it."""
+"""`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
 
 import datetime
 import platform
@@ -90,7 +90,7 @@ class Options:
     batch_size: int | None = None
 
 
-def intervene(
+def dissociate(
     model: AccessedModel | PreTrainedModel | str | None,
     tokens: Tokens | np.ndarray | Tensor,
     *,
@@ -209,7 +209,9 @@ def _facts(found: Found) -> dict[str, Any]:
     """What was found, without the states."""
     large = ("spike_states", "ordinary_states", "direction", "amplifier")
     facts = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in large}
-    return {**facts, "amplifier_entries": len(found.amplifier)}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
+    heads = [list(head) for head in found.sink_heads]
+    return {**listed, "sink_heads": heads, "amplifier_entries": len(found.amplifier)}
 
 
 def _arrays(found: Found) -> dict[str, np.ndarray]:

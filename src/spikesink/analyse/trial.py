@@ -9,15 +9,18 @@ from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, editing
 from spikesink.analyse.passes import stream
+from spikesink.intervene import Found
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.measure.spike_states import SpikeStates
 
 
 @dataclass(frozen=True)
 class Trial:
     """Per sequence: sum of losses in nats, number of predictions, sink ratio, largest magnitude, that on the plateau,
-    and the ratio to the median. All but the losses are empty where only the loss was asked for."""
+    the ratio to the median, and number of spike tokens. All but the losses are empty where only they were asked for.
+    """
 
     loss_sums: list[float]
     predictions: list[int]
@@ -25,6 +28,7 @@ class Trial:
     spikes: list[float]
     plateaus: list[float]
     ratios: list[float]
+    spike_tokens: list[float]
 
     @property
     def losses(self) -> np.ndarray:
@@ -45,6 +49,7 @@ class Trial:
             spikes=np.max([trial.spikes for trial in trials], axis=0).tolist(),
             plateaus=np.max([trial.plateaus for trial in trials], axis=0).tolist(),
             ratios=np.max([trial.ratios for trial in trials], axis=0).tolist(),
+            spike_tokens=np.mean([trial.spike_tokens for trial in trials], axis=0).tolist(),
         )
 
 
@@ -65,19 +70,22 @@ def run_trial(
     ids: Tensor,
     *contexts: AbstractContextManager,
     sinks: SinkCriteria | None = None,
-    plateau: tuple[int, int] | None = None,
+    found: Found | None = None,
     score_last: int | None = None,
     batch_size: int | None = None,
     loss_only: bool = False,
 ) -> Trial:
     """One pass over ids (sequence, token) with the contexts open."""
-    losses, spikes, sink = LossMeasure(), SequenceSpikes(plateau), SinkMeasure(sinks)
+    losses, sink = LossMeasure(), SinkMeasure(sinks)
+    spikes = SequenceSpikes(found.plateau if found else None)
+    tokens = SpikeStates(found.edit_block, found.is_spike) if found and found.has_spikes else None
+    observers = [losses] if loss_only else [losses, spikes, sink, *([tokens] if tokens else [])]
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
         if score_last is not None:
             stack.enter_context(editing(accessed, ScoreLast(score_last)))
-        stream(accessed, ids, [losses] if loss_only else [losses, spikes, sink], batch_size=batch_size)
+        stream(accessed, ids, observers, batch_size=batch_size)
     return Trial(
         loss_sums=losses.loss_sums,
         predictions=[int(count) for count in losses.predictions],
@@ -85,4 +93,5 @@ def run_trial(
         spikes=spikes.largest,
         plateaus=spikes.plateaus,
         ratios=spikes.ratios,
+        spike_tokens=[float(row.sum()) for rows in tokens.spikes for row in rows] if tokens and not loss_only else [],
     )

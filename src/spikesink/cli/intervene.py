@@ -60,7 +60,7 @@ def intervene_command(
     if out is not None:
         check_output(out, Interventions.file, force=force)
     with progress_bar() as progress:
-        from spikesink.analyse.interventions import Options, intervene, parse_which
+        from spikesink.analyse.interventions import Options, dissociate, parse_which
         from spikesink.analyse.scan import check_options
         from spikesink.cli.sources import Source, load_with_progress, read_tokens
 
@@ -75,7 +75,7 @@ def intervene_command(
         long = _long_tokens(source, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         folder = options.output_folder(out, json, accessed.name)
         asked = Options(which, held_out, draws, epsilon, sink_metric, magnitude, batch_size)
-        record = intervene(accessed, ids, long_tokens=long, options=asked, folder=folder, progress=progress)
+        record = dissociate(accessed, ids, long_tokens=long, options=asked, folder=folder, progress=progress)
     _finish(record, folder, force, json)
 
 

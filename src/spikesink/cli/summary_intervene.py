@@ -24,7 +24,9 @@ def print_interventions(record: Interventions, console: Console | None = None) -
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), min_width=60)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), min_width=60, pad_edge=False
+    )
     table.add_column(columns[0])
     for name in columns[1:]:
         table.add_column(name, justify="right")
@@ -33,7 +35,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def dissociation_table(record: Interventions) -> Table:
     """One row per intervention, its controls below it, dim."""
-    table = _table("Remove one, keep the rest", "", "perplexity", "cost in nats", "sinks", "plateau")
+    table = _table("Remove one, keep the rest", "", "perplexity", "cost in nats", "sinks", "plateau", "tokens")
     for row in record.interventions:
         name = row.name if row.control_of is None else f"  {row.name.split('/')[1].replace('_', ' ')}"
         if row.applicable:
@@ -45,7 +47,9 @@ def dissociation_table(record: Interventions) -> Table:
 def _numbers(row: InterventionRow) -> tuple[str, ...]:
     assert row.perplexity and row.loss_difference_nats and row.sink_ratio and row.plateau_kept
     cost = "" if row.name == "baseline" else interval(row.loss_difference_nats)
-    return (number(row.perplexity.value), cost, f"{row.sink_ratio.value:.0%}", f"{row.plateau_kept.value:.0%}")
+    tokens = "" if row.spike_tokens is None else f"{row.spike_tokens:.1f}"
+    sinks, plateau = f"{row.sink_ratio.value:.0%}", f"{row.plateau_kept.value:.0%}"
+    return (number(row.perplexity.value), cost, sinks, plateau, tokens)
 
 
 def _refused(record: Interventions) -> Text:
@@ -63,8 +67,9 @@ def _verdict(record: Interventions) -> Text:
     text = Text("Verdict  ", "bold").append(found.verdict, "bold cyan")
     for answer in (found.sinks_need_spikes, found.spikes_need_sinks, found.constant_suffices):
         text.append(f"\n  {answer.question} ").append(answer.answer, "bold").append(f": {answer.reason}", "dim")
-    legend = "cost: mean loss minus the baseline's on the same tokens, with its 95 % interval over sequences;"
-    return text.append(f"\n{legend} plateau: largest magnitude between step-up and step-down, of the baseline's", "dim")
+    legend = "cost: mean loss minus the baseline's on the same tokens, with its 95 % interval over sequences; "
+    legend += "plateau: largest magnitude between step-up and step-down, of the baseline's; "
+    return text.append(f"\n{legend}tokens: how many spike, per sequence", "dim")
 
 
 def _skipping(record: Interventions) -> Text:

@@ -56,6 +56,8 @@ class InterventionRow(Frozen):
     """
     max_over_median: float | None = None
     """Largest over sequences and blocks; None where a median is 0."""
+    spike_tokens: float | None = None
+    """Tokens per sequence that hold a spike after the step-up block; None in a model without spikes."""
     draws: list[Draw] = Field(default_factory=list)
 
 
