@@ -111,8 +111,8 @@ def dissociate(
     choice = parse_which(options.which)
     criteria = check_options(options.epsilon, options.sink_metric)
     accessed = accessed_model(model)
-    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
-    check_ids(given, accessed.vocab_size, accessed.max_positions)
+    given = _checked(tokens, accessed)
+    long = given if long_tokens is None else _checked(long_tokens, accessed)
     evaluated, held_out = split(given, options.held_out)
     found = find(
         accessed,
@@ -122,12 +122,12 @@ def dissociate(
         batch_size=options.batch_size,
         progress=progress,
     )
-    provenance = _provenance(accessed, given, options, criteria, len(evaluated))
+    provenance = _provenance(accessed, given, long, options, criteria, len(evaluated))
     memo = Memo(folder, _identity(provenance))
     bench = Bench(accessed, evaluated, found, memo, criteria.sinks, options.batch_size, progress)
     rows = dissociation_rows(bench, list(choice.interventions), options.draws)
     quantised = _quantisation(bench, held_out, choice)
-    cache = _kv_cache(bench, given if long_tokens is None else long_tokens, choice)
+    cache = _kv_cache(bench, long, choice)
     skipping = measure_skipping(bench) if "pin_spikes" in [made.name for made in choice.interventions] else None
     return Interventions(
         interventions=rows,
@@ -154,12 +154,16 @@ def _quantisation(bench: Bench, held_out: Tensor, choice: Choice) -> Quantisatio
     return quantisation(bench, held_out, thorough=choice.thorough)
 
 
-def _kv_cache(bench: Bench, tokens: Tokens | np.ndarray | Tensor, choice: Choice) -> KvCache:
+def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> Tokens:
+    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
+    check_ids(given, accessed.vocab_size, accessed.max_positions)
+    return given
+
+
+def _kv_cache(bench: Bench, tokens: Tokens, choice: Choice) -> KvCache:
     if "kv_cache" not in choice.parts:
         return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
-    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
-    check_ids(given, bench.accessed.vocab_size, bench.accessed.max_positions)
-    return kv_cache(bench, given.ids)
+    return kv_cache(bench, tokens.ids)
 
 
 def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
@@ -176,7 +180,7 @@ def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
 
 
 def _provenance(
-    accessed: AccessedModel, tokens: Tokens, options: Options, criteria: Criteria, evaluated: int
+    accessed: AccessedModel, tokens: Tokens, long: Tokens, options: Options, criteria: Criteria, evaluated: int
 ) -> Provenance:
     return Provenance(
         model=accessed.provenance,
@@ -193,6 +197,7 @@ def _provenance(
             "evaluated_sequences": evaluated,
             "held_out_sequences": len(tokens.ids) - evaluated,
             "attention": "spikesink",
+            "cache_tokens": long.provenance(),
         },
     )
 
