@@ -163,7 +163,7 @@ class Skipping(Frozen):
     share_of_layer_tokens: float
     """Share of all (layer, token) pairs that is not computed."""
     seconds_saved: Estimate | None
-    """Share of the pinned forward pass's time, over paired runs."""
+    """Share of the pinned forward pass's wall-clock time, medians over paired runs; only a quiet machine shows it."""
     largest_difference: float
     """Largest relative difference of the logits from pinning without skipping."""
 
