@@ -1,7 +1,8 @@
 """spikesink: takes apart massive activations ("spikes") and attention sinks in Transformer language models.
 
-`load` gives an accessed model, `scan` measures it; both are imported when first used, so that reading a record does
-not import torch.
+`load` gives an accessed model, `scan` measures it, `dissociate` removes spikes and sinks from it; `find` gives what
+the context managers of `spikesink.intervene` start from. All are imported when first used, so that reading a record
+does not import torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,23 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spikesink.access import AccessedModel, load
+    from spikesink.analyse.finding import find
+    from spikesink.analyse.interventions import dissociate
     from spikesink.analyse.scan import scan
     from spikesink.records import Anatomy
+    from spikesink.records.interventions import Interventions
 
 _LAZY = {
     "AccessedModel": "spikesink.access",
     "Anatomy": "spikesink.records",
+    "Interventions": "spikesink.records.interventions",
+    "dissociate": "spikesink.analyse.interventions",
+    "find": "spikesink.analyse.finding",
     "load": "spikesink.access",
     "scan": "spikesink.analyse.scan",
 }
 
-__all__ = ["AccessedModel", "Anatomy", "__version__", "load", "scan"]
+__all__ = ["AccessedModel", "Anatomy", "Interventions", "__version__", "dissociate", "find", "load", "scan"]
 
 
 def __getattr__(name: str) -> Any:

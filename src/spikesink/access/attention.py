@@ -6,7 +6,7 @@ blocks of queries, so a T x T map never exists, and shows each row block to the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,9 +83,12 @@ class Call:
 
 def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> Tensor:
     """Attention output (batch, head, token, d_head), computed and shown in row blocks. Eq. 6-11."""
-    value = call.value
+    key, value = call.key, call.value
+    for edit in listeners(editors, "edit_keys"):
+        key = edit(call.block, key)
     for edit in listeners(editors, "edit_values"):
         value = edit(call.block, value)
+    call = replace(call, key=key, value=value)
     _announce(call, value, observers, valid)
     queries, heads = call.query.shape[2], call.query.shape[1]
     output = call.query.new_empty(call.query.shape[0], heads, queries, value.shape[-1])
@@ -95,6 +98,9 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
         weights, mass, columns = _row_weights(call, start, stop, low, high, editors)
         shown = value[:, :, columns]
         output[:, :, start:stop] = _grouped(weights.to(value.dtype), shown, call.groups)
+        for edit in listeners(editors, "edit_output"):
+            rows = _rows(call, start, stop, low, high, weights, mass, shown, output)
+            output[:, :, start:stop] = edit(call.block, rows)
         for listen in listeners(observers, "on_attention_rows"):
             listen(_rows(call, start, stop, low, high, weights, mass, shown, output))
     return output

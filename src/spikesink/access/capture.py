@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spikesink.access import attention
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
 from spikesink.access.protocol import Batch, listeners
+from spikesink.access.skipping import find_skipped, picked, put_back, restored
 from spikesink.errors import NumericError
 
 
@@ -50,11 +51,14 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     """One forward pass without gradient; returns the logits (batch, token, vocabulary)."""
     tap = _taps.get(accessed.model) or Tap()
     device = accessed.device
-    tap.batch = Batch(batch.ids.to(device), batch.valid.to(device), batch.first_sequence)
+    batch = Batch(batch.ids.to(device), batch.valid.to(device), batch.first_sequence, batch.scored)
+    for edit in listeners(tap.editors, "edit_batch"):
+        batch = edit(batch)
+    tap.batch = batch
     for listen in listeners(tap.observers, "on_batch"):
-        listen(tap.batch)
+        listen(batch)
     with torch.inference_mode():
-        logits = accessed.model(input_ids=tap.batch.ids, use_cache=False, **_padding(tap.batch)).logits
+        logits = accessed.model(input_ids=batch.ids, use_cache=False, **_padding(batch)).logits
         for listen in listeners(tap.observers, "on_logits"):
             listen(logits)
     for listen in listeners(tap.observers, "on_batch_end"):
@@ -119,6 +123,9 @@ def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
 
     def handle(module: nn.Module, call: attention.Call) -> Tensor:
         valid = tap.batch.valid if tap.batch is not None and tap.batch.padded else None
+        skipped = find_skipped(tap.editors, call.block)
+        if skipped is not None:
+            call = restored(call, skipped)
         return attention.attend(call, tap.observers, tap.editors, valid)
 
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
@@ -152,6 +159,7 @@ class _LayerHooks:
         self.sites = sites
         self.tap = tap
         self.entering: Tensor | None = None
+        self.before_skipping: Tensor | None = None
 
     def register(self) -> list[Any]:
         sites = self.sites
@@ -170,9 +178,12 @@ class _LayerHooks:
         if self.sites.attention.block == 1:
             hidden = self.edited(0, hidden)
             self.show("on_residual", 0, hidden)
-            args, kwargs = _with_first_input(args, kwargs, hidden)
+        skipped = find_skipped(self.tap.editors, self.sites.attention.block)
+        if skipped is not None:
+            self.before_skipping = hidden
+            hidden, kwargs = picked(hidden, kwargs, skipped)
         self.entering = hidden
-        return args, kwargs
+        return _with_first_input(args, kwargs, hidden)
 
     def between(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = _first_input(args, kwargs)
@@ -180,7 +191,12 @@ class _LayerHooks:
 
     def leave(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
         block = self.sites.ffn.block
-        hidden = self.edited(block, _first(output))
+        hidden = _first(output)
+        if self.before_skipping is not None:
+            skipped = find_skipped(self.tap.editors, self.sites.attention.block)
+            assert skipped is not None, "the editor skipped tokens on the way in and not on the way out"
+            hidden, self.before_skipping = put_back(self.before_skipping, hidden, skipped), None
+        hidden = self.edited(block, hidden)
         self.show("on_residual", block, hidden)
         self.entering = None
         return _with_first(output, hidden)

@@ -20,6 +20,8 @@ class Batch:
     valid: Tensor
     first_sequence: int = 0
     """Index of row 0 among all sequences of the run."""
+    scored: Tensor | None = None
+    """Which tokens count as targets of the loss, (batch, token) bool; None = all. Set by an edit of the input."""
 
     @property
     def padded(self) -> bool:
@@ -76,6 +78,19 @@ class AttentionInputs:
         return self.visible_counts()
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """Tokens whose computation a layer leaves out, because an editor sets their residual afterwards anyway.
+
+    kept (batch, kept): positions that are computed, rising; of the others the key and value are taken from `key` and
+    `value`, post-RoPE (kv_head, token, d_head). Observers see the writes of the kept tokens only.
+    """
+
+    kept: Tensor
+    key: Tensor
+    value: Tensor
+
+
 class Observer(Protocol):
     """Everything an observer may listen to; each method is optional."""
 
@@ -99,6 +114,10 @@ class Observer(Protocol):
 class Editor(Protocol):
     """Everything an intervention may change; each method is optional and returns the new tensor."""
 
+    def edit_batch(self, batch: Batch) -> Batch:
+        """The token ids that go in; ones that are not to be predicted are left out of `scored`."""
+        ...
+
     def edit_residual(self, block: int, hidden: Tensor) -> Tensor: ...
 
     def edit_write(self, block: int, write: Tensor) -> Tensor: ...
@@ -109,8 +128,20 @@ class Editor(Protocol):
 
     def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor: ...
 
+    def edit_keys(self, block: int, key: Tensor) -> Tensor:
+        """Post-RoPE keys (batch, kv_head, token, d_head)."""
+        ...
+
     def edit_values(self, block: int, value: Tensor) -> Tensor:
         """Values (batch, kv_head, token, d_head)."""
+        ...
+
+    def edit_output(self, block: int, rows: "AttentionRows") -> Tensor:
+        """Attention output of these rows (batch, head, row, d_head), before the output projection and any gate."""
+        ...
+
+    def skipped(self, block: int) -> Skipped | None:
+        """Tokens that the layer of this attention block need not compute; see `access.skipping`."""
         ...
 
 

@@ -49,7 +49,7 @@ def scan(
     Raises SpikesinkError subclasses for ids, options or models that cannot be measured. Sun et al. 2026, eq. 27-28.
     """
     started = time.perf_counter()
-    accessed = _accessed(model)
+    accessed = accessed_model(model)
     load_s = time.perf_counter() - started
     given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
     check_ids(given, accessed.vocab_size, accessed.max_positions)
@@ -98,7 +98,8 @@ def measure(
     return scanned, seconds
 
 
-def _accessed(model: AccessedModel | PreTrainedModel | str | None) -> AccessedModel:
+def accessed_model(model: AccessedModel | PreTrainedModel | str | None) -> AccessedModel:
+    """A model in any form that the public functions take, as an accessed one."""
     if isinstance(model, AccessedModel):
         return model
     return access(model) if isinstance(model, PreTrainedModel) else load(model)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from spikesink.cli.intervene import intervene_command
 from spikesink.cli.scan import scan_command
 from spikesink.errors import SpikesinkError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("scan")(scan_command)
+app.command("intervene")(intervene_command)
 
 
 def _version(asked: bool) -> None:

@@ -29,11 +29,13 @@ class LossMeasure:
         self.predictions: list[int] = []
 
     def on_batch(self, batch) -> None:
-        self._ids, self._valid = batch.ids, batch.valid
+        self._ids, self._valid, self._scored = batch.ids, batch.valid, batch.scored
 
     def on_logits(self, logits: Tensor) -> None:
         targets = self._ids[:, 1:].to(logits.device)
         counted = (self._valid[:, 1:] & self._valid[:, :-1]).to(logits.device)
+        if self._scored is not None:
+            counted &= self._scored[:, 1:].to(logits.device)
         losses = token_losses(logits[:, :-1], targets).double() * counted
         self.loss_sums += losses.sum(1).tolist()
         self.predictions += counted.sum(1).tolist()

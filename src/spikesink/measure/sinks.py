@@ -58,6 +58,8 @@ class SinkMeasure:
         self.blocks: dict[int, HeadSums] = {}
         self.has_virtual_keys = False
         self.longest = 0
+        self.sequence_sinks: list[float] = []
+        """Sink heads of each sequence so far, under the chosen metric."""
         self._valid: Tensor | None = None
         self._padded = False
         self._running: _Running | None = None
@@ -66,6 +68,7 @@ class SinkMeasure:
         self._valid = batch.valid
         self._padded = batch.padded
         self.longest = max(self.longest, int(batch.valid.sum(1).max()))
+        self.sequence_sinks += [0.0] * len(batch.valid)
 
     def on_attention(self, inputs) -> None:
         batch, heads = inputs.query.shape[:2]
@@ -111,6 +114,19 @@ class SinkMeasure:
         sums.virtual += (running.virtual.double() / queries).sum(0).cpu()
         sums.positions = _added(sums.positions, alpha.sum(0).cpu())
         sums.sequences += alpha.shape[0]
+        chosen = largest if self.criteria.metric == "sun2026" else largest_gu
+        self._count_sequences((chosen > epsilon).sum(1))
+
+    def _count_sequences(self, sinks: Tensor) -> None:
+        """Add one block's sink heads, (batch,), to the sequences of this batch."""
+        first = len(self.sequence_sinks) - len(sinks)
+        for row, count in enumerate(sinks.tolist()):
+            self.sequence_sinks[first + row] += count
+
+    def sequence_ratios(self) -> list[float]:
+        """Sink ratio of each sequence under the chosen metric, for intervals over sequences. Eq. 28."""
+        heads = sum(len(sums.first) for sums in self.blocks.values())
+        return [count / heads for count in self.sequence_sinks]
 
     def compute(self) -> "SinkResult":
         """Averages over sequences, block by block."""
@@ -146,11 +162,19 @@ class SinkResult:
         """Sink ratio: share of heads over layers and heads that are sink heads, averaged over sequences. Eq. 28."""
         return float(np.concatenate(list(self.rates[metric].values())).mean())
 
+    @property
+    def importance_min(self) -> float:
+        """What the importance of a key must exceed to make it a sink token at this sequence length."""
+        return max(self.criteria.epsilon, self._floor)
+
+    @property
+    def _floor(self) -> float:
+        return self.criteria.uniform_factor_min * uniform_first_key(self.tokens)
+
     def is_sink(self, block: int) -> np.ndarray:
         """Which heads of the block are sink heads, (head,) bool."""
         often = self.rates[self.criteria.metric][block] >= self.criteria.sink_rate_min
-        floor = self.criteria.uniform_factor_min * uniform_first_key(self.tokens)
-        return often & (self.largest[block] > floor)
+        return often & (self.largest[block] > self._floor)
 
 
 def _zeros(heads: int) -> HeadSums:

@@ -1,0 +1,54 @@
+"""Bootstrap intervals over sequences."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from spikesink.records.interventions import Estimate
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+LARGEST_LOSS = 700.0
+"""exp of more than this is beyond float64."""
+
+
+def estimate(statistic: Callable[..., np.ndarray], *samples: Sequence[float] | np.ndarray) -> Estimate:
+    """The statistic of paired samples over sequences and its percentile interval; the same resamples every time.
+
+    statistic: (samples..., axis=-1) -> value; it must work along an axis.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    value = float(statistic(*arrays, axis=-1))
+    if all(np.ptp(array) == 0 for array in arrays):
+        return Estimate(value=value, low=value, high=value)
+    found = bootstrap(
+        arrays,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value=value, low=float(found.low), high=float(found.high))
+
+
+def perplexity(loss_sums: np.ndarray, predictions: np.ndarray, axis: int = -1) -> np.ndarray:
+    """exp(mean negative log-likelihood over all predictions); sums and numbers of predictions by sequence."""
+    return np.exp(np.minimum(loss_sums.sum(axis) / predictions.sum(axis), LARGEST_LOSS))
+
+
+def difference(losses: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over sequences of the paired difference."""
+    return (losses - baseline).mean(axis)
+
+
+def share(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean as a share of the baseline's mean."""
+    return values.mean(axis) / np.maximum(baseline.mean(axis), np.finfo(np.float64).tiny)
+
+
+def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return values.mean(axis)

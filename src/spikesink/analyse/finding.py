@@ -1,0 +1,158 @@
+"""What interventions start from: a scan of held-out sequences, and the constants learned on them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spikesink.access import AccessedModel
+from spikesink.access.linears import LinearSite, editing_inputs, find_linears
+from spikesink.access.weights import gated_ffns
+from spikesink.analyse.passes import Progress, no_progress, stream
+from spikesink.analyse.scan import accessed_model, measure
+from spikesink.analyse.scanned import Criteria, Scanned
+from spikesink.data.tokens import Tokens
+from spikesink.errors import DoesNotApplyError
+from spikesink.intervene import Found
+from spikesink.measure.amplifier import spectrum
+from spikesink.measure.spike_states import SpikeStates
+
+AMPLIFIER_SHARE = 0.9
+"""Share of what the step-up block writes into the spike channels that the cut entries bring."""
+
+
+def find(
+    model: AccessedModel | PreTrainedModel | str | None,
+    tokens: Tokens | np.ndarray | Tensor,
+    *,
+    criteria: Criteria | None = None,
+    magnitude: float | None = None,
+    batch_size: int | None = None,
+    progress: Progress = no_progress,
+) -> Found:
+    """Find spikes and sinks on these sequences and learn the constants that interventions put in their place.
+
+    tokens: ids (sequence, token), held out from what is evaluated later. magnitude: from which magnitude after the
+    step-up block an element is part of a spike; default a tenth of the largest there, and 20 times the median.
+    """
+    accessed = accessed_model(model)
+    given = tokens.ids if isinstance(tokens, Tokens) else np.asarray(tokens)
+    ids = torch.from_numpy(np.array(given, dtype=np.int64))
+    scanned, _ = measure(accessed, ids, criteria or Criteria(), batch_size=batch_size, progress=progress)
+    return found_from(scanned, magnitude=magnitude, progress=progress)
+
+
+def found_from(scanned: Scanned, *, magnitude: float | None = None, progress: Progress = no_progress) -> Found:
+    """The same from a scan that has been made; one more pass over its sequences learns the constants."""
+    spike, steps = scanned.spike, scanned.steps
+    step_up = steps.step_up[-1] if steps and steps.step_up else None
+    block = step_up or spike.block
+    statistics = scanned.spikes.residuals[block]
+    criteria = scanned.criteria.spikes
+    default = max(criteria.share_of_spike_min * statistics.maximum, criteria.max_over_median_min * statistics.median)
+    facts: dict[str, Any] = {
+        "has_spikes": spike.has_spikes,
+        "spike": spike.peak.value,
+        "edit_block": block,
+        "step_up_block": step_up,
+        "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
+        "channels": tuple(spike.channels),
+        "magnitude_min": default if magnitude is None else magnitude,
+        "sequences": len(scanned.ids),
+        **_sinks(scanned),
+    }
+    if not spike.has_spikes:
+        return Found(**facts)
+    learned = _learn(scanned.accessed, scanned.ids, Found(**facts), progress)
+    direction, missing = _direction(scanned.accessed, step_up, spike.channels[0])
+    return Found(**facts, **learned, direction=direction, direction_missing=missing)
+
+
+def _sinks(scanned: Scanned) -> dict[str, Any]:
+    """Sink heads, and the positions that they attend to in the mean over sequences."""
+    sinks = scanned.sinks
+    heads = [(block, int(head)) for block in sinks.positions for head in sinks.is_sink(block).nonzero()[0]]
+    if not heads:
+        return {"has_sinks": False}
+    importance = np.mean([sinks.positions[block][head] for block, head in heads], axis=0)
+    half = importance[: max(1, len(importance) // 2)]
+    positions = np.flatnonzero(half > sinks.importance_min)
+    chosen = positions if len(positions) else [int(half.argmax())]
+    return {"has_sinks": True, "sink_heads": tuple(heads), "sink_positions": tuple(int(p) for p in chosen)}
+
+
+def _learn(accessed: AccessedModel, ids: Tensor, found: Found, progress: Progress) -> dict[str, Any]:
+    """Mean states, and which entries of W_down write the spike."""
+    states = SpikeStates(found.edit_block, found.is_spike)
+    site = _step_up_output(accessed, found.step_up_block)
+    writers = _Writers(found, site) if site else None
+    observers = [states, writers] if writers else [states]
+    with editing_inputs([site] if site else [], writers.keep if writers else _unchanged):
+        stream(accessed, ids, observers, stage="learn constants", progress=progress)
+    spikes, others = states.means()
+    return {
+        "spike_states": spikes,
+        "ordinary_states": others,
+        "ordinary_max": states.ordinary_max,
+        "spike_tokens": states.tokens,
+        "amplifier": writers.entries() if writers else (),
+    }
+
+
+def _step_up_output(accessed: AccessedModel, block: int | None) -> LinearSite | None:
+    sites = [site for site in find_linears(accessed) if site.block == block and site.kind == "down_proj"]
+    return sites[0] if sites else None
+
+
+def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
+    return entering
+
+
+@dataclass
+class _Writers:
+    """Sums, over spike tokens, what enters the step-up block's W_down, signed along each spike channel."""
+
+    found: Found
+    site: LinearSite
+    _entering: Tensor | None = None
+    _sums: Tensor | None = None
+
+    def keep(self, _site: LinearSite, entering: Tensor) -> Tensor:
+        self._entering = entering
+        return entering
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        if block != self.found.edit_block:
+            return
+        assert self._entering is not None
+        spikes = self.found.is_spike(hidden)
+        signs = hidden[spikes][:, list(self.found.channels)].sign().double()
+        total = signs.T @ self._entering.reshape(*hidden.shape[:2], -1)[spikes].double()
+        self._sums = total if self._sums is None else self._sums + total
+
+    def entries(self) -> tuple[tuple[int, int], ...]:
+        """The fewest (channel, neuron) that bring AMPLIFIER_SHARE of the write, the largest first."""
+        assert self._sums is not None
+        weight = self.site.weight.detach() if self.site.input_dim == 1 else self.site.weight.detach().T
+        rows = weight[list(self.found.channels)].double()
+        contributions = (rows * self._sums).cpu().flatten()
+        ordered, order = contributions.sort(descending=True)
+        enough = int((ordered.cumsum(0) < AMPLIFIER_SHARE * contributions.sum()).sum()) + 1
+        width = rows.shape[1]
+        return tuple((self.found.channels[int(index) // width], int(index) % width) for index in order[:enough])
+
+
+def _direction(accessed: AccessedModel, block: int | None, channel: int) -> tuple[Tensor | None, str | None]:
+    """s* of the spike channel in the step-up FFN, or why there is none."""
+    if block is None:
+        return None, "no single block makes the spikes"
+    try:
+        ffns = gated_ffns(accessed, block)
+    except DoesNotApplyError as reason:
+        return None, str(reason)
+    if len(ffns) > 1:
+        return None, f"block {block} is a mixture of experts, whose experts have an s* each"
+    return torch.from_numpy(spectrum(ffns[0], channel, count=1).vectors[0]).float(), None

@@ -1,0 +1,232 @@
+"""`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
+
+import datetime
+import platform
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import spikesink
+from spikesink.access import AccessedModel
+from spikesink.analyse.calibration import spike_tokens
+from spikesink.analyse.dissociation import Bench, dissociation_rows
+from spikesink.analyse.finding import find
+from spikesink.analyse.kv_cache import kv_cache
+from spikesink.analyse.passes import Progress, no_progress
+from spikesink.analyse.quantisation import quantisation
+from spikesink.analyse.recommend import recommend
+from spikesink.analyse.resume import Memo
+from spikesink.analyse.scan import accessed_model, check_options
+from spikesink.analyse.scanned import Criteria
+from spikesink.analyse.skipping import measure_skipping
+from spikesink.analyse.verdict import dissociation
+from spikesink.data.tokens import Tokens, check_ids
+from spikesink.errors import InputError, did_you_mean
+from spikesink.intervene import INTERVENTIONS, Found, Intervention
+from spikesink.records.base import Provenance, Timing
+from spikesink.records.interventions import Interventions, KvCache, Quantisation
+
+CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
+PARTS = ("quantisation", "kv_cache")
+GROUPS = ("default", "all", "core", "spikes", "sinks", "input")
+MIN_SEQUENCES = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `--which` asked for."""
+
+    interventions: tuple[Intervention, ...]
+    parts: tuple[str, ...]
+    thorough: bool = False
+    """Everything was asked for."""
+
+
+def parse_which(text: str | None) -> Choice:
+    """Names of interventions, of groups (default, all, core, spikes, sinks, input) and of parts, with commas.
+
+    Raises InputError for unknown ones.
+    """
+    names = [name.strip().replace("-", "_") for name in (text or "default").split(",") if name.strip()]
+    known = [*INTERVENTIONS, *GROUPS, *PARTS]
+    chosen: dict[str, None] = {}
+    parts: dict[str, None] = {}
+    for name in names:
+        if name not in known:
+            raise InputError(f"Unknown intervention '{name}'{did_you_mean(name, known)}")
+        if name in PARTS or name in ("default", "all"):
+            parts.update(dict.fromkeys(PARTS if name not in PARTS else (name,)))
+        if name in INTERVENTIONS:
+            chosen[name] = None
+        chosen.update(dict.fromkeys(_group(name)))
+    ordered = tuple(made for name, made in INTERVENTIONS.items() if name in chosen)
+    return Choice(ordered, tuple(part for part in PARTS if part in parts), "all" in names)
+
+
+def _group(name: str) -> tuple[str, ...]:
+    if name in ("default", "core"):
+        return CORE
+    return tuple(other for other, made in INTERVENTIONS.items() if name in ("all", made.target))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything but the model and the tokens."""
+
+    which: str | None = None
+    held_out: int = 16
+    """Sequences, the last ones, that spikes, sinks and constants are found on and that nothing is evaluated on."""
+    draws: int = 2
+    epsilon: float = 0.3
+    sink_metric: str = "sun2026"
+    magnitude: float | None = None
+    batch_size: int | None = None
+
+
+def dissociate(
+    model: AccessedModel | PreTrainedModel | str | None,
+    tokens: Tokens | np.ndarray | Tensor,
+    *,
+    long_tokens: Tokens | np.ndarray | Tensor | None = None,
+    options: Options | None = None,
+    folder: Path | None = None,
+    progress: Progress = no_progress,
+) -> Interventions:
+    """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
+
+    tokens: integer ids (sequence, token); the last `options.held_out` sequences (at most half) are held out to find
+    spikes, sinks and constants on, the others are evaluated. long_tokens: for the KV cache, of at least 128 tokens
+    each; default `tokens`. folder: where finished passes are kept, so that a run that was killed goes on;
+    `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
+    """
+    options = options or Options()
+    started = time.perf_counter()
+    choice = parse_which(options.which)
+    criteria = check_options(options.epsilon, options.sink_metric)
+    accessed = accessed_model(model)
+    given = _checked(tokens, accessed)
+    long = given if long_tokens is None else _checked(long_tokens, accessed)
+    evaluated, held_out = split(given, options.held_out)
+    found = find(
+        accessed,
+        held_out,
+        criteria=criteria,
+        magnitude=options.magnitude,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    provenance = _provenance(accessed, given, long, options, criteria, len(evaluated))
+    memo = Memo(folder, _identity(provenance))
+    bench = Bench(accessed, evaluated, found, memo, criteria.sinks, options.batch_size, progress)
+    rows = dissociation_rows(bench, list(choice.interventions), options.draws)
+    quantised = _quantisation(bench, held_out, choice)
+    cache = _kv_cache(bench, long, choice)
+    skipping = measure_skipping(bench) if "pin_spikes" in [made.name for made in choice.interventions] else None
+    return Interventions(
+        interventions=rows,
+        dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
+        quantisation=quantised,
+        kv_cache=cache,
+        recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
+        skipping=skipping,
+        found=_facts(found),
+        provenance=provenance,
+        timing=Timing(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            load_s=accessed.load_s,
+            forward_s=bench.seconds,
+            total_s=time.perf_counter() - started + accessed.load_s,
+        ),
+        arrays=_arrays(found),
+    )
+
+
+def _quantisation(bench: Bench, held_out: Tensor, choice: Choice) -> Quantisation:
+    if "quantisation" not in choice.parts:
+        return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
+    return quantisation(bench, held_out, thorough=choice.thorough)
+
+
+def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> Tokens:
+    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
+    check_ids(given, accessed.vocab_size, accessed.max_positions)
+    return given
+
+
+def _kv_cache(bench: Bench, tokens: Tokens, choice: Choice) -> KvCache:
+    if "kv_cache" not in choice.parts:
+        return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
+    return kv_cache(bench, tokens.ids)
+
+
+def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
+    """Evaluated and held-out ids, (sequence, token) each; the held-out ones are the last, at most half of all."""
+    total = len(tokens.ids)
+    if total < MIN_SEQUENCES:
+        raise InputError(
+            f"Got {total} sequence{'s' if total > 1 else ''}; interventions need at least {MIN_SEQUENCES}: some to "
+            "learn constants on, the others to evaluate. Give a longer text, --pack, or a smaller --seq-len."
+        )
+    kept = total - max(1, min(held_out, total // 2))
+    ids = torch.from_numpy(np.array(tokens.ids, dtype=np.int64))
+    return ids[:kept], ids[kept:]
+
+
+def _provenance(
+    accessed: AccessedModel, tokens: Tokens, long: Tokens, options: Options, criteria: Criteria, evaluated: int
+) -> Provenance:
+    return Provenance(
+        model=accessed.provenance,
+        tokens=tokens.provenance(),
+        versions={
+            "spikesink": spikesink.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        settings={
+            **asdict(criteria),
+            **asdict(options),
+            "evaluated_sequences": evaluated,
+            "held_out_sequences": len(tokens.ids) - evaluated,
+            "attention": "spikesink",
+            "cache_tokens": long.provenance(),
+        },
+    )
+
+
+def _identity(provenance: Provenance) -> dict[str, Any]:
+    """What makes a pass: everything but which passes are asked for, so that a later run may ask for more."""
+    identity = provenance.model_dump(mode="json")
+    for name in ("which", "draws"):
+        del identity["settings"][name]
+    return identity
+
+
+def _facts(found: Found) -> dict[str, Any]:
+    """What was found, without the states."""
+    large = ("spike_states", "ordinary_states", "direction", "amplifier")
+    facts = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in large}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
+    heads = [list(head) for head in found.sink_heads]
+    return {**listed, "sink_heads": heads, "amplifier_entries": len(found.amplifier)}
+
+
+def _arrays(found: Found) -> dict[str, np.ndarray]:
+    """The learned constants: by block the mean state of spike tokens and of the others; s*; the cut entries."""
+    arrays = {"amplifier": np.array(found.amplifier, dtype=np.int64).reshape(-1, 2)}
+    if found.spike_states:
+        blocks = sorted(found.spike_states)
+        arrays["state_blocks"] = np.array(blocks)
+        arrays["spike_states"] = np.stack([found.spike_states[block].numpy() for block in blocks])
+        arrays["ordinary_states"] = np.stack([found.ordinary_states[block].numpy() for block in blocks])
+    if found.direction is not None:
+        arrays["direction"] = found.direction.numpy()
+    return arrays

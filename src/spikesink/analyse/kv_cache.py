@@ -1,0 +1,80 @@
+"""How many first tokens a streaming KV cache must keep: perplexity against window and kept tokens, measured."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink.analyse import bootstrap
+from spikesink.analyse.dissociation import Bench
+from spikesink.analyse.trial import Trial
+from spikesink.intervene.streaming_window import streaming_window
+from spikesink.records.interventions import KeptSinks, KvCache
+
+STAGE = "KV cache"
+KEEP = (0, 1, 2, 4, 8)
+WINDOWS = (64, 128)
+TIMES_WINDOW = 2
+"""A window is measured where sequences are at least this many times as long."""
+TOLERANCE_NATS = 0.02
+CONTROL_KEEP = 4
+
+
+def kv_cache(bench: Bench, ids: Tensor | np.ndarray) -> KvCache:
+    """Perplexity of long sequences (sequence, token) under streaming windows that keep the first 0, 1, 2, 4, 8 tokens.
+
+    Control: as many kept tokens, but not the first one.
+    """
+    ids = torch.as_tensor(np.array(ids, dtype=np.int64))
+    windows = [window for window in WINDOWS if TIMES_WINDOW * window <= ids.shape[1]]
+    if not windows:
+        return KvCache(
+            applicable=False,
+            reason=f"sequences of {ids.shape[1]} tokens; a window of {WINDOWS[0]} needs {TIMES_WINDOW * WINDOWS[0]}",
+        )
+    if len(ids) < 2:
+        return KvCache(applicable=False, reason="one long sequence gives no interval; at least two are needed")
+    settings = [(window, keep, 0) for window in windows for keep in KEEP]
+    settings += [(window, CONTROL_KEEP, 1) for window in windows]
+    long = replace(bench, ids=ids)
+    bench.progress(STAGE, 0, len(settings) + 1)
+    full = long.loss(f"kv full {ids.shape[1]}", tuple)
+    table = [_row(None, None, 0, full, full)]
+    for index, (window, keep, first) in enumerate(settings):
+        bench.progress(STAGE, index + 1, len(settings) + 1)
+        trial = long.loss(
+            f"kv window {window} keep {keep} from {first}",
+            lambda window=window, keep=keep, first=first: (streaming_window(bench.accessed, window, keep, first),),
+        )
+        table.append(_row(window, keep, first, trial, full))
+    bench.progress(STAGE, len(settings) + 1, len(settings) + 1)
+    bench.seconds = long.seconds
+    return KvCache(
+        sequences=len(ids),
+        tokens=ids.shape[1],
+        table=table,
+        keep=fewest(table, windows[-1]),
+        tolerance_nats=TOLERANCE_NATS,
+    )
+
+
+def fewest(table: list[KeptSinks], window: int) -> int:
+    """The fewest kept first tokens whose mean loss is within TOLERANCE_NATS of the best at this window."""
+    losses = {
+        row.keep: row.loss_difference_nats.value
+        for row in table
+        if row.window == window and row.first == 0 and row.keep is not None
+    }
+    best = min(losses.values())
+    return min(keep for keep, loss in losses.items() if loss <= best + TOLERANCE_NATS)
+
+
+def _row(window: int | None, keep: int | None, first: int, trial: Trial, full: Trial) -> KeptSinks:
+    return KeptSinks(
+        window=window,
+        keep=keep,
+        first=first,
+        perplexity=bootstrap.estimate(bootstrap.perplexity, trial.loss_sums, trial.predictions),
+        loss_difference_nats=bootstrap.estimate(bootstrap.difference, trial.losses, full.losses),
+    )

@@ -1,0 +1,61 @@
+"""Finished passes kept in a file, so that a run that was killed goes on where it stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """What must be equal for a finished pass to be taken over."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class Memo:
+    """Results by key; with a folder also on disk, a JSON line each, until `remove`.
+
+    A line that was cut off when the process died is ignored.
+    """
+
+    def __init__(self, folder: Path | None = None, settings: dict[str, Any] | None = None) -> None:
+        self.path = folder / f".interventions-{settings_hash(settings or {})}.partial.jsonl" if folder else None
+        self._results: dict[str, dict[str, Any]] = {}
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def _read(self, path: Path) -> None:
+        whole = 0
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    entry = json.loads(line)
+                    self._results[entry["key"]] = entry["result"]
+                except (ValueError, KeyError, TypeError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+        os.truncate(path, whole)
+
+    def get(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of this key: computed once, and on disk before it is returned."""
+        if key not in self._results:
+            self._results[key] = compute()
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key, "result": self._results[key]}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+        return self._results[key]
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what finished passes left in a folder, once its record is written."""
+    for path in folder.glob(".interventions-*.partial.jsonl"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Edits of single elements of the residual after the step-up block, at spikes or at as many random places."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spikesink.access import AccessedModel, editing
+from spikesink.intervene.base import Context, Found, random_tokens, require_residual, seeded
+
+CONTROLS = ("random_channels", "random_tokens")
+Change = Callable[[Tensor, Tensor], Tensor]
+"""From the residual (batch, token, channel) and the mean state (channel,) of such tokens to the new values."""
+
+
+class ElementEditor:
+    """Gives chosen elements after `edit_block` new values.
+
+    The chosen are all elements of at least `magnitude` in spike tokens; under a control as many elements in random
+    channels of the same tokens, or the same channels of as many random tokens.
+    """
+
+    def __init__(self, found: Found, change: Change, magnitude: float | None, control: str | None, seed: int) -> None:
+        self.found, self.change, self.control = found, change, control
+        self.magnitude = found.magnitude_min if magnitude is None else magnitude
+        self._generator = seeded(seed)
+        self._preference: Tensor | None = None
+
+    def edit_residual(self, block: int, hidden: Tensor) -> Tensor:
+        if block != self.found.edit_block:
+            return hidden
+        spikes = hidden.abs() >= self.magnitude
+        state = self.found.spike_states.get(block)
+        if self.control == "random_channels":
+            spikes = self._moved_channels(spikes)
+        elif self.control == "random_tokens":
+            spikes = self._moved_tokens(spikes)
+            state = self.found.ordinary_states.get(block)
+        mean = torch.zeros(hidden.shape[-1]) if state is None else state
+        return torch.where(spikes, self.change(hidden, mean.to(hidden)), hidden)
+
+    def _moved_channels(self, spikes: Tensor) -> Tensor:
+        """As many channels of each token, none of them a spike channel; one random order of preference for all."""
+        if self._preference is None:
+            self._preference = torch.rand(spikes.shape[-1], generator=self._generator)
+        allowed = ~spikes
+        allowed[..., list(self.found.channels)] = False
+        draw = self._preference.to(spikes.device).expand(spikes.shape).masked_fill(~allowed, -1.0)
+        rank = draw.argsort(-1, descending=True).argsort(-1)
+        return (rank < spikes.sum(-1, keepdim=True)) & allowed
+
+    def _moved_tokens(self, spikes: Tensor) -> Tensor:
+        """The channels of each row's spikes, at as many random other tokens."""
+        tokens = spikes.any(-1)
+        return random_tokens(tokens, self._generator)[..., None] & spikes.any(1, keepdim=True)
+
+
+def edit_elements(
+    accessed: AccessedModel, found: Found, change: Change, magnitude: float | None, control: str | None, seed: int
+) -> Context:
+    """Open an `ElementEditor`. Raises DoesNotApplyError where the residual cannot be set."""
+    require_residual(accessed, found.edit_block)
+    return editing(accessed, ElementEditor(found, change, magnitude, control, seed))

@@ -1,0 +1,188 @@
+"""The record of interventions: the dissociation table and its verdict, quantisation, the KV cache, what to do.
+
+Ratios are fractions; blocks are 1-based; losses are in nats; intervals are bootstrap intervals over sequences.
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from spikesink.records.base import Frozen, Provenance, Record, Section, Timing
+
+
+class Estimate(Frozen):
+    """A value and its 95 % bootstrap interval over sequences."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Draw(Frozen):
+    """One draw of a control."""
+
+    seed: int
+    perplexity: float
+    sink_ratio: float
+    spike: float
+
+
+class InterventionRow(Frozen):
+    """What one intervention, control or the baseline did, on the same tokens as all others."""
+
+    name: str
+    control_of: str | None
+    """The intervention that this is a control of; None for a real one."""
+    target: str | None
+    """`spikes`, `sinks` or `input`; None for the baseline."""
+    summary: str
+    applicable: bool = True
+    reason: str | None = None
+    """Why it does not apply."""
+    perplexity: Estimate | None = None
+    loss_difference_nats: Estimate | None = None
+    """Mean over sequences of the loss minus the baseline's on the same tokens; controls: mean over draws first."""
+    sink_ratio: Estimate | None = None
+    sink_ratio_kept: Estimate | None = None
+    """Sink ratio as a share of the baseline's."""
+    spike: float | None = None
+    """Largest magnitude after any block, over all sequences."""
+    sequence_spike: Estimate | None = None
+    """Mean over sequences of each sequence's largest magnitude."""
+    plateau_kept: Estimate | None = None
+    """Largest magnitude between the step-up and the step-down block, mean over sequences, as a share of the baseline's.
+
+    Where spikes are gone, the step-down blocks still write what would have cancelled them, so `spike` alone misleads.
+    """
+    max_over_median: float | None = None
+    """Largest over sequences and blocks; None where a median is 0."""
+    spike_tokens: float | None = None
+    """Tokens per sequence that hold a spike after the step-up block; None in a model without spikes."""
+    draws: list[Draw] = Field(default_factory=list)
+
+
+class Answer(Frozen):
+    """One question of the double dissociation: `yes`, `no`, `undecided` or `not applicable`, and why."""
+
+    question: str
+    answer: str
+    evidence: list[str]
+    """Names of the rows that decided, or that left it open."""
+    reason: str
+
+
+class Dissociation(Frozen):
+    """The verdict and the rules it follows from."""
+
+    verdict: str
+    """dissociated, coupled, sinks need spikes, spikes need sinks, undecided, or not applicable."""
+    sentence: str
+    sinks_need_spikes: Answer
+    spikes_need_sinks: Answer
+    constant_suffices: Answer
+    rules: dict[str, Any]
+    """Every threshold, and the rules in words."""
+
+
+class Damage(Frozen):
+    """One quantised configuration."""
+
+    name: str
+    kind: str
+    """attention_in, attention_out, ffn_in, down_proj, kv, weights, or all."""
+    bits: int
+    granularity: str
+    scales: str
+    """dynamic, static, or weights."""
+    remedy: str | None
+    blocks: list[int] | None
+    """The blocks it was done in; None for all."""
+    perplexity: Estimate
+    loss_difference_nats: Estimate
+    applicable: bool = True
+    reason: str | None = None
+
+
+class Quantisation(Section):
+    weights_note: str | None = None
+    """Where the weights were quantised before already, since every figure here then is on top of that."""
+    baseline: Estimate | None = None
+    sites: list[Damage] = Field(default_factory=list)
+    """By site kind, bits and granularity, in all blocks."""
+    blocks: list[Damage] = Field(default_factory=list)
+    """The worst site kind, one block at a time."""
+    worst_kind: str | None = None
+    """The site kind that int8 per tensor damages most (keys and values apart)."""
+    worst_blocks: list[int] = Field(default_factory=list)
+    """Blocks whose worst site alone does a notable share of that damage, the worst first."""
+    remedies: list[Damage] = Field(default_factory=list)
+    spike_share: Estimate | None = None
+    """Share of the per-tensor damage that is gone when spike tokens are kept in high precision."""
+    rotation_error: float | None = None
+    """Largest relative difference of the logits between the rotated, unquantised model and the model."""
+    skipped: list[str] = Field(default_factory=list)
+    """Site kinds that the model does not have, with the reason."""
+
+
+class KeptSinks(Frozen):
+    """Streaming-window perplexity: a cache of `window` tokens, `keep` of them kept; None is full attention."""
+
+    window: int | None
+    keep: int | None
+    first: int
+    """Position of the first kept token; 1 is the control that keeps as many, but not the first."""
+    perplexity: Estimate
+    loss_difference_nats: Estimate
+
+
+class KvCache(Section):
+    sequences: int = 0
+    tokens: int = 0
+    table: list[KeptSinks] = Field(default_factory=list)
+    keep: int | None = None
+    """The fewest kept tokens whose loss is within `tolerance_nats` of the best at the largest window."""
+    tolerance_nats: float = 0.0
+
+
+class Recommendation(Frozen):
+    """What a serving engineer can act on."""
+
+    text: str
+    tokens: list[dict[str, Any]]
+    channels: list[int]
+    blocks: list[int]
+    keep_sink_tokens: int | None
+
+
+class Skipping(Frozen):
+    """What skipping pinned tokens saves."""
+
+    tokens_skipped: float
+    """Mean tokens per sequence that the layers between the step blocks leave out."""
+    layers: int
+    share_of_layer_tokens: float
+    """Share of all (layer, token) pairs that is not computed."""
+    seconds_saved: Estimate | None
+    """Share of the pinned forward pass's wall-clock time, medians over paired runs; only a quiet machine shows it."""
+    largest_difference: float
+    """Largest relative difference of the logits from pinning without skipping."""
+
+
+class Interventions(Record):
+    """The record of `spikesink intervene`."""
+
+    file: ClassVar[str] = "interventions.json"
+    arrays_file: ClassVar[str] = "interventions.safetensors"
+    command: ClassVar[str] = "spikesink intervene"
+
+    kind: str = "interventions"
+    interventions: list[InterventionRow]
+    dissociation: Dissociation
+    quantisation: Quantisation
+    kv_cache: KvCache
+    recommendation: Recommendation
+    skipping: Skipping | None = None
+    found: dict[str, Any]
+    """What the scan of the held-out sequences found, without the states (they are in the arrays)."""
+    provenance: Provenance
+    timing: Timing

@@ -1,0 +1,200 @@
+"""The whole of `dissociate`: on the embedded model the known facts, on a tiny one the shape of the record."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from naive import perplexity
+from tiny import VOCAB, tiny, token_ids
+
+from spikesink.access import access
+from spikesink.analyse.finding import find
+from spikesink.analyse.interventions import Options, dissociate, parse_which, split
+from spikesink.data.tokens import Tokens
+from spikesink.errors import InputError
+from spikesink.records.interventions import Interventions
+
+
+@pytest.fixture(scope="module")
+def record(embedded, golden_ids):
+    options = Options(which="zero_spikes,freeze_spikes,cut_amplifier,mask_sinks,drop_bos", held_out=6, draws=1)
+    return dissociate(embedded, golden_ids[:16], options=options)
+
+
+def rows(record):
+    return {row.name: row for row in record.interventions}
+
+
+@pytest.mark.embedded
+def test_zeroing_ruins_and_one_constant_does(record):
+    found = rows(record)
+    base = found["baseline"].perplexity.value
+    assert found["zero_spikes"].perplexity.value > 1e3 * base
+    assert found["zero_spikes"].plateau_kept.value < 0.15
+    assert abs(found["freeze_spikes"].perplexity.value / base - 1) < 0.03
+    assert abs(found["freeze_spikes"].sink_ratio_kept.value - 1) < 0.03
+    assert record.dissociation.constant_suffices.answer == "yes"
+
+
+@pytest.mark.embedded
+def test_the_amplifier_is_a_few_weights(record):
+    found = rows(record)
+    assert 1 <= record.found["amplifier_entries"] <= 20
+    assert found["cut_amplifier"].plateau_kept.value < 0.15
+    control = found["cut_amplifier/random_entries"]
+    assert abs(control.loss_difference_nats.value) < 0.01
+    assert control.control_of == "cut_amplifier"
+    assert abs(control.plateau_kept.value - 1) < 0.01
+
+
+@pytest.mark.embedded
+def test_masking_takes_sinks_and_leaves_spikes(record):
+    found = rows(record)
+    assert found["mask_sinks"].sink_ratio_kept.value < 0.4
+    assert abs(found["mask_sinks"].plateau_kept.value - 1) < 0.01
+    assert abs(found["mask_sinks/random_keys"].sink_ratio_kept.value - 1) < 0.1
+
+
+@pytest.mark.embedded
+def test_what_was_found(record):
+    assert rows(record)["baseline"].spike_tokens == pytest.approx(1.1, abs=0.15)
+    assert rows(record)["cut_amplifier"].spike_tokens == 0
+    assert (record.found["step_up_block"], record.found["step_down_block"]) == (24, 58)
+    assert record.found["channels"] == [507]
+    assert record.found["sink_positions"] == [0]
+    assert record.found["sequences"] == 6
+    assert record.arrays["spike_states"].shape == (37, 576)
+    assert record.arrays["spike_states"][0].argmax() == 507
+    assert np.linalg.norm(record.arrays["direction"]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.embedded
+def test_a_row_that_does_not_apply_says_why_and_the_table_goes_on(record):
+    assert not rows(record)["drop_bos"].applicable
+    assert "BOS" in rows(record)["drop_bos"].reason
+    assert rows(record)["drop_bos"].perplexity is None
+
+
+@pytest.mark.embedded
+def test_the_record_comes_back_from_disk(record, tmp_path):
+    record.save(tmp_path)
+    again = Interventions.read(tmp_path)
+    assert again.model_dump() == record.model_dump()
+    assert np.array_equal(again.arrays["spike_states"], record.arrays["spike_states"])
+
+
+@pytest.fixture
+def lively():
+    """A tiny model in which channel 3 is made to spike at the first FFN, at every token."""
+    model = tiny("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[3] *= 3000
+    return model
+
+
+def test_a_tiny_model_gets_the_whole_record(lively):
+    ids = token_ids(sequences=7, tokens=130)
+    steps = []
+    record = dissociate(
+        lively, ids, options=Options(which="all", held_out=3), progress=lambda *step: steps.append(step)
+    )
+    names = [row.name for row in record.interventions if row.control_of is None]
+    assert names[0] == "baseline"
+    assert names[1:] == [made.name for made in parse_which("all").interventions]
+    base = rows(record)["baseline"].perplexity.value
+    with torch.no_grad():
+        assert base == pytest.approx(perplexity(lively(ids[:4]).logits, ids[:4]), rel=1e-3)
+    assert record.quantisation.applicable
+    assert {damage.kind for damage in record.quantisation.sites} >= {"down_proj", "kv", "weights"}
+    assert record.quantisation.rotation_error < 1e-3
+    assert [row.keep for row in record.kv_cache.table] == [None, 0, 1, 2, 4, 8, 4]
+    assert record.recommendation.keep_sink_tokens == record.kv_cache.keep
+    assert record.skipping is None or record.skipping.largest_difference < 1e-3
+    assert {stage for stage, _, _ in steps} >= {"interventions", "quantisation", "KV cache"}
+    assert all(0 <= done <= total for _, done, total in steps)
+    assert all(math.isfinite(row.perplexity.value) for row in record.interventions if row.applicable)
+    record.to_json()
+
+
+def test_draws_are_kept_apart_and_paired(lively):
+    options = Options(which="zero_spikes", held_out=3, draws=3)
+    found = rows(dissociate(lively, token_ids(sequences=7, tokens=21), options=options))
+    control = found["zero_spikes/random_channels"]
+    assert [draw.seed for draw in control.draws] == [1, 2, 3]
+    assert len({draw.perplexity for draw in control.draws}) > 1
+    mean = np.mean([math.log(draw.perplexity) for draw in control.draws])
+    assert control.perplexity.value == pytest.approx(math.exp(mean))
+    base = math.log(found["baseline"].perplexity.value)
+    assert control.loss_difference_nats.value == pytest.approx(mean - base, abs=1e-9)
+
+
+def test_rows_with_other_targets_have_their_own_reference():
+    ids = token_ids(sequences=7, tokens=21)
+    ids[:, 0] = 1
+    options = Options(which="drop_bos,repeat_bos", held_out=3, draws=1)
+    model = tiny("llama")
+    found = rows(dissociate(model, ids, options=options))
+    with torch.no_grad():
+        logits = model(ids[:4]).logits
+        without = model(ids[:4, 1:]).logits
+    full = math.log(perplexity(logits[:, 1:], ids[:4, 1:]))
+    assert found["drop_bos"].loss_difference_nats.value == pytest.approx(
+        math.log(perplexity(without, ids[:4, 1:])) - full, abs=1e-4
+    )
+
+
+def test_a_run_that_was_stopped_goes_on(lively, tmp_path, monkeypatch):
+    from spikesink.analyse import dissociation
+
+    real, count = dissociation.run_trial, []
+
+    def stopping(*args, **options):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    ids, options = token_ids(sequences=7, tokens=21), Options(which="zero_spikes,freeze_spikes", held_out=3, draws=1)
+    monkeypatch.setattr(dissociation, "run_trial", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        dissociate(lively, ids, options=options, folder=tmp_path)
+    resumed = dissociate(lively, ids, options=options, folder=tmp_path)
+    assert len(count) == 1 + 7
+    whole = dissociate(lively, ids, options=options)
+    assert resumed.model_dump(exclude={"timing", "provenance"}) == whole.model_dump(exclude={"timing", "provenance"})
+
+
+def test_names():
+    assert [made.name for made in parse_which("zero-spikes, mask_sinks").interventions] == ["zero_spikes", "mask_sinks"]
+    assert parse_which("zero_spikes").parts == ()
+    assert parse_which(None).parts == ("quantisation", "kv_cache")
+    assert {made.target for made in parse_which("sinks").interventions} == {"sinks"}
+    with pytest.raises(InputError, match="did you mean 'zero_spikes'"):
+        parse_which("zero_spike")
+    with pytest.raises(InputError, match="did you mean 'quantisation'"):
+        parse_which("quantization")
+
+
+def test_held_out_sequences_are_the_last_and_at_most_half():
+    ids = np.arange(40).reshape(10, 4)
+    evaluated, held_out = split(Tokens.from_ids(ids), 3)
+    assert evaluated.tolist() == ids[:7].tolist()
+    assert held_out.tolist() == ids[7:].tolist()
+    assert [len(part) for part in split(Tokens.from_ids(ids), 16)] == [5, 5]
+    with pytest.raises(InputError, match="at least 4"):
+        split(Tokens.from_ids(ids[:3]), 1)
+
+
+def test_constants_are_means_over_the_held_out_tokens(lively):
+    ids = token_ids(sequences=5, tokens=11)
+    accessed = access(lively)
+    found = find(accessed, ids)
+    assert found.has_spikes
+    assert 3 in found.channels
+    with torch.no_grad():
+        hidden = lively(ids, output_hidden_states=True).hidden_states[found.edit_block // 2]
+    spikes = (hidden[..., list(found.channels)].abs() >= found.magnitude_min).any(-1)
+    assert found.spike_tokens == int(spikes.sum())
+    assert torch.allclose(found.spike_states[found.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
+    assert int(ids.max()) < VOCAB

@@ -1,0 +1,81 @@
+"""The streaming window: masking equals a cache of that size, token by token; the table's rule."""
+
+import pytest
+import torch
+from tiny import tiny, token_ids
+
+from spikesink.access import access, full_batch, observing, run
+from spikesink.access.sink_cache import sink_cache
+from spikesink.analyse.kv_cache import fewest
+from spikesink.errors import InputError, UnsupportedModelError
+from spikesink.intervene.streaming_window import streaming_window
+from spikesink.records.interventions import Estimate, KeptSinks
+
+
+def streamed(model, ids, cache):
+    """Logits of every token, fed one at a time."""
+    logits = []
+    with torch.no_grad():
+        for t in range(ids.shape[1]):
+            logits.append(model(input_ids=ids[:, t : t + 1], cache=cache, use_cache=True).logits)
+    return torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize(("window", "keep"), [(5, 0), (5, 1), (6, 4), (20, 2)])
+def test_masking_is_streaming_with_a_cache_of_that_size(family, window, keep):
+    accessed = access(tiny(family))
+    ids = token_ids(sequences=2, tokens=17)
+    expected = streamed(accessed.model, ids, sink_cache(accessed, window, keep))
+    with streaming_window(accessed, window, keep), observing(accessed, []):
+        ours = run(accessed, full_batch(ids))
+    assert torch.allclose(ours, expected, atol=2e-4, rtol=2e-4)
+    with observing(accessed, []):
+        plain = run(accessed, full_batch(ids))
+    assert torch.allclose(ours, plain, atol=1e-3) == (window >= 17)
+
+
+def test_the_cache_holds_what_it_says():
+    accessed = access(tiny("llama"))
+    cache = sink_cache(accessed, 6, 2)
+    streamed(accessed.model, token_ids(sequences=2, tokens=17), cache)
+    assert [layer.keys.shape for layer in cache.layers] == [(2, 2, 6, 6)] * 3
+    assert cache.get_seq_length() == 17
+
+
+def test_what_each_query_sees():
+    class Rows:
+        def on_attention_rows(self, rows):
+            self.seen = (rows.weights > 0)[0, 0]
+
+    accessed, rows = access(tiny("llama")), Rows()
+    with streaming_window(accessed, 4, 1), observing(accessed, [rows]):
+        run(accessed, full_batch(token_ids(sequences=1, tokens=7)))
+    seen = [row.nonzero().flatten().tolist() for row in rows.seen]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4], [0, 3, 4, 5], [0, 4, 5, 6]]
+    with streaming_window(accessed, 4, 1, first=1), observing(accessed, [rows]):
+        run(accessed, full_batch(token_ids(sequences=1, tokens=7)))
+    assert rows.seen[6].nonzero().flatten().tolist() == [1, 4, 5, 6]
+
+
+def test_refusals():
+    accessed = access(tiny("llama"))
+    for window, keep in ((4, 4), (4, -1)):
+        with pytest.raises(InputError, match="expected 0 to 3"):
+            streaming_window(accessed, window, keep)
+    cache = sink_cache(accessed, 4, 1)
+    with torch.no_grad(), pytest.raises(InputError, match="one token at a time"):
+        accessed.model(input_ids=token_ids(1, 5), cache=cache, use_cache=True)
+    with pytest.raises(UnsupportedModelError, match="windows of their own"):
+        sink_cache(access(tiny("gemma3_text")), 4, 1)
+
+
+def row(window, keep, loss, first=0):
+    exact = Estimate(value=loss, low=loss, high=loss)
+    return KeptSinks(window=window, keep=keep, first=first, perplexity=exact, loss_difference_nats=exact)
+
+
+def test_the_fewest_kept_tokens():
+    table = [row(8, 0, 1.0), row(8, 1, 0.119), row(8, 2, 0.1), row(8, 4, 0.1), row(8, 4, -5.0, first=1)]
+    assert fewest([*table, row(4, 0, -9.0)], 8) == 1
+    assert fewest([row(8, 0, 1.0), row(8, 1, 0.13), row(8, 2, 0.1)], 8) == 2

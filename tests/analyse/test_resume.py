@@ -1,0 +1,60 @@
+"""Finished passes survive a kill; a torn line does not hurt; other settings start anew."""
+
+import json
+
+import pytest
+
+from spikesink.analyse.resume import Memo, remove_partial
+
+
+def counted(calls, value):
+    def compute():
+        calls.append(value)
+        return {"value": value}
+
+    return compute
+
+
+def test_a_second_run_takes_over_what_is_finished(tmp_path):
+    calls = []
+    first = Memo(tmp_path, {"a": 1})
+    assert first.get("x", counted(calls, 1)) == {"value": 1}
+    assert first.get("x", counted(calls, 2)) == {"value": 1}
+    again = Memo(tmp_path, {"a": 1})
+    assert len(again) == 1
+    assert again.get("x", counted(calls, 3)) == {"value": 1}
+    assert again.get("y", counted(calls, 4)) == {"value": 4}
+    assert calls == [1, 4]
+    other = Memo(tmp_path, {"a": 2})
+    assert other.get("x", counted(calls, 5)) == {"value": 5}
+    remove_partial(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "y", "resu', b'{"key": "y"}\n', b"\xff\xfe\n", b"[1]\n"])
+def test_a_torn_line_is_dropped_and_written_again(tmp_path, torn):
+    memo = Memo(tmp_path, {})
+    memo.get("x", counted([], 1))
+    with memo.path.open("ab") as file:
+        file.write(torn)
+    again = Memo(tmp_path, {})
+    assert len(again) == 1
+    again.get("y", counted([], 2))
+    lines = [json.loads(line) for line in again.path.read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["x", "y"]
+
+
+def test_a_failed_pass_is_not_kept(tmp_path):
+    def fails():
+        raise KeyError("mine")
+
+    memo = Memo(tmp_path, {})
+    with pytest.raises(KeyError):
+        memo.get("x", fails)
+    assert len(Memo(tmp_path, {})) == 0
+
+
+def test_without_a_folder_nothing_is_written():
+    memo = Memo()
+    assert memo.get("x", counted([], 1)) == {"value": 1}
+    assert memo.path is None
