@@ -25,8 +25,9 @@ from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
 from spikesink.records import Anatomy, NotApplicable, Section
 
-UNGATED = {"gpt2": "not gated", "gpt_neox": "not gated", "opt": "not gated", "gpt_oss": "linear term",
-           "opt-post-norm": "not gated", "gpt_neox-sequential": "not gated"}  # fmt: skip
+UNGATED = dict.fromkeys(("gpt2", "gpt_neox", "gptj", "opt", "opt-post-norm", "gpt_neox-sequential"), "not gated") | {
+    "gpt_oss": "linear term"
+}
 
 
 @pytest.fixture(autouse=True)

@@ -132,7 +132,7 @@ def _moved(undo: Undo, pairs: list) -> float:
 
 def _fits(undo: Undo, rotation: tuple[Tensor, Tensor], query: Tensor) -> bool:
     width = rotation[0].shape[-1]
-    if undo is _doubled:
+    if undo in (_doubled, _sine_first):
         return 2 * width <= query.shape[-1]
     return undo is _none or (width % 2 == 0 and width <= query.shape[-1])
 
@@ -169,4 +169,9 @@ def _interleaved_halves(rotated: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _interleaved(rotated, *(t[..., :half].repeat_interleave(2, dim=-1) for t in (cos, sin)))
 
 
-_CONVENTIONS: tuple[Undo, ...] = (_none, _halves, _doubled, _interleaved, _interleaved_halves)
+def _sine_first(rotated: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """GPT-J: as `_interleaved`, with the sine passed first and both once per pair."""
+    return _interleaved(rotated, *(t.repeat_interleave(2, dim=-1) for t in (cos, sin)))
+
+
+_CONVENTIONS: tuple[Undo, ...] = (_none, _halves, _doubled, _interleaved, _interleaved_halves, _sine_first)
