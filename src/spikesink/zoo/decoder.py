@@ -30,7 +30,7 @@ class SpikesinkDecoderConfig(PreTrainedConfig):
     """The spec as a Hugging Face config; what other tools look up (`hidden_size`, ...) follows from it."""
 
     model_type = "spikesink_decoder"
-    keys_to_ignore_at_inference = ("cache",)
+    keys_to_ignore_at_inference = ["cache"]  # noqa: RUF012
 
     spec: dict[str, Any] | DecoderSpec | None = None
     use_cache: bool = True

@@ -28,8 +28,11 @@ class GeLU(Choice):
     kind: Literal["gelu"] = "gelu"
     d_ffn: PositiveInt | None = None
 
+    def width(self, d_model: int) -> int:
+        return self.d_ffn or 4 * d_model
+
     def build(self, d_model: int) -> nn.Module:
-        return TwoLayerFFN(d_model, self.d_ffn or 4 * d_model, squared=False)
+        return TwoLayerFFN(d_model, self.width(d_model), squared=False)
 
 
 class ReLU2(Choice):
@@ -38,8 +41,11 @@ class ReLU2(Choice):
     kind: Literal["relu2"] = "relu2"
     d_ffn: PositiveInt | None = None
 
+    def width(self, d_model: int) -> int:
+        return self.d_ffn or 4 * d_model
+
     def build(self, d_model: int) -> nn.Module:
-        return TwoLayerFFN(d_model, self.d_ffn or 4 * d_model, squared=True)
+        return TwoLayerFFN(d_model, self.width(d_model), squared=True)
 
 
 class Linear(Choice):
