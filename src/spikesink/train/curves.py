@@ -41,6 +41,10 @@ class Curves(TrainerCallback):
     def last(self, name: str) -> float:
         return next(float(line[name]) for line in reversed(self.lines) if name in line)
 
+    def at(self, name: str, step: int) -> float | None:
+        """What was logged at this very step, if anything."""
+        return next((float(line[name]) for line in self.lines if name in line and line["step"] == step), None)
+
     def last_readings(self) -> dict[str, float]:
         found = next((line for line in reversed(self.lines) if f"{PREFIX}spike" in line), {})
         return {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}

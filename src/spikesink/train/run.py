@@ -62,7 +62,7 @@ def train(
     if recipe.training.fsdp:
         trainer.add_callback(check_sharded())
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-    held_out = trainer.evaluate()["eval_loss"]
+    held_out = curves.at("eval_loss", recipe.training.steps) or trainer.evaluate()["eval_loss"]
     trainer.save_model(str(out / MODEL))
     if main:
         stream.tokenizer.save_pretrained(out / MODEL)

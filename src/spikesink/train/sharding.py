@@ -37,10 +37,15 @@ class check_sharded(TrainerCallback):  # noqa: N801 (used like a function)
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         plain = unsharded(model) if model is not None else []
         if plain:
-            raise InputError(
-                f"training.fsdp is true, but {len(plain)} parameters were not sharded (first: {plain[0]}). FSDP needs "
-                "GPUs and several processes (torchrun or accelerate launch); else use --set training.fsdp=false."
-            )
+            raise not_sharded(f"{len(plain)} parameters were not sharded (first: {plain[0]})")
+
+
+def not_sharded(what: str) -> InputError:
+    """The refusal to train unsharded what was asked to be sharded."""
+    return InputError(
+        f"training.fsdp is true, but {what}. FSDP needs GPUs and several processes (torchrun or accelerate launch); "
+        "else use --set training.fsdp=false."
+    )
 
 
 @dataclass(frozen=True)

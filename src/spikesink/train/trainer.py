@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with what a recipe needs: data in order, decay on matrices, checkpoints that are whole."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, default_da
 from spikesink.errors import InputError, NumericError
 from spikesink.train import checkpoints
 from spikesink.train.recipe import Recipe
+from spikesink.train.sharding import not_sharded
 from spikesink.train.streams import Samples, Stream
 
 
@@ -80,6 +82,8 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
     """The recipe as the Trainer's arguments for this number of processes. Raises InputError where it cannot be."""
     training, optimiser, running = recipe.training, recipe.optimiser, recipe.running
     on_gpu = torch.cuda.is_available()
+    if training.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise not_sharded("there is one process")
     args = TrainingArguments(
         output_dir=str(root),
         max_steps=training.steps,
