@@ -28,7 +28,7 @@ def folders(root: Path) -> list[Path]:
 def mark_complete(folder: Path, recipe: Recipe) -> None:
     """Sync every file to disk, then write the marker."""
     sizes = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
         _sync(path)
         sizes[str(path.relative_to(folder))] = path.stat().st_size
     content = {"step": step_of(folder), "recipe": recipe.essence(), "recipe_sha256": recipe.sha256(), "files": sizes}
@@ -60,6 +60,14 @@ def prune(root: Path, keep: int) -> None:
     kept = set(complete[:keep])
     for folder in folders(root):
         if folder not in kept and complete and step_of(folder) < step_of(complete[0]):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_half_written(root: Path) -> None:
+    """Delete what is newer than the newest complete checkpoint: it will be written again, into an empty folder."""
+    newest = newest_complete(root)
+    for folder in folders(root):
+        if newest is None or step_of(folder) > step_of(newest):
             shutil.rmtree(folder, ignore_errors=True)
 
 

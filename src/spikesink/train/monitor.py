@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from spikesink.access import access
@@ -73,7 +74,12 @@ class AnatomyMonitor:
         return merged(parts)
 
     def _probe(self, ids: Tensor) -> ProbeSums:
-        return probe(self._accessed, ids, epsilon=self.epsilon, batch_size=self.batch_size)
+        sums = probe(self._accessed, ids, epsilon=self.epsilon, batch_size=self.batch_size)
+        # FSDP leaves the root gathered after a forward, for a backward that will not come here.
+        for module in self._accessed.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return sums
 
 
 class AnatomyCallback(TrainerCallback):

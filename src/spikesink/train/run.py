@@ -44,6 +44,8 @@ def train(
     if there is none. Raises InputError, OutputError and NumericError.
     """
     started = time.perf_counter()
+    # The library's own bars, one for every checkpoint, would write over ours.
+    transformers.utils.logging.disable_progress_bar()
     root = out / CHECKPOINTS
     checkpoint = _starting_point(recipe, out, resume=resume, allow_changed=allow_changed)
     if recipe.running.threads:
@@ -52,6 +54,7 @@ def train(
     trainer = RecipeTrainer(recipe, fresh_model(recipe, stream), stream, root)
     main = trainer.is_world_process_zero()
     if main:
+        checkpoints.discard_half_written(root)
         _write_inputs(recipe, stream, out)
     if recipe.monitor.every:
         probe_ids = torch.from_numpy(stream.held_out[: recipe.monitor.sequences])
