@@ -1,6 +1,8 @@
 """`spikesink train`: a decoder from a recipe, its anatomy next to its loss."""
 
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,20 +48,30 @@ def train_command(
         _print_plan(chosen)
         return
     folder = out or Path("runs") / options.safe_name(chosen.name)
-    with progress_bar() as progress:
+    # torchrun and accelerate number their processes; only the first speaks.
+    main = os.environ.get("RANK", "0") == "0"
+    with progress_bar() if main else nullcontext(_silent) as progress:
         progress("load torch", 0, 1)
         from spikesink.train.run import train
 
         progress("load torch", 1, 1)
         record = train(chosen, folder, resume=resume, allow_changed=allow_changed_recipe, progress=progress)
-    if _is_main():
+    _leave_group()
+    if main:
         _report(record, folder, json)
 
 
-def _is_main() -> bool:
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def _leave_group() -> None:
+    """End the process group that the trainer opened, all ranks together."""
     import torch
 
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _report(record: Any, folder: Path, json: bool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from spikesink.data.corpus import Corpus
 from spikesink.errors import InputError, OutputError
@@ -55,27 +56,33 @@ def write_token_file(
 
     `max_tokens` ends the training stream early, for corpora without an end.
     """
-    if (folder / META).is_file():
-        return TokenFile(folder, json.loads((folder / META).read_text(encoding="utf-8")))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        # Several processes of one run may ask at once; one writes, the others wait and read.
+        with FileLock(f"{folder}.lock"):
+            if not (folder / META).is_file():
+                _write(corpus, tokenizer, folder, max_tokens, progress)
     except OSError as error:
-        raise OutputError(f"The token file '{folder}' cannot be written: {error.strerror}.") from error
+        raise OutputError(
+            f"The token file '{folder}' cannot be written: {error.strerror}. Free some space, or set SPIKESINK_CACHE "
+            "to a folder that has it."
+        ) from error
+    return TokenFile(folder, json.loads((folder / META).read_text(encoding="utf-8")))
+
+
+def _write(
+    corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
+) -> None:
+    """Beside its place first, and renamed there, so that it is whole or absent."""
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
         meta = _fill(corpus, tokenizer, temporary, max_tokens, progress)
         (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except OSError as error:
-        raise OutputError(
-            f"The token file '{folder}' could not be written: {error.strerror}. Free some space, or set "
-            "SPIKESINK_CACHE to a folder that has it."
-        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return TokenFile(folder, meta)
 
 
 def _fill(

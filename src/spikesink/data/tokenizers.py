@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from spikesink.data.corpus import Corpus
 
 BOS, EOS = "<bos>", "<eos>"
@@ -22,9 +24,16 @@ def train_bpe(corpus: Corpus, vocab_size: int, folder: Path) -> Any:
     """A byte-level BPE of `vocab_size` tokens, BOS and EOS among them, trained on the corpus; cached in `folder`."""
     from transformers import PreTrainedTokenizerFast
 
-    if (folder / "tokenizer.json").is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "tokenizer.json").is_file():
+            _trained(corpus, vocab_size).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _trained(corpus: Corpus, vocab_size: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,6 +45,4 @@ def train_bpe(corpus: Corpus, vocab_size: int, folder: Path) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.documents(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
-    fast.save_pretrained(folder)
-    return fast
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
