@@ -9,6 +9,7 @@ from tiny_recipe import losses, tiny_recipe
 from torch import nn
 
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
+from spikesink.data.packed import is_held_out
 from spikesink.errors import InputError, NumericError, OutputError
 from spikesink.records import TrainingRun
 from spikesink.train.run import train
@@ -132,6 +133,48 @@ def test_a_run_in_the_way_is_not_overwritten(tmp_path):
         train(tiny_recipe(), tmp_path, progress=quiet)
     with pytest.raises(InputError, match="no run to resume"):
         train(tiny_recipe(), tmp_path / "nothing", resume=True, progress=quiet)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikesink.train.trainer.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"trackers names wandb, not installed; pip install"):
+        train(tiny_recipe("running.trackers=[wandb]"), tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_training_on_text(tmp_path, monkeypatch, bos):
+    """Tokenizer and token file are made once and cached; the held-out sequences are of held-out documents."""
+    monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path / "cache"))
+    documents = [f"line {index} of {index * 7919 % 1000} words" for index in range(400)]
+    (tmp_path / "words.txt").write_text("\n".join(documents))
+    source = f"data.source={{kind: text, path: {tmp_path / 'words.txt'}}}"
+    recipe = tiny_recipe(source, "model.vocab_size=280", f"data.bos={str(bos).lower()}", "monitor.every=6")
+    record = train(recipe, tmp_path / "run", progress=quiet)
+    ids = np.load(tmp_path / "run" / "held_out.npy")
+    assert (ids[:, 0] == 0).all() == bos
+    tokens = record.provenance.tokens
+    assert tokens["bos"] is bos and tokens["documents"] == 400 and tokens["vocab_size"] == 280
+    assert tokens["passes"] == pytest.approx(48 / (tokens["tokens"] // (8 if bos else 9)))
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(tmp_path / "run" / "model").decode(ids.flatten().tolist())
+    first = next(document for document in documents if is_held_out(document))
+    assert text.replace("<bos>", "").startswith(first + "<eos>")
+    trained = f"data.source={{kind: text, path: {tmp_path / 'words.txt'}, tokenizer: {tmp_path / 'run' / 'model'}}}"
+    too_small = tiny_recipe(trained, "model.vocab_size=279")
+    with pytest.raises(InputError, match=r"tokenizer has 280 tokens, model.vocab_size is 279"):
+        train(too_small, tmp_path / "other", progress=quiet)
+
+
+def test_bf16_trains_near_fp32_and_keeps_fp32_weights(tmp_path):
+    train(tiny_recipe(), tmp_path / "fp32", progress=quiet)
+    train(tiny_recipe("training.precision=bf16", "monitor.every=4"), tmp_path / "bf16", progress=quiet)
+    one, other = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    assert one != other
+    assert other == pytest.approx(one, abs=0.02)
+    from safetensors.torch import load_file
+
+    assert all(w.dtype == torch.float32 for w in load_file(tmp_path / "bf16" / "model" / "model.safetensors").values())
 
 
 def test_nan_stops_with_step_and_samples(tmp_path):

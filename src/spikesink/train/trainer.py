@@ -2,6 +2,7 @@
 
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
     if training.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise not_sharded("there is one process")
+    missing = [name for name in running.trackers if find_spec(name) is None]
+    if missing:
+        raise InputError(f"running.trackers names {', '.join(missing)}, not installed; pip install 'spikesink[track]'.")
     args = TrainingArguments(
         output_dir=str(root),
         max_steps=training.steps,
