@@ -116,6 +116,8 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
+        # Every parameter of every spec gets a gradient; looking for ones that do not costs a pass over the graph.
+        ddp_find_unused_parameters=False,
         **_sharing(training.fsdp),
     )
     return _share_out(recipe, args)
