@@ -66,7 +66,7 @@ def train(
         trainer.add_callback(check_sharded())
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     held_out = curves.at("eval_loss", recipe.training.steps) or trainer.evaluate()["eval_loss"]
-    trainer.save_model(str(out / MODEL))
+    trainer.save_final(out / MODEL)
     if main:
         stream.tokenizer.save_pretrained(out / MODEL)
     record = _record(recipe, stream, trainer, curves, held_out, result.metrics["train_runtime"], started, first_step)

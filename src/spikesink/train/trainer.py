@@ -60,6 +60,12 @@ class RecipeTrainer(Trainer):
             "the last checkpoint is from before."
         )
 
+    def save_final(self, folder: Path) -> None:
+        """Write the whole model, gathered where it is sharded; on every rank."""
+        state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.args.should_save:
+            self._save(str(folder), state_dict=state)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self.root / f"{checkpoints.PREFIX}{self.state.global_step}"
         with checkpoints.saving(self.root, folder):
@@ -103,7 +109,7 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
         seed=training.seed,
         bf16=training.precision == "bf16",
         torch_compile=training.compile and on_gpu,
-        activation_checkpointing=training.activation_checkpointing,
+        activation_checkpointing=training.activation_checkpointing and not training.fsdp,
         use_cpu=not on_gpu,
         logging_steps=running.log_every,
         # Zeroing a NaN would hide what the user must know.
@@ -118,7 +124,7 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
         dataloader_pin_memory=on_gpu,
         # Every parameter of every spec gets a gradient; looking for ones that do not costs a pass over the graph.
         ddp_find_unused_parameters=False,
-        **_sharing(training.fsdp),
+        **_sharing(recipe),
     )
     return _share_out(recipe, args)
 
@@ -140,14 +146,16 @@ def _share_out(recipe: Recipe, args: TrainingArguments) -> TrainingArguments:
     return args
 
 
-def _sharing(fsdp: bool) -> dict[str, Any]:
-    if not fsdp:
+def _sharing(recipe: Recipe) -> dict[str, Any]:
+    """FSDP2 with the plan of `sharding.shard`; it has activation checkpointing of its own, which gathers once less."""
+    if not recipe.training.fsdp:
         return {}
     return {
-        "fsdp": "full_shard auto_wrap",
+        "fsdp": True,
         "fsdp_config": {
-            "fsdp_version": 2,
+            "version": 2,
             "transformer_layer_cls_to_wrap": ["DecoderLayer"],
             "state_dict_type": "SHARDED_STATE_DICT",
+            "activation_checkpointing": recipe.training.activation_checkpointing,
         },
     }
