@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_recipe import losses, tiny_recipe
-from worker import CHANGES, IDS, fresh, optimised, step
+from train_worker import CHANGES, IDS, fresh, optimised, step
 
 from spikesink.train import AnatomyMonitor
 from spikesink.train.run import train
@@ -23,7 +23,7 @@ TIMEOUT = 150
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What worker.py leaves, run once in two processes on a port that torchrun finds free; none of them stays."""
+    """What train_worker.py leaves, run once in two processes on a port that torchrun finds free; none of them stays."""
     folder = tmp_path_factory.mktemp("distributed")
     train(tiny_recipe(*CHANGES), folder / "one")
     # As if a single process had been stopped after step 6.
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     for later in (9, 12):
         shutil.rmtree(folder / "handed-over" / "checkpoints" / f"checkpoint-{later}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(Path(__file__).parent / "worker.py"), str(folder)]
+    command += [str(Path(__file__).parent / "train_worker.py"), str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from grid import CHANGES, decoder, spec_of, token_ids
+from zoo_grid import CHANGES, decoder, spec_of, token_ids
 
 from spikesink import scan
 from spikesink.access import access, full_batch, load, observing, run

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from grid import BASE, decoder, spec_of, token_ids
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from zoo_grid import BASE, decoder, spec_of, token_ids
 
 from spikesink.errors import UnsupportedModelError
 from spikesink.zoo import export

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from grid import CHANGES, decoder, spec_of, token_ids
 from transformers import AutoModelForCausalLM
+from zoo_grid import CHANGES, decoder, spec_of, token_ids
 
 from spikesink.zoo import Softmax, build
 

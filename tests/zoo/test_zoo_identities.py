@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from grid import BASE, decoder, spec_of, token_ids
 from transformers import AutoConfig, AutoModelForCausalLM
+from zoo_grid import BASE, decoder, spec_of, token_ids
 
 from spikesink.errors import UnsupportedModelError
 from spikesink.zoo import (

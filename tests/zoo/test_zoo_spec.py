@@ -1,7 +1,7 @@
 """The spec: one replacement a variant, named by diff; errors that name the path; a plain-data round trip."""
 
 import pytest
-from grid import BASE, CHANGES, spec_of
+from zoo_grid import BASE, CHANGES, spec_of
 
 from spikesink.errors import InputError
 from spikesink.zoo import ConditionalGate, DecoderSpec, DyT, KeyValueBias, RMSNorm, RoPE, Sandwich, diff

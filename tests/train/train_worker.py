@@ -1,4 +1,4 @@
-"""What the processes of the distributed tests run: `torchrun worker.py FOLDER`, all in one launch."""
+"""What the processes of the distributed tests run: `torchrun train_worker.py FOLDER`, all in one launch."""
 
 import json
 import os
