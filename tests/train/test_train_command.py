@@ -11,16 +11,10 @@ import yaml
 from tiny_recipe import CONTENT
 from typer.testing import CliRunner
 
-from spikesink.cli.main import _register, app
+from spikesink.cli.main import app
 from spikesink.errors import InputError
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    if not app.registered_commands:
-        _register()
 
 
 def invoke(*arguments):
