@@ -27,6 +27,10 @@ _LAZY = {
     "scan": "spikesink.analyse.scan",
 }
 
+REGISTERING = ("spikesink.zoo",)
+"""Parts that register model types with transformers when imported; `load` imports them by name before it reads a
+config, since what it builds on may not know them."""
+
 __all__ = ["AccessedModel", "Anatomy", "Interventions", "__version__", "dissociate", "find", "load", "scan"]
 
 

@@ -7,12 +7,13 @@ may be open while a scan measures. The residual stream is read at norm inputs an
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from spikesink.access import attention
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
@@ -57,7 +58,7 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     tap.batch = batch
     for listen in listeners(tap.observers, "on_batch"):
         listen(batch)
-    with torch.inference_mode():
+    with without_gradient(accessed.model):
         logits = accessed.model(input_ids=batch.ids, use_cache=False, **_padding(batch)).logits
         for listen in listeners(tap.observers, "on_logits"):
             listen(logits)
@@ -65,6 +66,11 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
         listen()
     tap.batch = None
     return logits
+
+
+def without_gradient(model: nn.Module) -> AbstractContextManager[None]:
+    """No gradients; for a sharded model without inference mode, whose buffers a later training step could not use."""
+    return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
 
 def _padding(batch: Batch) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """From a name to a verified model: hub id, local folder, GGUF file, or nothing for the embedded SmolLM2."""
 
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+import spikesink
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
 from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.model import AccessedModel, find_layers
@@ -35,6 +37,8 @@ def load(
     `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
+    for part in spikesink.REGISTERING:
+        import_module(part)
     device = _resolve_device(device)
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
     config = _read_config(checkpoint, trust_remote_code)

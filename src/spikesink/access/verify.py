@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spikesink.access.capture import Tap, hooked, observing, run
+from spikesink.access.capture import Tap, hooked, observing, run, without_gradient
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import AttentionInputs, full_batch
 from spikesink.errors import VerificationError
@@ -98,7 +98,7 @@ def _run_eager(accessed: AccessedModel, recorder: _Recorder, ids: Tensor) -> Non
     model.eval()
     try:
         model.set_attn_implementation("eager")
-        with hooked(accessed, Tap(observers=[recorder])), torch.inference_mode():
+        with hooked(accessed, Tap(observers=[recorder])), without_gradient(model):
             model(input_ids=ids.to(accessed.device), use_cache=False)
     finally:
         model.set_attn_implementation(before)

@@ -43,10 +43,10 @@ def output_folder(out: Path | None, json: bool, model_name: str) -> Path | None:
 
     if out is not None or json:
         return out
-    return Path("runs") / f"{_safe(model_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / f"{safe_name(model_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A model's name as one folder name: a hostile or nested name never leaves the runs folder."""
     kept = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)
     return kept.strip(".-")[:80] or "model"

@@ -15,6 +15,7 @@ from spikesink.records.scan import (
     StepRule,
     Summary,
 )
+from spikesink.records.training import TrainingRun
 
 __all__ = [
     "SCHEMA",
@@ -34,6 +35,7 @@ __all__ = [
     "StepRule",
     "Summary",
     "Timing",
+    "TrainingRun",
     "anatomy",
     "check_output",
 ]

@@ -1,0 +1,100 @@
+"""Speed of training, as ratios of runs that alternate on the same machine: python benchmarks/train.py
+
+1. the trainer's tokens/s over a bare PyTorch loop's with the same model, data and batch (target: at least 0.9);
+2. forward + backward of the zoo's baseline over Hugging Face's Llama with the same weights (target: at least 1.0);
+3. the monitor's share of the time at one reading every 50 steps (target: under 5 %).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spikesink.train import AnatomyMonitor
+from spikesink.train.recipe import Recipe, load_recipe
+from spikesink.train.run import fresh_model, train
+from spikesink.train.streams import open_stream
+from spikesink.train.trainer import decayed
+from spikesink.zoo import build, to_hf
+
+QUIET = ("monitor.every=0", "running.eval_every=0", "running.save_every=10000")
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
+def bare_loop(recipe: Recipe) -> float:
+    """Tokens per second of the shortest loop that does the same updates."""
+    stream = open_stream(recipe, no_progress)
+    model = fresh_model(recipe, stream).train()
+    names = set(decayed(model))
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if n in names], "weight_decay": 0.1},
+        {"params": [p for n, p in model.named_parameters() if n not in names], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.optimiser.lr, betas=recipe.optimiser.betas)
+    size, steps = recipe.training.batch_size, recipe.training.steps
+    started = time.perf_counter()
+    for step in range(steps):
+        ids = torch.from_numpy(np.stack([stream.sample(step * size + row) for row in range(size)]))
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.grad_clip)
+        optimiser.step()
+        optimiser.zero_grad()
+    return steps * size * recipe.data.seq_len / (time.perf_counter() - started)
+
+
+def trainer(recipe: Recipe) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return train(recipe, Path(folder) / "run").tokens_per_s
+
+
+def forward_backward(model: torch.nn.Module, ids: torch.Tensor) -> float:
+    started = time.perf_counter()
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    return time.perf_counter() - started
+
+
+def said(name: str, ratios: list[float], target: str) -> None:
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+    print(f"{name}: {middle:.3f} (median of {len(ratios)} pairs, {low:.3f} to {high:.3f}; target {target})", flush=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--recipe", default="nano")
+    options.add_argument("--steps", type=int, default=30)
+    options.add_argument("--pairs", type=int, default=5)
+    options.add_argument("--threads", type=int, default=1)
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    recipe = load_recipe(given.recipe, [f"training.steps={given.steps}", *QUIET])
+    ratios = [trainer(recipe) / bare_loop(recipe) for _ in range(given.pairs)]
+    said("trainer / bare loop, tokens per second", ratios, ">= 0.9")
+
+    ours = build(recipe.model.model_copy(update={"n_kv_heads": recipe.model.n_heads})).train()
+    theirs = to_hf(ours).train()
+    ids = torch.randint(0, recipe.model.vocab_size, (recipe.training.batch_size, recipe.data.seq_len))
+    for _ in range(3):
+        forward_backward(ours, ids), forward_backward(theirs, ids)
+    ratios = [forward_backward(theirs, ids) / forward_backward(ours, ids) for _ in range(8 * given.pairs)]
+    said("Llama's / our forward + backward, seconds", ratios, ">= 1.0")
+
+    watched = load_recipe(given.recipe).monitor
+    monitor = AnatomyMonitor(ours, ids[: watched.sequences])
+    shares = []
+    for _ in range(given.pairs):
+        started = time.perf_counter()
+        monitor.read(0)
+        reading = time.perf_counter() - started
+        shares.append(reading / (50 * forward_backward(ours, ids)))
+    said("a reading / 50 forward + backward, seconds", shares, "< 0.05")
+
+
+if __name__ == "__main__":
+    main()

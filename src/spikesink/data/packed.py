@@ -1,0 +1,165 @@
+"""Token files: a corpus tokenised once into two memory-mapped streams, training and held-out, documents joined.
+
+Sequences are cut from a stream by index: sample i depends on (seed, i) alone, whoever asks and in whatever order, so
+the position in the data is the number of samples seen.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from spikesink.data.corpus import Corpus
+from spikesink.errors import InputError, OutputError
+
+HELD_OUT_SHARE = 32
+"""One document in so many is held out, chosen by a hash of its text: the same text is always on the same side."""
+META = "meta.json"
+BATCH_DOCUMENTS = 64
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """The streams of one corpus under one tokenizer; `train` and `held_out` are memory-mapped, (token,)."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def train(self) -> np.ndarray:
+        return self._stream("train")
+
+    @property
+    def held_out(self) -> np.ndarray:
+        return self._stream("held_out")
+
+    def _stream(self, name: str) -> np.ndarray:
+        return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r")
+
+
+def write_token_file(
+    corpus: Corpus,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    max_tokens: int | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> TokenFile:
+    """Tokenise a corpus into `folder`, or read it if it is there whole. Raises InputError and OutputError.
+
+    `max_tokens` ends the training stream early, for corpora without an end.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes of one run may ask at once; one writes, the others wait and read.
+        with FileLock(f"{folder}.lock"):
+            if not (folder / META).is_file():
+                _write(corpus, tokenizer, folder, max_tokens, progress)
+    except OSError as error:
+        raise OutputError(
+            f"The token file '{folder}' cannot be written: {error.strerror}. Free some space, or set SPIKESINK_CACHE "
+            "to a folder that has it."
+        ) from error
+    return TokenFile(folder, json.loads((folder / META).read_text(encoding="utf-8")))
+
+
+def _write(
+    corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
+) -> None:
+    """Beside its place first, and renamed there, so that it is whole or absent."""
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        meta = _fill(corpus, tokenizer, temporary, max_tokens, progress)
+        (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(
+    corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    dtype = np.dtype("<u2") if len(tokenizer) <= 2**16 else np.dtype("<u4")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    counts = {"train": 0, "held_out": 0}
+    documents = 0
+    with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
+        files = {"train": train, "held_out": held_out}
+        for batch in _batches(corpus):
+            encoded = tokenizer(batch, add_special_tokens=False, verbose=False).input_ids
+            for text, ids in zip(batch, encoded, strict=True):
+                split = "held_out" if is_held_out(text) else "train"
+                files[split].write(np.array([*ids, *end], dtype=dtype).tobytes())
+                counts[split] += len(ids) + len(end)
+                documents += 1
+            progress("tokenise", counts["train"], max_tokens or max(counts["train"], 1))
+            if max_tokens is not None and counts["train"] >= max_tokens:
+                break
+    return {
+        "source": corpus.name,
+        "source_sha256": corpus.sha256,
+        "source_description": corpus.description,
+        "documents": documents,
+        "tokens": counts["train"],
+        "held_out_tokens": counts["held_out"],
+        "held_out": f"documents whose SHA-256 is 0 modulo {HELD_OUT_SHARE}",
+        "dtype": dtype.str,
+        "vocab_size": len(tokenizer),
+    }
+
+
+def _batches(corpus: Corpus) -> Any:
+    batch: list[str] = []
+    for document in corpus.documents():
+        batch.append(document)
+        if len(batch) == BATCH_DOCUMENTS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def is_held_out(text: str) -> bool:
+    """Which side of the split a document is on."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_SHARE == 0
+
+
+class PackedSampler:
+    """Sequences cut from a stream; every pass over it goes through its pieces in another order."""
+
+    def __init__(self, stream: np.ndarray, seq_len: int, *, bos_id: int | None, seed: int) -> None:
+        """bos_id: put first in every sequence, None for no BOS. Raises InputError for a stream that is too short."""
+        self.stream, self.seq_len, self.bos_id, self.seed = stream, seq_len, bos_id, seed
+        self.piece = seq_len - (bos_id is not None)
+        self.pieces = len(stream) // self.piece
+        if self.pieces < 1:
+            raise InputError(
+                f"{len(stream)} tokens make no sequence of {seq_len}; give a longer text or lower seq_len."
+            )
+        self._pass = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def sample(self, index: int) -> np.ndarray:
+        """Token ids of shape (seq_len,), int64."""
+        number, place = divmod(index, self.pieces)
+        if number != self._pass:
+            self._order = np.random.default_rng([self.seed, number]).permutation(self.pieces)
+            self._pass = number
+        return self._piece(int(self._order[place]))
+
+    def first(self, count: int) -> np.ndarray:
+        """The first `count` sequences in the stream's own order, (count, seq_len); fewer where it ends."""
+        return np.stack([self._piece(place) for place in range(min(count, self.pieces))])
+
+    def _piece(self, place: int) -> np.ndarray:
+        piece = self.stream[place * self.piece : (place + 1) * self.piece].astype(np.int64)
+        return piece if self.bos_id is None else np.concatenate([[self.bos_id], piece])

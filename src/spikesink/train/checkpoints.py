@@ -1,0 +1,114 @@
+"""Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' sizes."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from spikesink.errors import InputError, OutputError
+from spikesink.train.recipe import Recipe, changed
+
+MARKER = "complete.json"
+PREFIX = "checkpoint-"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def folders(root: Path) -> list[Path]:
+    """Every checkpoint folder, the newest first, whole or not."""
+    found = [path for path in root.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def mark_complete(folder: Path, recipe: Recipe) -> None:
+    """Sync every file to disk, then write the marker."""
+    sizes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
+        _sync(path)
+        sizes[str(path.relative_to(folder))] = path.stat().st_size
+    content = {"step": step_of(folder), "recipe": recipe.essence(), "recipe_sha256": recipe.sha256(), "files": sizes}
+    temporary = folder / f".{MARKER}"
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _sync(temporary)
+    temporary.rename(folder / MARKER)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the marker is there and every file has the size it names."""
+    marker = _marker(folder)
+    if marker is None:
+        return False
+    files = [(folder / name, size) for name, size in marker["files"].items()]
+    return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def newest_complete(root: Path) -> Path | None:
+    """The newest checkpoint that is whole; half-written ones are passed over."""
+    return next((folder for folder in folders(root) if is_complete(folder)), None)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the newest `keep` complete checkpoints, and half-written ones older than the newest."""
+    complete = [folder for folder in folders(root) if is_complete(folder)]
+    kept = set(complete[:keep])
+    for folder in folders(root):
+        if folder not in kept and complete and step_of(folder) < step_of(complete[0]):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_half_written(root: Path) -> None:
+    """Delete what is newer than the newest complete checkpoint: it will be written again, into an empty folder."""
+    newest = newest_complete(root)
+    for folder in folders(root):
+        if newest is None or step_of(folder) > step_of(newest):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_recipe(folder: Path, recipe: Recipe, *, allow_changed: bool) -> None:
+    """Refuse to go on from a checkpoint of another recipe, naming what changed. Raises InputError."""
+    marker = _marker(folder)
+    if marker is None or marker["recipe_sha256"] == recipe.sha256() or allow_changed:
+        return
+    lines = "\n  ".join(changed(marker["recipe"], recipe.essence()))
+    raise InputError(
+        f"The recipe has changed since '{folder}':\n  {lines}\nResume with the same recipe, use another --out, or pass "
+        "--allow-changed-recipe."
+    )
+
+
+@contextmanager
+def saving(root: Path, folder: Path) -> Iterator[None]:
+    """While a checkpoint is written: if that fails, nothing half-written stays. Raises OutputError."""
+    try:
+        yield
+    # safetensors has its own exception; torch.save raises RuntimeError when a write comes up short.
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        last = newest_complete(root)
+        good = f"The last good checkpoint is '{last}'; " if last is not None else "There is no earlier checkpoint; "
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(
+            f"The checkpoint '{folder}' could not be written ({reason}). {good}free some space and go on with --resume."
+        ) from error
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

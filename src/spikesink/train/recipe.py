@@ -1,0 +1,260 @@
+"""The recipe of a training run: one YAML file, validated; errors name the dotted path."""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from spikesink.errors import InputError, did_you_mean
+from spikesink.zoo.choice import BY_NAME, KIND, Choice
+from spikesink.zoo.spec import DecoderSpec
+
+PRESETS = ("nano", "small", "paper")
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class BigramBackcopyData(Choice):
+    """Characters of a bigram chain with triggers; made on the fly, no sample ever repeats."""
+
+    kind: Literal["bigram_backcopy"] = "bigram_backcopy"
+    triggers: PositiveInt = 3
+    text: str | None = None
+    """A .txt, .jsonl or .parquet whose bigrams are taken; nothing for the English that every Python carries."""
+
+
+class PythonSourceData(Choice):
+    """Every .py file of the standard library, with a byte-level BPE tokenizer trained on it."""
+
+    kind: Literal["python_source"] = "python_source"
+
+
+class TextData(Choice):
+    """A .txt (a document a line), .jsonl or .parquet (field `text`)."""
+
+    kind: Literal["text"] = "text"
+    path: str
+    tokenizer: str | None = None
+    """Hub id or folder; nothing trains a byte-level BPE of model.vocab_size on the text."""
+
+
+class HubData(Choice):
+    """A hub data set, streamed once into a token file: NAME[@REVISION][:CONFIG[:SPLIT]]."""
+
+    kind: Literal["hub"] = "hub"
+    name: str
+    tokenizer: str
+    tokens: PositiveInt
+    """Tokens to stream before training; fewer than the run needs are repeated in another order."""
+
+
+Source = Annotated[BigramBackcopyData | PythonSourceData | TextData | HubData, KIND, BY_NAME]
+
+
+class Data(Choice):
+    """What is trained on. Sample i depends on (seed, i) alone; the held-out split is never among the samples."""
+
+    source: Source = BigramBackcopyData()
+    seq_len: Annotated[int, Field(ge=3)] = 4096
+    bos: bool = True
+    """Every sequence begins with BOS."""
+    seed: NonNegativeInt = 0
+    held_out: PositiveInt = 64
+    """Sequences for evaluation and the monitor."""
+
+
+class Optimiser(Choice):
+    """AdamW, decay on matrices and embeddings only; cosine from the peak to `min_lr_ratio` of it, after a warm-up."""
+
+    lr: PositiveFloat = 3e-4
+    min_lr_ratio: Fraction = 0.1
+    warmup_steps: NonNegativeInt = 2000
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    grad_clip: NonNegativeFloat = 1.0
+    """0 for none."""
+
+
+class Training(Choice):
+    """How long, how much at a time, in what precision."""
+
+    steps: PositiveInt = 50_000
+    batch_size: PositiveInt = 512
+    """Sequences per optimiser step, over all processes and accumulation steps."""
+    micro_batch: PositiveInt | None = None
+    """Sequences per forward pass and process; nothing for the whole share of a process."""
+    seed: NonNegativeInt = 0
+    """Of the initial weights."""
+    loss_min: PositiveInt = 1
+    """Smallest context length whose prediction counts (table 8): the token at index c has context length c."""
+    loss_max: PositiveInt | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast, weights and optimiser state stay fp32."""
+    compile: bool = False
+    activation_checkpointing: bool = False
+    fsdp: bool = False
+    """Shard parameters, gradients and optimiser state over all processes (FSDP2); refused where nothing is sharded."""
+
+
+class Monitor(Choice):
+    """The anatomy of the model while it trains, on the first held-out sequences."""
+
+    every: NonNegativeInt = 100
+    """Steps; 0 for never."""
+    sequences: PositiveInt = 16
+
+
+class Running(Choice):
+    """What does not change the result, and may differ when a run is resumed."""
+
+    log_every: PositiveInt = 10
+    eval_every: NonNegativeInt = 500
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    """Complete checkpoints kept."""
+    threads: NonNegativeInt = 0
+    """CPU threads; 0 leaves torch's choice."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Running":
+        if self.save_every % self.log_every:
+            raise ValueError(
+                f"save_every is {self.save_every}, log_every {self.log_every}; expected a multiple, so that a resumed "
+                "run logs the averages of an uninterrupted one"
+            )
+        return self
+
+
+class Recipe(Choice):
+    """Everything that a run depends on."""
+
+    name: str = "run"
+    model: DecoderSpec = DecoderSpec()
+    data: Data = Data()
+    optimiser: Optimiser = Optimiser()
+    training: Training = Training()
+    monitor: Monitor = Monitor()
+    running: Running = Running()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.data.seq_len > self.model.max_positions:
+            raise ValueError(
+                f"data.seq_len is {self.data.seq_len}, model.max_positions {self.model.max_positions}; expected no "
+                "longer sequences than positions"
+            )
+        if self.training.loss_min >= self.data.seq_len:
+            raise ValueError(
+                f"training.loss_min is {self.training.loss_min}, data.seq_len {self.data.seq_len}; no prediction counts"
+            )
+        last = self.training.loss_max
+        if last is not None and last < self.training.loss_min:
+            raise ValueError(f"training.loss_max is {last}, below training.loss_min {self.training.loss_min}")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens seen by the end."""
+        return self.training.steps * self.training.batch_size * self.data.seq_len
+
+    def essence(self) -> dict[str, Any]:
+        """What decides the result, as plain data: everything but `running`, `monitor`, the name and the micro-batch."""
+        content = self.model_dump(mode="json", exclude={"running", "monitor", "name"})
+        for option in ("micro_batch", "fsdp", "activation_checkpointing"):
+            del content["training"][option]
+        return content
+
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.essence(), sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def read(cls, content: object, changes: list[str] | None = None) -> Self:
+        """Plain data with dotted overrides (`model.norm=dyt`) as a recipe. Raises InputError naming the path."""
+        if not isinstance(content, dict):
+            raise InputError(f"A recipe is a mapping of {', '.join(cls.model_fields)}; got {type(content).__name__}.")
+        full = cls.parse(content).model_dump(mode="json")
+        for change in changes or []:
+            _override(full, change)
+        return cls.parse(full)
+
+
+def load_recipe(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:
+    """A preset by name or a YAML file, with dotted overrides. Raises InputError."""
+    text = str(name_or_path)
+    if text in PRESETS:
+        content = (resources.files("spikesink.train") / "presets" / f"{text}.yaml").read_text(encoding="utf-8")
+    else:
+        path = Path(text)
+        if not path.is_file():
+            raise InputError(f"'{text}' is neither a recipe file nor a preset{did_you_mean(text, PRESETS)}")
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The recipe '{path}' cannot be read: {error}.") from error
+    try:
+        return Recipe.read(yaml.safe_load(content), changes)
+    except yaml.YAMLError as error:
+        raise InputError(f"The recipe '{text}' is no YAML: {' '.join(str(error).split())}.") from error
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], where: str = "") -> list[str]:
+    """Lines `path: before -> after` of what differs between two recipes as plain data."""
+    lines = []
+    for key in before.keys() | after.keys():
+        path = f"{where}.{key}" if where else key
+        one, other = before.get(key), after.get(key)
+        if isinstance(one, dict) and isinstance(other, dict) and one.get("kind") == other.get("kind"):
+            lines += changed(one, other, path)
+        elif one != other:
+            lines.append(f"{path}: {one} -> {other}")
+    return sorted(lines)
+
+
+def _override(content: dict[str, Any], change: str) -> None:
+    """Set one dotted path, e.g. `training.steps=10`; a value is YAML. A replaced `kind` forgets its options."""
+    path, equals, value = change.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"--set {change!r}: expected PATH=VALUE, e.g. training.steps=1000 or model.norm=dyt.")
+    here: Any = content
+    for depth, key in enumerate(keys[:-1]):
+        _check_key(here, keys, depth)
+        if isinstance(here[key], str):
+            # An override before this one may have named a kind alone.
+            here[key] = {"kind": here[key]}
+        here = here[key]
+    _check_key(here, keys, len(keys) - 1)
+    try:
+        new = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {path}: '{value}' is no YAML value: {error}.") from error
+    if keys[-1] == "kind":
+        here.clear()
+    here[keys[-1]] = _number(new)
+
+
+def _check_key(here: Any, keys: list[str], depth: int) -> None:
+    # Of a kind that was named alone, validation knows the options.
+    if isinstance(here, dict) and (keys[depth] in here or set(here) == {"kind"}):
+        return
+    where = ".".join(keys[:depth]) or "the recipe"
+    hint = did_you_mean(keys[depth], list(here)) if isinstance(here, dict) else "; it has no options."
+    raise InputError(f"--set {'.'.join(keys)}: {where} has no '{keys[depth]}'{hint}")
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 2e-3 as text, since it has no point; everyone who types it means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

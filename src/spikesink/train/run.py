@@ -1,0 +1,154 @@
+"""From a recipe to a trained, saved and recorded model; resumable at any step."""
+
+import datetime
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import spikesink
+from spikesink.errors import InputError, OutputError
+from spikesink.records import Provenance, Timing, TrainingRun
+from spikesink.train import checkpoints
+from spikesink.train.curves import Curves
+from spikesink.train.monitor import AnatomyCallback
+from spikesink.train.recipe import Recipe
+from spikesink.train.sharding import check_sharded
+from spikesink.train.streams import Progress, Stream, open_stream
+from spikesink.train.trainer import RecipeTrainer
+from spikesink.zoo import SpikesinkDecoderForCausalLM, build
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+RECIPE = "recipe.yaml"
+HELD_OUT = "held_out.npy"
+LOG = "log.jsonl"
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    allow_changed: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> TrainingRun:
+    """Train the recipe's model in `out`; returns the record that lies there.
+
+    The folder gets `model/` (what `spikesink scan` reads), `held_out.npy` (token ids to scan it on), `log.jsonl`,
+    `recipe.yaml`, `checkpoints/` and the record. resume: go on from the newest complete checkpoint, from the start
+    if there is none. Raises InputError, OutputError and NumericError.
+    """
+    started = time.perf_counter()
+    # The library's own bars, one for every checkpoint, would write over ours.
+    transformers.utils.logging.disable_progress_bar()
+    root = out / CHECKPOINTS
+    checkpoint = _starting_point(recipe, out, resume=resume, allow_changed=allow_changed)
+    if recipe.running.threads:
+        torch.set_num_threads(recipe.running.threads)
+    stream = open_stream(recipe, progress)
+    trainer = RecipeTrainer(recipe, fresh_model(recipe, stream), stream, root)
+    main = trainer.is_world_process_zero()
+    if main:
+        checkpoints.discard_half_written(root)
+        _write_inputs(recipe, stream, out)
+    if recipe.monitor.every:
+        probe_ids = torch.from_numpy(stream.held_out[: recipe.monitor.sequences])
+        AnatomyCallback(probe_ids, every=recipe.monitor.every).attach(trainer)
+    first_step = checkpoints.step_of(checkpoint) if checkpoint is not None else 0
+    curves = Curves(out / LOG, first_step, recipe.training.steps, progress, writes=main)
+    trainer.add_callback(curves)
+    if recipe.training.fsdp:
+        trainer.add_callback(check_sharded())
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    held_out = curves.at("eval_loss", recipe.training.steps) or trainer.evaluate()["eval_loss"]
+    trainer.save_final(out / MODEL)
+    if main:
+        stream.tokenizer.save_pretrained(out / MODEL)
+    record = _record(recipe, stream, trainer, curves, held_out, result.metrics["train_runtime"], started, first_step)
+    if main:
+        record.save(out, force=True)
+    return record
+
+
+def fresh_model(recipe: Recipe, stream: Stream) -> SpikesinkDecoderForCausalLM:
+    """The model of a recipe with the weights of its seed."""
+    torch.manual_seed(recipe.training.seed)
+    tokenizer = stream.tokenizer
+    return build(recipe.model, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+
+
+def _starting_point(recipe: Recipe, out: Path, *, resume: bool, allow_changed: bool) -> Path | None:
+    """The checkpoint to go on from. Raises where a run is in the way, or is another's."""
+    root = out / CHECKPOINTS
+    if not resume:
+        if (out / RECIPE).exists():
+            raise OutputError(f"'{out}' already holds a run; pass --resume to go on with it, or another --out.")
+        return None
+    if not (out / RECIPE).exists():
+        raise InputError(f"There is no run to resume in '{out}'; leave --resume out to start one.")
+    checkpoint = checkpoints.newest_complete(root)
+    if checkpoint is not None:
+        checkpoints.check_recipe(checkpoint, recipe, allow_changed=allow_changed)
+    return checkpoint
+
+
+def _write_inputs(recipe: Recipe, stream: Stream, out: Path) -> None:
+    import numpy as np
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        np.save(out / HELD_OUT, stream.held_out)
+    except OSError as error:
+        raise OutputError(f"The run's folder '{out}' cannot be written: {error.strerror}.") from error
+
+
+def _record(
+    recipe: Recipe,
+    stream: Stream,
+    trainer: RecipeTrainer,
+    curves: Curves,
+    held_out: float,
+    seconds: float,
+    started: float,
+    first_step: int,
+) -> TrainingRun:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    steps = recipe.training.steps
+    new_tokens = (steps - first_step) * recipe.training.batch_size * recipe.data.seq_len
+    return TrainingRun(
+        name=recipe.name,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_sha256=recipe.sha256(),
+        parameters=model.num_parameters(),
+        steps=steps,
+        tokens=recipe.tokens,
+        tokens_per_s=new_tokens / seconds if seconds else 0.0,
+        processes=trainer.args.world_size,
+        loss_nats=curves.last("loss"),
+        held_out_loss_nats=float(held_out),
+        anatomy=curves.last_readings(),
+        provenance=Provenance(
+            model={"name": recipe.name, "model_type": model.config.model_type},
+            tokens={**stream.provenance, "seq_len": recipe.data.seq_len, "bos": recipe.data.bos},
+            versions={
+                "spikesink": spikesink.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+            settings={"device": str(trainer.args.device), "resumed_from": first_step, "cores": os.cpu_count()},
+        ),
+        timing=Timing(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            load_s=0.0,
+            forward_s=seconds,
+            total_s=time.perf_counter() - started,
+        ),
+        arrays=curves.arrays(),
+    )

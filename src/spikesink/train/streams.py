@@ -1,0 +1,137 @@
+"""From the recipe's data to training samples by index, held-out sequences, a tokenizer and what a record says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from spikesink.access.checkpoint import cache_folder
+from spikesink.data import Corpus, hub_corpus, read_corpus
+from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
+from spikesink.data.packed import PackedSampler, write_token_file
+from spikesink.data.python_source import python_source
+from spikesink.data.tokenizers import character_tokenizer, train_bpe
+from spikesink.errors import InputError
+from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
+
+Progress = Callable[[str, int, int], None]
+HELD_OUT_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Training sequences by index, held-out ones (sequence, token), the tokenizer, and where all came from."""
+
+    sample: Callable[[int], np.ndarray]
+    held_out: np.ndarray
+    tokenizer: Any
+    provenance: dict[str, Any]
+
+
+def open_stream(recipe: Recipe, progress: Progress) -> Stream:
+    """The data of a recipe; tokenised files are cached. Raises InputError where it does not fit the model."""
+    if isinstance(recipe.data.source, BigramBackcopyData):
+        return _generated(recipe, recipe.data.source)
+    return _packed(recipe, progress)
+
+
+def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
+    data = recipe.data
+    corpus = read_corpus(Path(source.text)) if source.text is not None else None
+    chain = bigram_backcopy(recipe.model.vocab_size, source.triggers, corpus)
+    train = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed)
+    held_out = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed, stream=HELD_OUT_STREAM)
+    ids = np.stack([held_out.sample(index) for index in range(data.held_out)])
+    provenance = {
+        "source": source.kind,
+        "source_sha256": chain.sha256,
+        "source_description": f"bigrams of '{chain.source}' ({chain.source_sha256}), {source.triggers} triggers",
+        "entropy_nats": float(chain.conditional_entropy_nats()[ids[:, :-1]].mean()),
+        "held_out": f"samples of stream {HELD_OUT_STREAM}",
+    }
+    return Stream(train.sample, ids, character_tokenizer(chain.tokens), provenance)
+
+
+def _packed(recipe: Recipe, progress: Progress) -> Stream:
+    data, source = recipe.data, recipe.data.source
+    progress("prepare data", 0, 1)
+    corpus = _corpus(source)
+    tokenizer = _tokenizer(recipe, corpus)
+    if len(tokenizer) > recipe.model.vocab_size:
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens, model.vocab_size is {recipe.model.vocab_size}; expected "
+            f"at least as many. Use --set model.vocab_size={len(tokenizer)}."
+        )
+    if data.bos and tokenizer.bos_token_id is None:
+        raise InputError("data.bos is true, but the tokenizer has no BOS token; use --set data.bos=false.")
+    limit = source.tokens if isinstance(source, HubData) else None
+    key = f"{_key(corpus, source)}-{_fingerprint(tokenizer)}{f'-{limit}' if limit else ''}"
+    file = write_token_file(corpus, tokenizer, cache_folder() / "tokens" / key, max_tokens=limit, progress=progress)
+    bos_id = tokenizer.bos_token_id if data.bos else None
+    train = PackedSampler(file.train, data.seq_len, bos_id=bos_id, seed=data.seed)
+    held_out = PackedSampler(file.held_out, data.seq_len, bos_id=bos_id, seed=data.seed)
+    progress("prepare data", 1, 1)
+    passes = recipe.training.steps * recipe.training.batch_size / train.pieces
+    return Stream(train.sample, held_out.first(data.held_out), tokenizer, {**file.meta, "passes": passes})
+
+
+def _corpus(source: Any) -> Corpus:
+    if isinstance(source, PythonSourceData):
+        return python_source()
+    return read_corpus(Path(source.path)) if isinstance(source, TextData) else hub_corpus(source.name)
+
+
+def _tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
+    name = getattr(recipe.data.source, "tokenizer", None)
+    if name is None:
+        size = recipe.model.vocab_size
+        return train_bpe(corpus, size, cache_folder() / "tokenizers" / f"{(corpus.sha256 or '')[:16]}-{size}")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"data.source.tokenizer '{name}' cannot be loaded ({type(error).__name__}: {text})."
+        ) from error
+
+
+def _key(corpus: Corpus, source: Any) -> str:
+    """A folder name for the corpus: by content, of a hub data set by its name and revision."""
+    import hashlib
+
+    identity = corpus.sha256 or hashlib.sha256(f"{source.name}{corpus.description}".encode()).hexdigest()
+    return f"{source.kind}-{identity[:16]}"
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    import hashlib
+    import json
+
+    content = json.dumps(sorted(tokenizer.get_vocab().items())) + type(tokenizer).__name__
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class Samples(Dataset):
+    """Sequences with their labels: -100 where the context length is outside [loss_min, loss_max]. Table 8."""
+
+    def __init__(self, sample: Callable[[int], np.ndarray], count: int, loss_min: int, loss_max: int | None) -> None:
+        self.sample, self.count = sample, count
+        self.loss_min, self.loss_max = loss_min, loss_max
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.from_numpy(self.sample(index))
+        labels = ids.clone()
+        labels[: self.loss_min] = -100
+        if self.loss_max is not None:
+            labels[self.loss_max + 1 :] = -100
+        return {"input_ids": ids, "labels": labels}

@@ -1,0 +1,161 @@
+"""The Hugging Face Trainer with what a recipe needs: data in order, decay on matrices, checkpoints that are whole."""
+
+import math
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
+
+from spikesink.errors import InputError, NumericError
+from spikesink.train import checkpoints
+from spikesink.train.recipe import Recipe
+from spikesink.train.sharding import not_sharded
+from spikesink.train.streams import Samples, Stream
+
+
+class RecipeTrainer(Trainer):
+    """A Trainer of one recipe; its checkpoints lie in `checkpoints/` of the run's folder."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, stream: Stream, root: Path) -> None:
+        self.recipe, self.root = recipe, root
+        training = recipe.training
+        count = training.steps * training.batch_size
+        loss = (training.loss_min, training.loss_max)
+        held_out = stream.held_out
+        super().__init__(
+            model=model,
+            args=arguments(recipe, root),
+            train_dataset=Samples(stream.sample, count, *loss),
+            eval_dataset=Samples(held_out.__getitem__, len(held_out), *loss),
+            data_collator=default_data_collator,
+        )
+        self.remove_callback(PrinterCallback)
+        share = self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        assert share == training.batch_size, "the processes do not share out one batch"
+
+    def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+        # Sample i is already a random one: order adds nothing, and position in the data is a plain number.
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return decayed(model)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            self._refuse(float(loss))
+        return loss
+
+    def _refuse(self, loss: float) -> None:
+        step, size = self.state.global_step + 1, self.recipe.training.batch_size
+        first = (step - 1) * size
+        raise NumericError(
+            f"The loss is {loss} at step {step}, on samples {first} to {first + size - 1} (data.seed "
+            f"{self.recipe.data.seed}). Lower optimiser.lr, lengthen optimiser.warmup_steps, or look at these samples; "
+            "the last checkpoint is from before."
+        )
+
+    def save_final(self, folder: Path) -> None:
+        """Write the whole model, gathered where it is sharded; on every rank."""
+        state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
+        if self.args.should_save:
+            self._save(str(folder), state_dict=state)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = self.root / f"{checkpoints.PREFIX}{self.state.global_step}"
+        with checkpoints.saving(self.root, folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                checkpoints.mark_complete(folder, self.recipe)
+                checkpoints.prune(self.root, self.recipe.running.keep)
+
+
+def decayed(model: nn.Module) -> list[str]:
+    """Names of the parameters that weight decay acts on: matrices of linear maps and embeddings, nothing else."""
+    return [
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    ]
+
+
+def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
+    """The recipe as the Trainer's arguments for this number of processes. Raises InputError where it cannot be."""
+    training, optimiser, running = recipe.training, recipe.optimiser, recipe.running
+    on_gpu = torch.cuda.is_available()
+    if training.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise not_sharded("there is one process")
+    missing = [name for name in running.trackers if find_spec(name) is None]
+    if missing:
+        raise InputError(f"running.trackers names {', '.join(missing)}, not installed; pip install 'spikesink[track]'.")
+    args = TrainingArguments(
+        output_dir=str(root),
+        max_steps=training.steps,
+        learning_rate=optimiser.lr,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": optimiser.min_lr_ratio},
+        warmup_steps=optimiser.warmup_steps,
+        adam_beta1=optimiser.betas[0],
+        adam_beta2=optimiser.betas[1],
+        adam_epsilon=optimiser.eps,
+        weight_decay=optimiser.weight_decay,
+        max_grad_norm=optimiser.grad_clip,
+        seed=training.seed,
+        bf16=training.precision == "bf16",
+        torch_compile=training.compile and on_gpu,
+        activation_checkpointing=training.activation_checkpointing and not training.fsdp,
+        use_cpu=not on_gpu,
+        logging_steps=running.log_every,
+        # Zeroing a NaN would hide what the user must know.
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if running.eval_every else "no",
+        eval_steps=running.eval_every or None,
+        prediction_loss_only=True,
+        save_steps=running.save_every,
+        report_to=list(running.trackers) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        # Every parameter of every spec gets a gradient; looking for ones that do not costs a pass over the graph.
+        ddp_find_unused_parameters=False,
+        **_sharing(recipe),
+    )
+    return _share_out(recipe, args)
+
+
+def _share_out(recipe: Recipe, args: TrainingArguments) -> TrainingArguments:
+    """Split the batch over processes and accumulation steps, so that any number of processes sees the same batches."""
+    batch, processes = recipe.training.batch_size, args.world_size
+    if batch % processes:
+        raise InputError(
+            f"training.batch_size is {batch}, which {processes} processes cannot share equally; expected a multiple."
+        )
+    share = batch // processes
+    micro = min(recipe.training.micro_batch or share, share)
+    # A micro-batch that does not divide the share is lowered to the next that does.
+    micro = max(size for size in range(1, micro + 1) if share % size == 0)
+    args.per_device_train_batch_size = micro
+    args.gradient_accumulation_steps = share // micro
+    args.per_device_eval_batch_size = max(1, min(micro, math.ceil(recipe.data.held_out / processes)))
+    return args
+
+
+def _sharing(recipe: Recipe) -> dict[str, Any]:
+    """FSDP2 with the plan of `sharding.shard`; it has activation checkpointing of its own, which gathers once less."""
+    if not recipe.training.fsdp:
+        return {}
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "transformer_layer_cls_to_wrap": ["DecoderLayer"],
+            "state_dict_type": "SHARDED_STATE_DICT",
+            "activation_checkpointing": recipe.training.activation_checkpointing,
+        },
+    }

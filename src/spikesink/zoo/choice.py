@@ -1,0 +1,76 @@
+"""What every choice of the spec is: a small frozen model that owns its options and no others."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from spikesink.errors import InputError, did_you_mean
+
+
+class Choice(BaseModel):
+    """A node of the spec; a field that it does not own is refused, naming the field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, content: object, where: str = "") -> Self:
+        """Validate plain data. Raises InputError that names the dotted path, e.g. `norm.eps`, below `where`."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise InputError("\n".join(explain(error, content, where))) from None
+
+
+def _from_name(value: object) -> object:
+    """`rmsnorm` is short for `{kind: rmsnorm}`, and nothing for `{kind: none}`."""
+    if value is None:
+        return {"kind": "none"}
+    return {"kind": value} if isinstance(value, str) else value
+
+
+KIND = Field(discriminator="kind")
+BY_NAME = BeforeValidator(_from_name)
+"""Together they make a union of choices a field type: told apart by `kind`, which may stand alone."""
+
+
+def explain(error: ValidationError, content: object, where: str = "") -> list[str]:
+    """One line per problem of a pydantic error: dotted path, what was got, what was expected."""
+    lines = []
+    for problem in error.errors():
+        path = ".".join([*([where] if where else []), *dotted(problem["loc"], content)])
+        lines.append(f"{path + ': ' if path else ''}{_message(problem)}")
+    return lines
+
+
+def dotted(location: tuple[int | str, ...], content: object) -> list[str]:
+    """The keys of an error's location without the union tags that pydantic puts between them."""
+    path: list[str] = []
+    here: object = content
+    for part in location:
+        is_tag = isinstance(part, str) and _kind(here) == part and not (isinstance(here, Mapping) and part in here)
+        if is_tag:
+            continue
+        path.append(str(part))
+        here = here.get(part) if isinstance(here, Mapping) else getattr(here, str(part), None)
+    return path
+
+
+def _kind(value: object) -> object:
+    if isinstance(value, Mapping):
+        return value.get("kind")
+    return value if isinstance(value, str) else getattr(value, "kind", None)
+
+
+def _message(problem: Any) -> str:
+    got = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        return f"no such option (got {got!r}); remove it, or choose the kind that has it."
+    if problem["type"] == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
+        return f"unknown kind '{problem['ctx']['tag']}'{did_you_mean(problem['ctx']['tag'], tags)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"expected a kind, by name or as {{kind: ...}}; got {got!r}."
+    return (
+        f"{problem['msg'].removeprefix('Value error, ')}{'' if problem['type'] == 'value_error' else f'; got {got!r}'}."
+    )

@@ -1,0 +1,65 @@
+"""The spec of a decoder: a tree of choices, each of which owns only its options. Tables 3 to 9 of Sun et al. 2026.
+
+A variant is one replacement, `spec.model_copy(update={"norm": DyT()})`, and `diff` names exactly what was replaced.
+"""
+
+from typing import Any
+
+from pydantic import PositiveInt, model_validator
+
+from spikesink.zoo.arrangements import Arrangement, PreNorm
+from spikesink.zoo.choice import Choice
+from spikesink.zoo.ffn import FFN, SwiGLU
+from spikesink.zoo.gates import Gate, NoGate
+from spikesink.zoo.initialisers import Initialisation, Normal
+from spikesink.zoo.normalisers import Normaliser, NoVirtualKeys, Softmax, VirtualKeys
+from spikesink.zoo.norms import Norm, RMSNorm
+from spikesink.zoo.positions import Position, RoPE
+
+
+class DecoderSpec(Choice):
+    """A decoder-only language model; the defaults are the baseline of table 9 (6.74 B parameters)."""
+
+    vocab_size: PositiveInt = 32_000
+    d_model: PositiveInt = 4096
+    n_layers: PositiveInt = 32
+    n_heads: PositiveInt = 32
+    n_kv_heads: PositiveInt = 32
+    d_head: PositiveInt = 128
+    max_positions: PositiveInt = 4096
+    norm: Norm = RMSNorm()
+    arrangement: Arrangement = PreNorm()
+    ffn: FFN = SwiGLU()
+    gate: Gate = NoGate()
+    normaliser: Normaliser = Softmax()
+    virtual_keys: VirtualKeys = NoVirtualKeys()
+    position: Position = RoPE()
+    tied_embeddings: bool = False
+    initialisation: Initialisation = Normal()
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> "DecoderSpec":
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"n_heads is {self.n_heads}, n_kv_heads {self.n_kv_heads}; expected n_kv_heads to divide n_heads"
+            )
+        if isinstance(self.position, RoPE) and self.d_head % 2:
+            raise ValueError(f"d_head is {self.d_head}; RoPE pairs channels, so expected an even number")
+        return self
+
+
+def diff(base: DecoderSpec, variant: DecoderSpec) -> dict[str, tuple[Any, Any]]:
+    """What differs, by dotted path: a replaced choice by its field, a changed option of the same kind by its own."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in DecoderSpec.model_fields:
+        one, other = getattr(base, name), getattr(variant, name)
+        if one == other:
+            continue
+        if isinstance(one, Choice) and type(one) is type(other):
+            for option in type(one).model_fields:
+                pair = (getattr(one, option), getattr(other, option))
+                if pair[0] != pair[1]:
+                    found[f"{name}.{option}"] = pair
+        else:
+            found[name] = (one, other)
+    return found

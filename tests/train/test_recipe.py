@@ -1,0 +1,90 @@
+"""Recipes: presets, overrides, errors that name the path, and what counts as another recipe."""
+
+import pytest
+import yaml
+from tiny_recipe import tiny_recipe
+
+from spikesink.errors import InputError
+from spikesink.train.recipe import PRESETS, Recipe, changed, load_recipe
+from spikesink.zoo import ConditionalGate, DyT, GeLU
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_read_and_round_trip(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert Recipe.read(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_the_paper_preset_is_table_9():
+    recipe = load_recipe("paper")
+    assert recipe.tokens == pytest.approx(100e9, rel=0.05)
+    assert recipe.training.batch_size * recipe.data.seq_len == pytest.approx(2e6, rel=0.05)
+    assert (recipe.optimiser.lr, recipe.optimiser.betas, recipe.optimiser.warmup_steps) == (3e-4, (0.9, 0.95), 2000)
+    assert recipe.training.steps == 50_000
+
+
+def test_overrides():
+    recipe = tiny_recipe(
+        "model.norm=dyt", "model.ffn=gelu", "model.ffn.d_ffn=7", "optimiser.lr=2e-3", "model.gate=conditional",
+        "model.gate.per=single", "training.loss_max=5", "optimiser.betas=[0.8, 0.9]", "data.bos=false",
+    )  # fmt: skip
+    assert recipe.model.norm == DyT()
+    assert recipe.model.ffn == GeLU(d_ffn=7)
+    assert recipe.model.gate == ConditionalGate(per="single")
+    assert (recipe.optimiser.lr, recipe.training.loss_max, recipe.data.bos) == (0.002, 5, False)
+    assert recipe.optimiser.betas == (0.8, 0.9)
+    assert tiny_recipe("model.norm.kind=layernorm").model.norm.kind == "layernorm"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.step=3", "training has no 'step'; did you mean 'steps'"),
+        ("optimizer.lr=3", "the recipe has no 'optimizer'; did you mean 'optimiser'"),
+        ("training.steps", "expected PATH=VALUE"),
+        ("training.steps=many", "^training.steps: .*valid integer.*'many'"),
+        ("model.norm=rms", "^model.norm: unknown kind 'rms'; did you mean 'rmsnorm'"),
+        ("model.norm.eps.x=3", "model.norm.eps has no 'x'; it has no options"),
+        ("training.precision=fp8", "^training.precision: .*'fp32' or 'bf16'"),
+        ("data.seq_len=11", "data.seq_len is 11, model.max_positions 10"),
+        ("training.loss_min=9", "no prediction counts"),
+        ("training.loss_max=0", "^training.loss_max: .*greater than 0"),
+        ("running.log_every=2", "save_every is 3, log_every 2; expected a multiple"),
+        ("data.source.path=x", "data.source has no 'path'"),
+        ("training.steps=[1", "is no YAML value"),
+    ],
+)
+def test_errors_name_the_path(change, message):
+    with pytest.raises(InputError, match=message):
+        tiny_recipe(change)
+
+
+def test_an_empty_range_of_positions_is_refused():
+    with pytest.raises(InputError, match=r"training.loss_max is 3, below training.loss_min 4"):
+        tiny_recipe("training.loss_min=4", "training.loss_max=3")
+
+
+def test_unknown_recipes_and_broken_files(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'nano'"):
+        load_recipe("nan0")
+    (tmp_path / "broken.yaml").write_text("model: [")
+    with pytest.raises(InputError, match="is no YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 3")
+    with pytest.raises(InputError, match="A recipe is a mapping of name, model"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "odd.yaml").write_text("model: {norm: {kind: dyt, eps: 1.0}}")
+    with pytest.raises(InputError, match=r"^model\.norm\.eps: no such option"):
+        load_recipe(tmp_path / "odd.yaml")
+
+
+def test_what_makes_another_recipe():
+    base = tiny_recipe()
+    same = tiny_recipe("running.log_every=3", "monitor.every=4", "training.micro_batch=2", "name=other")
+    other = tiny_recipe("optimiser.lr=0.02", "model.norm=dyt")
+    assert base.sha256() == same.sha256() != other.sha256()
+    assert changed(base.essence(), same.essence()) == []
+    lines = changed(base.essence(), other.essence())
+    assert lines[0].startswith("model.norm: {'kind': 'rmsnorm'")
+    assert lines[1:] == ["optimiser.lr: 0.01 -> 0.02"]
