@@ -179,7 +179,8 @@ def test_interrupted_in_the_middle(checkpoint, tmp_path, sent):
     assert process.returncode != 0
     assert list((tmp_path / "out").glob("*")) == []
     if sent == signal.SIGINT:
-        assert process.returncode == 130
+        # A shell shows 130 for both: interrupted while a module is imported, CPython ends itself by the signal.
+        assert process.returncode in (130, -signal.SIGINT)
         assert "interrupted" in err
         assert "Traceback" not in err + out
 
