@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from rich._export_format import CONSOLE_SVG_FORMAT
-from rich.console import Console
+from rich.console import CONSOLE_SVG_FORMAT, Console
 
 from spikesink import Anatomy
 from spikesink.cli.summary import print_summary

@@ -1,7 +1,6 @@
 """`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
 
 import datetime
-import platform
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import spikesink
 from spikesink.access import AccessedModel
 from spikesink.analyse.calibration import spike_tokens
 from spikesink.analyse.dissociation import Bench, dissociation_rows
@@ -30,7 +27,7 @@ from spikesink.analyse.verdict import dissociation
 from spikesink.data.tokens import Tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Found, Intervention
-from spikesink.records.base import Provenance, Timing
+from spikesink.records.base import Provenance, Timing, package_versions
 from spikesink.records.interventions import Interventions, KvCache, Quantisation
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
@@ -185,12 +182,7 @@ def _provenance(
     return Provenance(
         model=accessed.provenance,
         tokens=tokens.provenance(),
-        versions={
-            "spikesink": spikesink.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        versions=package_versions(),
         settings={
             **asdict(criteria),
             **asdict(options),

@@ -1,17 +1,14 @@
 """Scan: spikes and sinks of a model on given token ids, in one streaming pass, as an `Anatomy` record."""
 
 import datetime
-import platform
 import time
 from dataclasses import asdict
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import spikesink
 from spikesink.access import AccessedModel, access, full_batch, load, observing, run
 from spikesink.analyse import assemble
 from spikesink.analyse.anatomy import run_measures
@@ -23,7 +20,7 @@ from spikesink.measure.lifecycle import ContributionMeasure, StepCriteria, StepR
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import METRICS, SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
-from spikesink.records import Anatomy, Provenance, Timing
+from spikesink.records import Anatomy, Provenance, Timing, package_versions
 
 REPLAY_TOKENS = 4096
 """Forward tokens spent on measuring contributions again at spike tokens."""
@@ -163,11 +160,6 @@ def _provenance(
     return Provenance(
         model=accessed.provenance,
         tokens=tokens.provenance(),
-        versions={
-            "spikesink": spikesink.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        versions=package_versions(),
         settings={**asdict(criteria), "batch_size": batch_size, "measures": list(measures), "attention": "spikesink"},
     )

@@ -1,7 +1,7 @@
 """Frozen result types, their schema version and how they are written and read. Importing this loads no torch."""
 
 from spikesink.records import anatomy
-from spikesink.records.base import SCHEMA, Frozen, NotApplicable, Provenance, Record, Section, Timing
+from spikesink.records.base import SCHEMA, Frozen, NotApplicable, Provenance, Record, Section, Timing, package_versions
 from spikesink.records.files import check_output
 from spikesink.records.scan import (
     Anatomy,
@@ -38,4 +38,5 @@ __all__ = [
     "TrainingRun",
     "anatomy",
     "check_output",
+    "package_versions",
 ]

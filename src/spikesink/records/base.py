@@ -60,6 +60,17 @@ class Timing(Frozen):
     total_s: float
 
 
+def package_versions() -> dict[str, str]:
+    """What a result was computed with, without importing any of it."""
+    import platform
+    from importlib.metadata import version
+
+    from spikesink import __version__
+
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return {"spikesink": __version__, **versions, "python": platform.python_version()}
+
+
 class Record(BaseModel):
     """A result as JSON and, beside it, its large arrays; a kind of record names its files."""
 

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-import spikesink
 from spikesink.errors import InputError, OutputError
-from spikesink.records import Provenance, Timing, TrainingRun
+from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
 from spikesink.train.curves import Curves
 from spikesink.train.monitor import AnatomyCallback
@@ -136,12 +134,7 @@ def _record(
         provenance=Provenance(
             model={"name": recipe.name, "model_type": model.config.model_type},
             tokens={**stream.provenance, "seq_len": recipe.data.seq_len, "bos": recipe.data.bos},
-            versions={
-                "spikesink": spikesink.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
+            versions=package_versions(),
             settings={"device": str(trainer.args.device), "resumed_from": first_step, "cores": os.cpu_count()},
         ),
         timing=Timing(
