@@ -36,13 +36,18 @@ class SpikeCriteria:
 
 def median_magnitude(magnitude: Tensor) -> float:
     """Lower median of a tensor of magnitudes; exact."""
-    flat = magnitude.flatten()
-    if flat.device.type != "cpu":
-        return float(flat.median())
+    return _reordering_median(magnitude.flatten().clone())
+
+
+def _reordering_median(values: Tensor) -> float:
+    """Lower median of a contiguous tensor, whose elements it may reorder."""
+    if values.device.type != "cpu":
+        return float(values.median())
     # numpy's introselect is several times faster than torch's median on CPU.
-    values = flat.numpy()
-    middle = (values.size - 1) // 2
-    return float(np.partition(values, middle)[middle])
+    flat = values.view(-1).numpy()
+    middle = (flat.size - 1) // 2
+    flat.partition(middle)
+    return float(flat[middle])
 
 
 class PeakTracker:
@@ -147,6 +152,7 @@ class SpikeMeasure:
         self.residuals: dict[int, ResidualStatistics] = {}
         self.writes: dict[int, PeakTracker] = {}
         self._valid: Tensor | None = None
+        self._buffer: Tensor | None = None
         self._first_sequence = 0
 
     def on_batch(self, batch) -> None:
@@ -170,7 +176,8 @@ class SpikeMeasure:
         largest = float(per_channel.max())
         for row in range(hidden.shape[0]):
             kept = magnitude[row] if self._valid is None else magnitude[row, self._valid[row]]
-            median = median_magnitude(kept)
+            # Last, since the buffer is reordered; counting does not mind.
+            median = _reordering_median(kept)
             statistics.median_sum += median
             statistics.sequences += 1
             threshold = max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median)
@@ -181,10 +188,19 @@ class SpikeMeasure:
         self.writes.setdefault(block, PeakTracker()).update(write, self._magnitude(write), self._first_sequence)
 
     def _magnitude(self, hidden: Tensor) -> Tensor:
-        magnitude = hidden.float().abs() if hidden.dtype != torch.float64 else hidden.abs()
+        """|hidden| in float32 or wider, padding zeroed, in a buffer that the next call overwrites.
+
+        Fresh tensors would be freed between the small numbers that are kept, which splits the heap: a scan peaked at
+        twice the memory of a plain forward pass.
+        """
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        buffer = self._buffer
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (hidden.shape, dtype, hidden.device):
+            buffer = self._buffer = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
+        buffer.copy_(hidden).abs_()
         if self._valid is not None:
-            magnitude = magnitude * self._valid[..., None].to(magnitude.device)
-        return magnitude
+            buffer.mul_(self._valid[..., None].to(buffer.device))
+        return buffer
 
     def compute(self) -> "SpikeResult":
         """The plain argmax over blocks, the verdict, and the spike channels and tokens at the verdict's block."""
