@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from spikesink.access import attention
+from spikesink.access.heap import release_freed
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
 from spikesink.access.protocol import Batch, listeners
 from spikesink.access.skipping import find_skipped, picked, put_back, restored
@@ -152,6 +153,9 @@ def hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
     try:
         for layer in accessed.layers:
             handles += _LayerHooks(layer, tap).register()
+        if accessed.device.type == "cpu":
+            last = accessed.layers[-1].layer
+            handles.append(last.register_forward_hook(lambda *_: release_freed()))
         yield
     finally:
         for handle in handles:

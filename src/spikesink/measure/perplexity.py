@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 8_000_000
-"""Logits turned into float32 log-probabilities at once; 32 MB, so that the vocabulary never doubles in memory."""
+CHUNK_ELEMENTS = 2_000_000
+"""Logits turned into float32 log-probabilities at once; 8 MB, so that the vocabulary never doubles in memory."""
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
