@@ -24,8 +24,8 @@ class SpikeCriteria:
     """Largest over median magnitude. A randomly initialised deep model reaches 33 where its embedding is small against
     the first write, which makes some tokens large in all channels alike; hence the second ratio."""
     token_ratio_min: float = 11.0
-    """Largest over median magnitude within one token: spikes live in few channels. Controls without spikes stay below
-    9, small models with spikes reach 13, SmolLM2 691."""
+    """Largest over median magnitude within one token: spikes live in few channels. Controls without spikes reach
+    9, small models with spikes 13, SmolLM2 691."""
     share_of_spike_min: float = 0.1
     """A spike channel or spike token reaches this share of the spike, and `max_over_median_min`, at the verdict's
     block."""
