@@ -17,12 +17,12 @@ from spikesink.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class BlockNames:
-    """Modules of one residual block inside a layer; `write` is the one whose output goes into the residual."""
+    """Modules of one residual block inside a layer; what goes into the residual is the output norm's output, else
+    `inner`'s."""
 
     inner: str
     input_norm: str | None = None
     output_norm: str | None = None
-    write: str | None = None
     first: str | None = None
     """First module that reads the residual, where neither `input_norm` nor `inner` does."""
 
