@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.intervene import intervene_command
+from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.train import train_command
 from spikesink.errors import SpikesinkError
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("scan")(scan_command)
 app.command("intervene")(intervene_command)
 app.command("train")(train_command)
+app.command("report")(report_command)
 
 
 def _version(asked: bool) -> None:

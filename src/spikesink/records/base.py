@@ -88,6 +88,12 @@ class Record(BaseModel):
         content = self.model_dump(mode="json", by_alias=True)
         return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the answer and the key chart; nothing for a record that has none."""
+        from spikesink.report.notebook import display
+
+        return display(self)
+
     def save(self, folder: Path, *, force: bool = False) -> Path:
         """Write both files, whole or not at all; returns the folder. Raises OutputError."""
         from safetensors.numpy import save

@@ -1,0 +1,45 @@
+"""A record in a notebook: what it says, and its key chart as a picture, so that nothing runs there."""
+
+import base64
+
+from markupsafe import Markup
+
+from spikesink.records import Anatomy, Record, TrainingRun
+from spikesink.records.interventions import Interventions
+from spikesink.report.answer import Statement, answer
+from spikesink.report.charts import Figure, intervention_figures, lifecycle_figures, sink_map
+from spikesink.report.charts.training import training_figures
+from spikesink.report.conditions import name
+from spikesink.report.runs import Model
+from spikesink.report.write import drawn
+
+
+def display(record: Record) -> str | None:
+    """HTML of the answer and the key charts; None for a record of another kind."""
+    if isinstance(record, Anatomy):
+        model = Model(name(record.provenance.model), anatomy=record)
+        return _html(_measured(model), [lifecycle_figures(record)[0], sink_map(record)])
+    if isinstance(record, Interventions):
+        model = Model(name(record.provenance.model), interventions=record)
+        return _html(_measured(model), intervention_figures(record)[:1])
+    if isinstance(record, TrainingRun):
+        text = f"{record.steps:,} steps; held-out loss {record.held_out_loss_nats:.3f} nats."
+        wanted = ("training_loss", "training_max_over_median", "training_sink_ratio")
+        figures = [figure for figure in training_figures([(record.name, record)]) if figure.name in wanted]
+        return _html([Statement(record.name, text)], figures)
+    return None
+
+
+def _measured(model: Model) -> list[Statement]:
+    return [statement for statement in answer(model) if statement.measured]
+
+
+def _html(statements: list[Statement], figures: list[Figure]) -> str:
+    lines = [Markup("<p><strong>{}.</strong> {}</p>").format(item.heading, item.text) for item in statements]
+    return str(Markup("").join([Markup("<div>"), *lines, *map(_picture, figures), Markup("</div>")]))
+
+
+def _picture(figure: Figure) -> Markup:
+    picture = base64.b64encode(drawn(figure, "svg")).decode()
+    image = Markup('<img src="data:image/svg+xml;base64,{}" alt="{}">').format(picture, figure.alternative)
+    return Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(figure.title, image)
