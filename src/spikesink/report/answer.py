@@ -40,8 +40,8 @@ def _spikes(record: Anatomy) -> str:
         rule = record.spikes
         return (
             f"No spikes. The largest magnitude is {top}. At most it is {number(summary.max_over_median)} × the median "
-            f"and {number(rule.token_ratio)} × its own token's median; a spike needs {rule.max_over_median_min:g} × and "
-            f"{rule.token_ratio_min:g} × after one block."
+            f"and {number(rule.token_ratio)} × its own token's median; a spike needs {rule.max_over_median_min:g} × "
+            f"and {rule.token_ratio_min:g} × after one block."
         )
     channels = f"{counted(len(summary.spike_channels), 'channel')} ({listed(summary.spike_channels, 6)})"
     text = f"The largest magnitude is {top}, {number(summary.max_over_median)} × the median. {channels} and "

@@ -108,8 +108,18 @@ def _cell(model: Model, row: str) -> str:
 
 
 _ROWS = (
-    ("has spikes", "spikes"), ("largest magnitude", "spike"), ("over the median", "over"), 
-    ("spike channels", "channels"), ("made by", "up"), ("taken away by", "down"), ("sink ratio", "sinks"), ("sink ratio, gu2025", "gu"),
-    ("importance of the first key", "first"), ("perplexity", "perplexity"), ("verdict", "verdict"),
-    ("cost of zeroing spikes, nats", "zero"), ("first tokens to keep", "keep"), ("held-out loss, nats", "held"),
-)  # fmt: skip
+    ("has spikes", "spikes"),
+    ("largest magnitude", "spike"),
+    ("over the median", "over"),
+    ("spike channels", "channels"),
+    ("made by", "up"),
+    ("taken away by", "down"),
+    ("sink ratio", "sinks"),
+    ("sink ratio, gu2025", "gu"),
+    ("importance of the first key", "first"),
+    ("perplexity", "perplexity"),
+    ("verdict", "verdict"),
+    ("cost of zeroing spikes, nats", "zero"),
+    ("first tokens to keep", "keep"),
+    ("held-out loss, nats", "held"),
+)
