@@ -140,4 +140,4 @@ def test_divergence_is_a_result(tmp_path):
     record = study.run(Local(jobs=2), tmp_path / "work", quiet)
     assert [(row.variant, row.diverged) for row in record.rows] == [("plain", 1), ("dyt", 1)]
     assert all("not finite" in line or "loss is" in line for line in record.errors)
-    assert NoExecutor and study.run(NoExecutor(), tmp_path / "work", quiet).rows == record.rows
+    assert study.run(NoExecutor(), tmp_path / "work", quiet).rows == record.rows

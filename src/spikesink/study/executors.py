@@ -94,7 +94,8 @@ def _listen(process: Any, cell: Cell, folder: Path, progress: Progress) -> CellR
             said = json.loads(line)
             if "progress" in said:
                 stage, done, total = said["progress"]
-                progress(f"{cell.name}: {stage}", done, total)
+                if stage == "train":
+                    progress(cell.name, done, total)
     except (BrokenPipeError, ValueError):
         # Its exit code says more.
         pass
