@@ -15,10 +15,11 @@ ALLOWED = {
     "data": set(),
     "zoo": set(),
     "train": {"access", "analyse", "data", "zoo"},
+    "study": {"access", "analyse", "data", "train", "zoo"},
     "intervene": {"access"},
     "analyse": {"access", "measure", "data", "intervene"},
     "report": set(),
-    "cli": {"access", "measure", "data", "intervene", "analyse", "train", "zoo", "report"},
+    "cli": {"access", "measure", "data", "intervene", "analyse", "train", "zoo", "study", "report"},
     # Records draw themselves in notebooks, by an import inside `_repr_html_`.
     "records": {"report"},
     "errors": set(),

@@ -141,6 +141,22 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
         train(tiny_recipe("running.trackers=[wandb]"), tmp_path, progress=quiet)
 
 
+def test_readings_reach_tensorboard(tmp_path):
+    """The event file of a real TensorBoard holds the monitor's readings, at their steps."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    changes = ("running.trackers=[tensorboard]", "monitor.every=4", "running.log_every=3")
+    train(tiny_recipe(*changes), tmp_path, progress=quiet)
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    found = accumulator.EventAccumulator(str(events.parent))
+    found.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for name in ("spikesink/sink_ratio", "spikesink/layer_1/spike", "loss"):
+        logged = {line["step"]: line[name] for line in lines if name in line}
+        scalars = {event.step: event.value for event in found.Scalars(f"train/{name}")}
+        assert scalars == pytest.approx(logged, rel=1e-6)
+        assert len(logged) == 4
+
+
 @pytest.mark.parametrize("bos", [True, False])
 def test_training_on_text(tmp_path, monkeypatch, bos):
     """Tokenizer and token file are made once and cached; the held-out sequences are of held-out documents."""

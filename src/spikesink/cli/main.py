@@ -10,6 +10,7 @@ import typer
 from spikesink.cli.intervene import intervene_command
 from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
+from spikesink.cli.study import study_command
 from spikesink.cli.train import train_command
 from spikesink.errors import SpikesinkError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("scan")(scan_command)
 app.command("intervene")(intervene_command)
 app.command("train")(train_command)
+app.command("study")(study_command)
 app.command("report")(report_command)
 
 

@@ -1,7 +1,17 @@
 """Frozen result types, their schema version and how they are written and read. Importing this loads no torch."""
 
-from spikesink.records import anatomy
-from spikesink.records.base import SCHEMA, Frozen, NotApplicable, Provenance, Record, Section, Timing, package_versions
+from spikesink.records import anatomy, study
+from spikesink.records.base import (
+    SCHEMA,
+    Document,
+    Frozen,
+    NotApplicable,
+    Provenance,
+    Record,
+    Section,
+    Timing,
+    package_versions,
+)
 from spikesink.records.files import check_output
 from spikesink.records.scan import (
     Anatomy,
@@ -21,6 +31,7 @@ __all__ = [
     "SCHEMA",
     "Anatomy",
     "BlockCycle",
+    "Document",
     "Frozen",
     "Lifecycle",
     "NotApplicable",
@@ -39,4 +50,5 @@ __all__ = [
     "anatomy",
     "check_output",
     "package_versions",
+    "study",
 ]

@@ -5,15 +5,16 @@ Every figure and table can be made again from a record without the model.
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spikesink.errors import RecordError
-from spikesink.records.files import read_files, write_files
+from spikesink.records.files import read_files, read_json, write_files
 
 SCHEMA = 1
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Frozen(BaseModel):
@@ -71,6 +72,25 @@ def package_versions() -> dict[str, str]:
     return {"spikesink": __version__, **versions, "python": platform.python_version()}
 
 
+def as_json(record: BaseModel) -> str:
+    content = record.model_dump(mode="json", by_alias=True)
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: str) -> Kind:
+    """Content of a file as a record of this kind and schema. Raises RecordError."""
+    if content.get("schema") != SCHEMA:
+        raise RecordError(f"'{path}' has schema {content.get('schema')}; this version reads schema {SCHEMA}.")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecordError(
+            f"'{path}' is no record of schema {SCHEMA}: {where}: {first['msg']}. Make it again with {command} --out."
+        ) from None
+
+
 class Record(BaseModel):
     """A result as JSON and, beside it, its large arrays; a kind of record names its files."""
 
@@ -85,8 +105,7 @@ class Record(BaseModel):
 
     def to_json(self) -> str:
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return as_json(self)
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the answer and the key chart; nothing for a record that has none."""
@@ -106,16 +125,27 @@ class Record(BaseModel):
     def read(cls, folder: Path) -> Self:
         """Read a record that was written by `save`. Raises RecordError."""
         content, arrays = read_files(folder, cls.file, cls.arrays_file, cls.command)
-        if content.get("schema") != SCHEMA:
-            raise RecordError(
-                f"'{folder / cls.file}' has schema {content.get('schema')}; this version reads schema {SCHEMA}."
-            )
-        try:
-            return cls.model_validate({**content, "arrays": arrays})
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RecordError(
-                f"'{folder / cls.file}' is no record of schema {SCHEMA}: {where}: {first['msg']}. Make it again with "
-                f"{cls.command} --out."
-            ) from None
+        return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
+
+
+class Document(Frozen):
+    """A result that is one JSON file, named by whoever writes it."""
+
+    command: ClassVar[str]
+    """What makes such a file, for error messages."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+
+    def to_json(self) -> str:
+        """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
+        return as_json(self)
+
+    def write(self, path: Path) -> Path:
+        """Write the file, whole or not at all, over an older one. Raises OutputError."""
+        write_files(path.parent, {path.name: self.to_json().encode()}, force=True)
+        return path
+
+    @classmethod
+    def read_file(cls, path: Path) -> Self:
+        """Read what `write` wrote. Raises RecordError."""
+        return validated(cls, read_json(path, cls.command), path, cls.command)

@@ -53,19 +53,30 @@ def read_files(folder: Path, file: str, arrays_file: str, command: str) -> tuple
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    content = read_json(folder / file, command)
     try:
-        content = json.loads((folder / file).read_text(encoding="utf-8"))
-        arrays = load_file(folder / arrays_file)
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name if error.filename else arrays_file
-        raise RecordError(
-            f"'{folder}' holds no record ({missing} is missing); make one with {command} --out."
-        ) from None
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        return content, load_file(folder / arrays_file)
+    except FileNotFoundError:
+        raise _missing(folder / arrays_file, command) from None
+    except (OSError, ValueError, SafetensorError) as error:
         raise RecordError(f"The record in '{folder}' cannot be read: {error}.") from None
+
+
+def read_json(path: Path, command: str) -> dict[str, Any]:
+    """The JSON object in a file; raises RecordError for whatever is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _missing(path, command) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"The record in '{path.parent}' cannot be read: {error}.") from None
     if not isinstance(content, dict):
-        raise RecordError(f"'{folder / file}' holds a {type(content).__name__}; expected a record, a JSON object.")
-    return content, arrays
+        raise RecordError(f"'{path}' holds a {type(content).__name__}; expected a record, a JSON object.")
+    return content
+
+
+def _missing(path: Path, command: str) -> RecordError:
+    return RecordError(f"'{path.parent}' holds no record ({path.name} is missing); make one with {command} --out.")
 
 
 def _write_temporary(folder: Path, name: str, content: bytes) -> str:

@@ -214,8 +214,16 @@ def changed(before: dict[str, Any], after: dict[str, Any], where: str = "") -> l
         if isinstance(one, dict) and isinstance(other, dict) and one.get("kind") == other.get("kind"):
             lines += changed(one, other, path)
         elif one != other:
-            lines.append(f"{path}: {one} -> {other}")
+            lines.append(f"{path}: {_brief(one)} -> {_brief(other)}")
     return sorted(lines)
+
+
+def _brief(value: object) -> str:
+    """A choice by its kind, with its options in brackets: `conditional (per=head, bias=False)`."""
+    if not isinstance(value, dict) or "kind" not in value:
+        return str(value)
+    options = ", ".join(f"{name}={option}" for name, option in value.items() if name != "kind")
+    return f"{value['kind']} ({options})" if options else str(value["kind"])
 
 
 def _override(content: dict[str, Any], change: str) -> None:

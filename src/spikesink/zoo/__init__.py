@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spikesink.zoo.arrangements import PostNorm, PreNorm, PreNormQK, Sandwich, SandwichQK
+from spikesink.zoo.arrangements import NoInputNorm, PostNorm, PreNorm, PreNormQK, Sandwich, SandwichQK
 from spikesink.zoo.convert import from_hf, to_hf
 from spikesink.zoo.decoder import SpikesinkDecoderConfig, SpikesinkDecoderForCausalLM, build
 from spikesink.zoo.export import export
@@ -30,6 +30,7 @@ __all__ = [
     "LearnedSink",
     "Linear",
     "NoGate",
+    "NoInputNorm",
     "NoNorm",
     "NoPosition",
     "NoVirtualKeys",

@@ -52,4 +52,13 @@ class PreNormQK(Choice):
     output_norm: ClassVar[bool] = False
 
 
-Arrangement = Annotated[PreNorm | PostNorm | Sandwich | SandwichQK | PreNormQK, KIND, BY_NAME]
+class NoInputNorm(Choice):
+    """H + F(H): pre-norm simply taken away; only the norm before the head stays."""
+
+    kind: Literal["no_input"] = "no_input"
+    input_norm: ClassVar[bool] = False
+    output_norm: ClassVar[bool] = False
+    qk_norm_over: ClassVar[Over | None] = None
+
+
+Arrangement = Annotated[PreNorm | PostNorm | Sandwich | SandwichQK | PreNormQK | NoInputNorm, KIND, BY_NAME]

@@ -1,0 +1,40 @@
+"""Puts the tables of results/ into README and docs, between their markers: python docs/tables.py [--check]
+
+A place looks like `<!-- table: results/NAME.json -->` ... `<!-- end -->`; what stands between is made from the record.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from spikesink.records.study import StudyRecord
+from spikesink.study.table import markdown
+
+ROOT = Path(__file__).parent.parent
+PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """The page with every table as its record has it."""
+    return PLACE.sub(lambda place: place[1] + _table(ROOT / place[2]) + place[3], text)
+
+
+def _table(path: Path) -> str:
+    return markdown(StudyRecord.read_file(path)).partition("\n\n")[2] + "\n"
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    stale = [page for page in pages() if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    if "--check" in sys.argv:
+        sys.exit(f"stale: {', '.join(page.name for page in stale)}; run python docs/tables.py" if stale else 0)
+    for page in stale:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"filled {page.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`spikesink study`: a grid of training runs as a table beside the paper's numbers, with verdicts."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spikesink.cli import options
+from spikesink.errors import InputError, did_you_mean
+
+StudyName = Annotated[
+    str | None, typer.Argument(help="A study (see --list) or a YAML file of your own grid.", show_default=False)
+]
+Preset = Annotated[str, typer.Option(help="nano, small or paper, or a recipe file: what the variants change.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change of the base recipe, e.g. name=nano-long; may be repeated.")
+]
+Only = Annotated[str | None, typer.Option(help="These variants (with commas) and the baseline alone.")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="local or ray.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Cells at a time on this machine; default one a core or GPU.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join (auto, HOST:PORT); default a local one.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a cell on Ray.")]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of a cell on Ray.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the table and of the cells' records.")]
+Work = Annotated[Path, typer.Option(help="Folder of the runs themselves: checkpoints, logs, models.")]
+List = Annotated[bool, typer.Option("--list", help="Show the studies, or the variants of one, and run nothing.")]
+
+
+def study_command(
+    name: StudyName = None,
+    preset: Preset = "nano",
+    seeds: Seeds = 3,
+    changes: Changes = None,
+    only: Only = None,
+    executor: ExecutorName = "local",
+    jobs: Jobs = None,
+    address: Address = None,
+    threads: Threads = 1,
+    gpus: Gpus = 0,
+    out: OutFolder = Path("runs"),
+    work: Work = Path("runs"),
+    show: List = False,
+    json: options.Json = False,
+) -> None:
+    """Train every variant of a study with several seeds, and say what came apart.
+
+    Goes on where it was stopped: cells whose record is in --out are not run again.
+    """
+    from spikesink.cli.progress import progress_bar
+    from spikesink.study.grid import load_grid
+    from spikesink.train.recipe import load_recipe
+
+    if name is None:
+        _list_studies(show)
+        return
+    base = load_recipe(preset, changes)
+    study_name, grid = load_grid(name)
+    if show:
+        _list_variants(study_name, grid, base)
+        return
+    chosen = only.split(",") if only else None
+    with progress_bar() as progress:
+        progress("load torch", 0, 1)
+        from spikesink.study.run import Study
+
+        study = Study(study_name, grid, base, out, seeds=seeds, only=chosen)
+        runs_on = _executor(executor, jobs, address, threads, gpus)
+        progress("load torch", 1, 1)
+        record = study.run(runs_on, work, progress)
+    if json:
+        sys.stdout.write(record.to_json())
+    else:
+        _print(record)
+    print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
+
+
+def _executor(name: str, jobs: int | None, address: str | None, threads: int, gpus: float) -> Any:
+    from spikesink.study import executors
+
+    if name == "ray":
+        return executors.Ray(address, threads, gpus)
+    if name != "local":
+        raise InputError(f"Unknown executor '{name}'{did_you_mean(name, ['local', 'ray'])}")
+    import torch
+
+    return executors.Local(jobs, torch.cuda.device_count())
+
+
+def _list_studies(asked: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from spikesink.study.grid import STUDIES, load_grid
+
+    if not asked:
+        raise InputError(f"Which study? {', '.join(STUDIES)}, or a YAML file; --list shows what they are.")
+    table = Table("study", "question", "variants", box=None, pad_edge=False, header_style="bold")
+    for study in STUDIES:
+        _, grid = load_grid(study)
+        table.add_row(study, grid.about, str(len(grid.variants)))
+    Console(highlight=False).print(table)
+    print("spikesink study NAME --list shows the variants.", file=sys.stderr)
+
+
+def _list_variants(name: str, grid: Any, base: Any) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from spikesink.study.grid import impossible, variant_changes
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(name)}[/bold] on {escape(base.name)}: {escape(grid.about)}")
+    table = Table("variant", "what", "changes", box=None, pad_edge=False, header_style="bold")
+    too_small = impossible(grid, base)
+    for variant, choice in grid.variants.items():
+        changes = "[baseline]" if variant == grid.baseline else ""
+        if variant in too_small:
+            changes = f"left out: {too_small[variant]}"
+        table.add_row(
+            escape(variant), escape(choice.summary),
+            escape(changes or "\n".join(variant_changes(base, choice))),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _print(record: Any) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from spikesink.study.table import COLUMNS, texts
+
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(record.study)}[/bold] at {escape(record.preset)}: {escape(record.about)}\n")
+    header, body = texts(record)
+    # A line of the table becomes a block here: eight columns do not fit a terminal of 80.
+    table = Table("", "measured, mean ± sd (n)", "paper, 7B", box=None, pad_edge=False, header_style="bold")
+    papers = [title.removeprefix("paper: ") for title in header[1 + len(COLUMNS) :]]
+    for row in body:
+        table.add_row(f"[bold]{escape(row[0])}[/bold]")
+        paper = dict(zip(papers, row[1 + len(COLUMNS) :], strict=True))
+        for title, value in zip(header[1 : 1 + len(COLUMNS)], row[1:], strict=False):
+            table.add_row(f"  {title}", value, paper.get(title, ""))
+    console.print(table)
+    for verdict in record.verdicts:
+        console.print(f"\n[bold]{escape(verdict.variant)}[/bold]: {escape(verdict.sentence.partition(': ')[2])}")
+    for claim in record.claims:
+        console.print(f"\nClaim {claim.claim}: {escape(claim.text)} [bold]{claim.verdict}[/bold]")
+    for error in record.errors:
+        console.print(f"[red]{escape(error)}[/red]")

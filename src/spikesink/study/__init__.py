@@ -1,0 +1,1 @@
+"""Studies: grids of (variant, seed) training runs, resumable, on this machine or on Ray, as a table and verdicts."""

@@ -1,0 +1,150 @@
+"""One cell: train the variant, or go on training it, scan it on held-out text, and say what came out."""
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from spikesink.access import load
+from spikesink.analyse.scan import scan
+from spikesink.data.tokens import Tokens
+from spikesink.errors import NumericError, RecordError
+from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
+from spikesink.records.study import CellRecord, Curve, Measured
+from spikesink.study.grid import Cell
+from spikesink.train.recipe import Recipe
+from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
+from spikesink.train.streams import Progress, open_stream
+
+SINK_TOKENS = 64
+"""Sinks are measured at this length, as in the paper."""
+CURVE_POINTS = 150
+CURVES = {
+    "loss": "loss_nats",
+    "spikesink/spike": "spike",
+    "spikesink/max_over_median": "max_over_median",
+    "spikesink/sink_ratio": "sink_ratio",
+    "spikesink/first_token_importance": "first_token_importance",
+}
+
+
+def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
+    """Train and measure in `folder`, going on with what lies there; only one process at a time does.
+
+    Raises SpikesinkError where the cell cannot be run; a loss or an activation that is not finite is a result.
+    """
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    # The lock goes with its holder, however that ends.
+    with FileLock(folder / ".lock"):
+        try:
+            run = _trained(cell.recipe, folder, progress)
+            found = _measured(cell, folder, progress)
+        except NumericError as error:
+            return _record(cell, started, status="diverged", error=str(error))
+        # What a resumed run would need; the model stays.
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        return _record(cell, started, parameters=run.parameters, measured=found, curves=_curves(run.arrays))
+
+
+def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
+    """The training record of the folder, made or finished where it is not there yet."""
+    try:
+        done = TrainingRun.read(folder)
+        if done.recipe_sha256 == recipe.sha256() and (folder / MODEL).is_dir():
+            return done
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / RECIPE).unlink(missing_ok=True)
+    except RecordError:
+        pass
+    return train(recipe, folder, resume=(folder / RECIPE).exists(), progress=progress)
+
+
+def _measured(cell: Cell, folder: Path, progress: Progress) -> Measured:
+    """Sinks on the first tokens, spikes and perplexity on the whole context, of sequences that no cell trained on."""
+    held_out = open_stream(cell.base, progress).held_out
+    model = load(str(folder / MODEL))
+    context = scan(model, Tokens.from_ids(held_out), progress=progress)
+    short = held_out[:, :SINK_TOKENS]
+    sinks = context if short.shape == held_out.shape else scan(model, Tokens.from_ids(short), progress=progress)
+    context.save(folder / "scan", force=True)
+    return measured(context, sinks, held_out.size)
+
+
+def measured(context: Anatomy, sinks: Anatomy, tokens: int) -> Measured:
+    """The figures of a cell from the scan of the whole context and the one of the first tokens."""
+    spikes, of_sinks = context.summary, sinks.summary
+    return Measured(
+        perplexity=spikes.perplexity,
+        sink_ratio=of_sinks.sink_ratio_sun2026,
+        spike=spikes.spike,
+        max_over_median=spikes.max_over_median,
+        first_token_importance=sinks.sinks.first_key_importance,
+        sink_ratio_gu2025=of_sinks.sink_ratio_gu2025,
+        sink_heads=of_sinks.sink_head_count,
+        heads=of_sinks.head_count,
+        has_spikes=spikes.has_spikes,
+        has_sinks=of_sinks.has_sinks,
+        spike_token_share=context.spikes.token_count / tokens if spikes.has_spikes else 0.0,
+        massive_count=spikes.massive_count,
+        held_out_loss_nats=float(np.log(spikes.perplexity)),
+    )
+
+
+def evaluation_sha256(base: Recipe) -> str:
+    """What decides the held-out sequences: cells with the same can share a result."""
+    content = {"data": base.data.model_dump(mode="json"), "vocabulary": base.model.vocab_size}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def failed(cell: Cell, error: str, attempts: int) -> CellRecord:
+    """What stands in the table for a cell that could not be run."""
+    return _record(cell, time.perf_counter(), status="failed", error=error, attempts=attempts)
+
+
+def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
+    """The curves of interest, thinned to some points; the last stays."""
+    found = {}
+    for name, ours in CURVES.items():
+        if name not in arrays:
+            continue
+        stride = -(-len(arrays[name]) // CURVE_POINTS)
+        kept = slice((len(arrays[name]) - 1) % stride, None, stride)
+        value = [float(f"{number:.5g}") for number in arrays[name][kept]]
+        found[ours] = Curve(step=arrays[f"{name}.step"][kept].tolist(), value=value)
+    return found
+
+
+def _record(cell: Cell, started: float, **found: object) -> CellRecord:
+    recipe = cell.recipe
+    return CellRecord.model_validate(
+        {
+            "status": "finished",
+            **found,
+            "study": cell.study,
+            "preset": cell.preset,
+            "variant": cell.variant,
+            "seed": cell.seed,
+            "recipe": recipe.model_dump(mode="json", exclude={"running"}),
+            "recipe_sha256": recipe.sha256(),
+            "tokens": recipe.tokens,
+            "provenance": Provenance(
+                model={"name": cell.name, "model_type": "spikesink_decoder"},
+                tokens={"evaluation_sha256": evaluation_sha256(cell.base), "sink_tokens": SINK_TOKENS},
+                versions=package_versions(),
+                settings={"threads": recipe.running.threads, "cores": os.cpu_count()},
+            ),
+            "timing": Timing(
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                load_s=0.0,
+                forward_s=0.0,
+                total_s=time.perf_counter() - started,
+            ),
+        }
+    )

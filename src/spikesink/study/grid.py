@@ -1,0 +1,148 @@
+"""A grid: variants by name, each one change of a base recipe, and the paper's number beside it. One YAML file each."""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+
+from spikesink.errors import InputError, did_you_mean
+from spikesink.records.study import PaperResult
+from spikesink.train.recipe import Recipe, changed
+from spikesink.zoo.choice import Choice
+
+STUDIES = ("optimisation", "ffn", "normalisation", "heads", "gating", "context", "beyond", "scaling")
+SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+"""A variant's name is a file name."""
+
+
+class Scale(Choice):
+    """A number of the base recipe times a factor: the path's own, or that of another path."""
+
+    by: PositiveFloat
+    of: str | None = None
+
+
+def _factor(value: object) -> object:
+    return {"by": value} if isinstance(value, int | float) else value
+
+
+class Variant(Choice):
+    """Changes of the base recipe by dotted path: values to set, numbers to scale."""
+
+    summary: str
+    set: dict[str, Any] = Field(default_factory=dict)
+    scale: dict[str, Annotated[Scale, BeforeValidator(_factor)]] = Field(default_factory=dict)
+    paper: PaperResult | None = None
+
+
+class Grid(Choice):
+    """Variants of one question, and which of them the others are compared with."""
+
+    about: str
+    baseline: str
+    variants: dict[Annotated[str, Field(pattern=SAFE, max_length=80)], Variant] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Grid":
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline is '{self.baseline}'{did_you_mean(self.baseline, list(self.variants))}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study: the variant's recipe with its seed, and the base whose held-out text it is measured
+    on."""
+
+    study: str
+    variant: str
+    seed: int
+    recipe: Recipe
+    base: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.seed}"
+
+    @property
+    def preset(self) -> str:
+        return self.base.name
+
+
+def load_grid(name_or_path: str) -> tuple[str, Grid]:
+    """(Name, grid) of a study by name or of a user's YAML file. Raises InputError."""
+    if name_or_path in STUDIES:
+        text = (resources.files("spikesink.study") / "grids" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return name_or_path, Grid.parse(yaml.safe_load(text))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(f"'{name_or_path}' is neither a study nor a YAML file{did_you_mean(name_or_path, STUDIES)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The grid '{path}' cannot be read: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"The grid '{path}' holds a {type(content).__name__}; expected about, baseline and variants.")
+    return path.stem, Grid.parse(content)
+
+
+def variant_recipe(base: Recipe, variant: Variant, seed: int = 0, name: str = "variant") -> Recipe:
+    """The base with the variant's changes; the seed is that of weights and data. Raises InputError."""
+    content = base.model_dump(mode="json")
+    values = {**variant.set, **{path: _scaled(content, path, scale) for path, scale in variant.scale.items()}}
+    values |= {"training.seed": seed, "data.seed": seed}
+    changes = [f"{path}={json.dumps(value)}" for path, value in values.items()]
+    return Recipe.read(content, changes).model_copy(update={"name": name})
+
+
+def variant_changes(base: Recipe, variant: Variant) -> list[str]:
+    """What the variant changes, as `path: before -> after`."""
+    return changed(variant_recipe(base, Variant(summary="")).essence(), variant_recipe(base, variant).essence())
+
+
+def cells(study: str, grid: Grid, base: Recipe, seeds: int, only: list[str] | None = None) -> list[Cell]:
+    """Every cell, all variants of a seed before the next seed; without `only`, those that the base is large enough for.
+
+    Raises InputError for a variant that is unknown, or asked for and impossible.
+    """
+    unknown = next((name for name in only or [] if name not in grid.variants), None)
+    if unknown is not None:
+        raise InputError(f"The study '{study}' has no variant '{unknown}'{did_you_mean(unknown, list(grid.variants))}")
+    left_out = impossible(grid, base) if only is None else {}
+    chosen = [name for name in grid.variants if only is None or name in (*only, grid.baseline)]
+    return [
+        Cell(study, name, seed, variant_recipe(base, grid.variants[name], seed, f"{name}-{seed}"), base)
+        for seed in range(seeds)
+        for name in chosen
+        if name not in left_out
+    ]
+
+
+def impossible(grid: Grid, base: Recipe) -> dict[str, str]:
+    """Variants that the base is too small for, and why."""
+    found = {}
+    for name, variant in grid.variants.items():
+        try:
+            variant_recipe(base, variant)
+        except InputError as error:
+            found[name] = str(error)
+    return found
+
+
+def _scaled(content: dict[str, Any], path: str, scale: Scale) -> int | float:
+    """A number of the base times the factor; whole where the base's is. Raises InputError."""
+    number: Any = content
+    for key in (scale.of or path).split("."):
+        number = number.get(key) if isinstance(number, dict) else None
+    if not isinstance(number, int | float):
+        raise InputError(f"scale {path}: the base has {number!r} at {scale.of or path}; expected a number there.")
+    scaled = number * scale.by
+    if isinstance(number, float):
+        return scaled
+    if scaled != int(scaled) or scaled < 1:
+        raise InputError(f"scale {path}: {number} x {scale.by:g} is no whole number; the base is too small for it.")
+    return int(scaled)

@@ -1,0 +1,128 @@
+"""A study from grid to table: cells that have a record are taken as they are, the others are run."""
+
+import datetime
+import time
+from pathlib import Path
+
+from spikesink.errors import InputError, RecordError
+from spikesink.records import Provenance, Timing, check_output, package_versions
+from spikesink.records.files import write_files
+from spikesink.records.study import CellCurves, CellRecord, StudyRecord
+from spikesink.study import table, verdict
+from spikesink.study.executors import Executor, Progress
+from spikesink.study.grid import Cell, Grid, cells
+from spikesink.train.recipe import Recipe
+
+
+class Study:
+    """A grid on a base recipe, its records in `out`/NAME-PRESET/ and its table beside that folder."""
+
+    def __init__(
+        self, name: str, grid: Grid, base: Recipe, out: Path, *, seeds: int = 3, only: list[str] | None = None
+    ) -> None:
+        self.name, self.grid, self.base, self.out = name, grid, base, out
+        self.cells = cells(name, grid, base, seeds, only)
+        self.title = f"{name}-{base.name}"
+        self.records = out / self.title
+        self.started = time.perf_counter()
+
+    def run(self, executor: Executor, work: Path, progress: Progress) -> StudyRecord:
+        """Run what has no result yet, in folders below `work`; the table is written anew after every cell.
+
+        Raises InputError where a record belongs to another recipe, OutputError where nothing can be written.
+        """
+        check_output(self.records, "", force=True)
+        todo = [cell for cell in self.cells if not self._has_result(cell)]
+        shared = {cell.name: found for cell in todo if (found := self._from_another_study(cell)) is not None}
+        for record in shared.values():
+            self._keep(record)
+        todo = [cell for cell in todo if cell.name not in shared]
+        total = len(self.cells)
+        progress(f"{self.title}: cells", total - len(todo), total)
+        for left, record in enumerate(executor.run(todo, work / self.title, progress), start=1):
+            self._keep(record)
+            self.write()
+            progress(f"{self.title}: cells", total - len(todo) + left, total)
+        return self.write()
+
+    def write(self) -> StudyRecord:
+        """Make table and verdicts from the records, and write them as JSON, markdown, CSV and LaTeX."""
+        study = self.summarise()
+        study.write(self.out / f"{self.title}.json")
+        forms = {"md": table.markdown, "csv": table.comma_separated, "tex": table.latex}
+        for suffix, form in forms.items():
+            write_files(self.out, {f"{self.title}.{suffix}": form(study).encode()}, force=True)
+        return study
+
+    def summarise(self) -> StudyRecord:
+        """The study as a record, from the records of all cells that have one: also of seeds not asked for now."""
+        found = self.found()
+        rows = table.rows(self.grid, self.base, found)
+        verdicts = verdict.verdicts(rows, self.grid.baseline) if any(map(self._is_baseline, rows)) else []
+        return StudyRecord(
+            study=self.name,
+            preset=self.base.name,
+            about=self.grid.about,
+            baseline=self.grid.baseline,
+            rows=rows,
+            verdicts=verdicts,
+            claims=verdict.claims(verdicts),
+            rules=verdict.rules_as_numbers(),
+            errors=verdict.errors(found),
+            cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in found],
+            provenance=Provenance(
+                model={"name": self.title, "model_type": "spikesink_decoder"},
+                tokens={"source": self.base.data.model_dump(mode="json")},
+                versions=package_versions(),
+                settings={"recipe": self.base.model_dump(mode="json", exclude={"running"})},
+            ),
+            timing=Timing(
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                load_s=0.0,
+                forward_s=sum(record.timing.total_s for record in found),
+                total_s=time.perf_counter() - self.started,
+            ),
+        )
+
+    def found(self) -> list[CellRecord]:
+        """The records of this study's folder, in the order of variants and seeds."""
+        order = list(self.grid.variants)
+        records = [CellRecord.read_file(path) for path in self.records.glob("*.json")]
+        known = [record for record in records if record.variant in order]
+        return sorted(known, key=lambda record: (order.index(record.variant), record.seed))
+
+    def _is_baseline(self, row: object) -> bool:
+        return getattr(row, "variant", None) == self.grid.baseline
+
+    def _path(self, cell: Cell) -> Path:
+        return self.records / f"{cell.name}.json"
+
+    def _keep(self, record: CellRecord) -> None:
+        record.write(self.records / f"{record.variant}-{record.seed}.json")
+
+    def _has_result(self, cell: Cell) -> bool:
+        """Whether a record says what came out; one of another recipe is in the way."""
+        if not self._path(cell).exists():
+            return False
+        record = CellRecord.read_file(self._path(cell))
+        if record.recipe_sha256 != cell.recipe.sha256():
+            raise InputError(
+                f"'{self._path(cell)}' was made with another recipe than this study's '{cell.name}'; choose another "
+                "--out, or another name with --set name=NAME."
+            )
+        return record.status != "failed"
+
+    def _from_another_study(self, cell: Cell) -> CellRecord | None:
+        """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
+        from spikesink.study.cell import evaluation_sha256
+
+        wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base))
+        for path in sorted(self.out.glob(f"*/*-{cell.seed}.json")):
+            try:
+                record = CellRecord.read_file(path)
+            except RecordError:
+                continue
+            measured_on = record.provenance.tokens.get("evaluation_sha256")
+            if record.status != "failed" and (record.recipe_sha256, measured_on) == wanted:
+                return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
+        return None

@@ -1,0 +1,120 @@
+"""The table of a study, mean ± sd (n) with the paper's numbers beside it, as markdown, CSV and LaTeX."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable
+
+from spikesink.records.study import CellRecord, Measured, Spread, StudyRecord, VariantRow
+from spikesink.study.grid import Grid, variant_changes
+from spikesink.train.recipe import Recipe
+
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "perplexity": ("perplexity", lambda value: f"{value:.4g}"),
+    "sink_ratio": ("sink ratio", lambda value: f"{100 * value:.1f} %"),
+    "spike": ("spike", lambda value: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"),
+    "max_over_median": ("max / median", lambda value: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"),
+    "first_token_importance": ("first-token importance", lambda value: f"{value:.3f}"),
+}
+PAPER = ("perplexity", "sink_ratio", "spike")
+
+
+def rows(grid: Grid, base: Recipe, records: list[CellRecord]) -> list[VariantRow]:
+    """A row for each variant that has a record, in the grid's order."""
+    present = [name for name in grid.variants if any(record.variant == name for record in records)]
+    return [_row(grid, base, name, [record for record in records if record.variant == name]) for name in present]
+
+
+def _row(grid: Grid, base: Recipe, name: str, records: list[CellRecord]) -> VariantRow:
+    done = sorted((record for record in records if record.measured is not None), key=lambda record: record.seed)
+    values = {
+        field: [float(getattr(record.measured, field)) for record in done] for field in Measured.model_fields if done
+    }
+    return VariantRow(
+        variant=name,
+        summary=grid.variants[name].summary,
+        changes=variant_changes(base, grid.variants[name]),
+        seeds=[record.seed for record in done],
+        diverged=sum(record.status == "diverged" for record in records),
+        failed=sum(record.status == "failed" for record in records),
+        parameters=done[0].parameters if done else None,
+        tokens=records[0].tokens,
+        measured={field: spread(found) for field, found in values.items()},
+        values=values,
+        paper=grid.variants[name].paper,
+    )
+
+
+def spread(values: list[float]) -> Spread:
+    """Mean and sample standard deviation (n - 1)."""
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(mean=statistics.fmean(values), sd=sd, n=len(values))
+
+
+def cell_text(found: Spread | None, show: Callable[[float], str]) -> str:
+    """`mean ± sd (n)`, a dash where nothing finished."""
+    if found is None:
+        return "-"
+    sd = "" if found.sd is None else f" ± {show(found.sd).removesuffix(' %')}"
+    mean = show(found.mean)
+    if mean.endswith(" %"):
+        return f"{mean.removesuffix(' %')}{sd} % ({found.n})"
+    return f"{mean}{sd} ({found.n})"
+
+
+def texts(study: StudyRecord) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as text: measured, then the paper's."""
+    header = ["variant", *(title for title, _ in COLUMNS.values()), *(f"paper: {COLUMNS[name][0]}" for name in PAPER)]
+    body = []
+    for row in study.rows:
+        measured = [cell_text(row.measured.get(name), show) for name, (_, show) in COLUMNS.items()]
+        paper = [COLUMNS[name][1](getattr(row.paper, name)) if row.paper else "-" for name in PAPER]
+        body.append([row.variant + lost(row), *measured, *paper])
+    return header, body
+
+
+def lost(row: VariantRow) -> str:
+    """How many cells have no figures, and why; empty where all have."""
+    return "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
+
+
+def markdown(study: StudyRecord) -> str:
+    """The table, the verdicts and the claims as markdown."""
+    header, body = texts(study)
+    lines = [_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, body)]
+    lines += ["", "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run.", ""]
+    lines += [f"- {verdict.sentence}" for verdict in study.verdicts]
+    lines += ["", *(f"{claim.claim}. {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims)]
+    lines += ["", *(f"- {error}" for error in study.errors)] if study.errors else []
+    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n" + "\n".join(lines) + "\n"
+
+
+def comma_separated(study: StudyRecord) -> str:
+    """One line a seed, all figures, for those who compute on."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "seed", "parameters", "tokens", *Measured.model_fields])
+    for row in study.rows:
+        for index, seed in enumerate(row.seeds):
+            found = [row.values[name][index] for name in Measured.model_fields]
+            writer.writerow([row.variant, seed, row.parameters, row.tokens, *found])
+    return text.getvalue()
+
+
+def latex(study: StudyRecord) -> str:
+    """A `tabular` with booktabs rules."""
+    header, body = texts(study)
+    lines = [" & ".join(map(_tex, line)) + r" \\" for line in (header, *body)]
+    columns = "l" + "r" * (len(header) - 1)
+    rules = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*rules, r"\end{tabular}"]) + "\n"
+
+
+def _pipes(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), ("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("±", r"$\pm$")):
+        text = text.replace(plain, escaped)
+    return text

@@ -1,0 +1,59 @@
+"""A grid on the tiny recipe of the training tests, and records made by hand."""
+
+import json
+from pathlib import Path
+
+from spikesink.records import Provenance, Timing
+from spikesink.records.study import CellRecord, Measured
+from spikesink.study.grid import Grid
+from spikesink.train.recipe import Recipe
+
+TINY = {
+    "name": "tiny",
+    "model": {
+        "vocab_size": 12, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 6, "max_positions": 10,
+        "ffn": {"kind": "swiglu", "d_ffn": 20},
+    },
+    "data": {"source": {"kind": "bigram_backcopy", "triggers": 2}, "seq_len": 9, "held_out": 6},
+    "optimiser": {"lr": 0.01, "warmup_steps": 3},
+    "training": {"steps": 12, "batch_size": 4},
+    "monitor": {"every": 4, "sequences": 3},
+    "running": {"log_every": 1, "eval_every": 0, "save_every": 3, "threads": 1},
+}  # fmt: skip
+GRID = Grid.parse(
+    {
+        "about": "Does anything change?",
+        "baseline": "plain",
+        "variants": {
+            "plain": {
+                "summary": "as it is", "paper": {"table": 5, "perplexity": 10.1, "sink_ratio": 0.46, "spike": 3818}
+            },
+            "wide": {"summary": "twice as wide", "scale": {"model.ffn.d_ffn": 2}},
+            "dyt": {"summary": "DynamicTanh", "set": {"model.norm": "dyt"}},
+        },
+    }
+)  # fmt: skip
+
+
+def base(*changes: str) -> Recipe:
+    return Recipe.read(TINY, list(changes))
+
+
+def record(variant: str, seed: int, *, status: str = "finished", **figures: float) -> CellRecord:
+    """A record by hand; figures that are not given are 1."""
+    measured = None
+    if status == "finished":
+        given = {"heads": 6, "sink_heads": 1, "has_spikes": True, "has_sinks": True, "massive_count": 1, **figures}
+        measured = Measured.model_validate({name: given.get(name, 1.0) for name in Measured.model_fields})
+    return CellRecord(
+        study="s", preset="tiny", variant=variant, seed=seed, status=status,
+        error=None if status == "finished" else "lost", recipe={}, recipe_sha256="0", parameters=7, tokens=11,
+        measured=measured, provenance=Provenance(model={}, tokens={}, versions={}, settings={}),
+        timing=Timing(created="", load_s=0, forward_s=0, total_s=0),
+    )  # fmt: skip
+
+
+def without_timing(path: Path) -> dict:
+    content = json.loads(path.read_text())
+    del content["timing"]
+    return content

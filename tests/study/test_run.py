@@ -1,0 +1,143 @@
+"""Whole studies in real processes: killed and gone on with, cells that crash, diverge, or are there already."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from study_cases import GRID, TINY, base, without_timing
+
+from spikesink.errors import InputError
+from spikesink.study.executors import Local
+from spikesink.study.run import Study
+
+SOURCE = Path(__file__).parent.parent.parent / "src"
+TIMEOUT = 300
+
+
+def quiet(stage, done, total):
+    pass
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    study = Study("grid", GRID, base(), out / "results", seeds=1)
+    return out, study.run(Local(jobs=2), out / "work", quiet)
+
+
+def test_every_cell_has_a_record_and_a_run(undisturbed):
+    out, study = undisturbed
+    assert [(row.variant, row.seeds) for row in study.rows] == [("plain", [0]), ("wide", [0]), ("dyt", [0])]
+    run = out / "work" / "grid-tiny" / "dyt-0"
+    assert {path.name for path in run.iterdir()} >= {"recipe.yaml", "log.jsonl", "model", "scan", "training.json"}
+    record = out / "results" / "grid-tiny" / "dyt-0.json"
+    assert record.stat().st_size < 50_000
+    content = json.loads(record.read_text())
+    assert content["curves"]["sink_ratio"]["step"] == [0, 4, 8, 12]
+    assert content["curves"]["loss_nats"]["step"] == list(range(1, 13))
+    assert str(out) not in record.read_text()
+
+
+def test_the_record_is_what_a_scan_of_the_model_finds(undisturbed):
+    import numpy as np
+
+    from spikesink import scan
+
+    out, study = undisturbed
+    run = out / "work" / "grid-tiny" / "plain-0"
+    found = scan(str(run / "model"), np.load(run / "held_out.npy")).summary
+    (row,) = (row for row in study.rows if row.variant == "plain")
+    assert row.values["spike"] == [pytest.approx(found.spike, rel=1e-6)]
+    assert row.values["perplexity"] == [pytest.approx(found.perplexity, rel=1e-6)]
+    assert row.values["sink_ratio"] == [pytest.approx(found.sink_ratio_sun2026, abs=1e-9)]
+
+
+def command(out, *more):
+    grid = out.parent / "grid.yaml"
+    grid.write_text(yaml.safe_dump(GRID.model_dump(mode="json")))
+    recipe = out.parent / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(TINY))
+    return [
+        sys.executable, "-m", "spikesink", "study", str(grid), "--preset", str(recipe), "--seeds", "1", "--jobs", "2",
+        "--out", str(out / "results"), "--work", str(out / "work"), *more,
+    ]  # fmt: skip
+
+
+def test_killed_and_started_again_ends_in_the_same_table(undisturbed, tmp_path):
+    """SIGKILL to the study alone, as soon as a cell trains: its workers end by themselves and hold no lock."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    out = tmp_path / "study"
+    out.mkdir()
+    process = subprocess.Popen(command(out), env=environment, stderr=subprocess.DEVNULL)
+    logs = out / "work" / "grid-tiny"
+    deadline = time.monotonic() + TIMEOUT
+    while not any(logs.glob("*/log.jsonl")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "results" / "grid-tiny.json").exists()
+    again = subprocess.run(
+        command(out, "--json"), env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT
+    )
+    assert again.returncode == 0, again.stderr
+    whole = without_timing(undisturbed[0] / "results" / "grid-tiny.json")
+    assert without_timing(out / "results" / "grid-tiny.json") == whole
+    assert json.loads(again.stdout)["rows"] == whole["rows"]
+
+
+class NoExecutor:
+    def run(self, cells, folder, progress):
+        assert not cells, "a finished cell is never run again"
+        return iter(())
+
+
+def test_goes_on_from_committed_records(undisturbed, tmp_path):
+    out, whole = undisturbed
+    study = Study("grid", GRID, base(), out / "results", seeds=1)
+    assert study.run(NoExecutor(), tmp_path, quiet).rows == whole.rows
+
+
+def test_a_shared_baseline_is_run_once(undisturbed, tmp_path):
+    out, whole = undisturbed
+    other = Study("other", GRID, base(), out / "results", seeds=1, only=["plain"])
+    (row,) = other.run(NoExecutor(), tmp_path, quiet).rows
+    assert row.values == whole.rows[0].values
+
+
+def test_a_record_of_another_recipe_is_refused(undisturbed, tmp_path):
+    out, _ = undisturbed
+    study = Study("grid", GRID, base("training.steps=13"), out / "results", seeds=1)
+    with pytest.raises(InputError, match="another recipe"):
+        study.run(NoExecutor(), tmp_path, quiet)
+
+
+def test_a_cell_that_crashes_is_tried_twice_and_shown(tmp_path):
+    """Its folder is a file: no process of it can ever start to train."""
+    work = tmp_path / "work" / "grid-tiny" / "wide-0" / "held_out.npy"
+    work.mkdir(parents=True)
+    study = Study("grid", GRID, base("monitor.every=0"), tmp_path / "results", seeds=1, only=["wide"])
+    record = study.run(Local(jobs=2), tmp_path / "work", quiet)
+    assert [(row.variant, row.failed, row.seeds) for row in record.rows] == [("plain", 0, [0]), ("wide", 1, [])]
+    content = json.loads((study.records / "wide-0.json").read_text())
+    assert (content["status"], content["attempts"]) == ("failed", 2)
+    assert "held_out.npy" in content["error"] or "folder" in content["error"]
+    # Failures may be the machine's: started again, such a cell is run again.
+    work.rmdir()
+    assert [row.failed for row in study.run(Local(jobs=2), tmp_path / "work", quiet).rows] == [0, 0]
+
+
+def test_divergence_is_a_result(tmp_path):
+    study = Study(
+        "grid", GRID, base("optimiser.lr=1e30", "optimiser.grad_clip=0"), tmp_path / "out", seeds=1, only=["dyt"]
+    )
+    record = study.run(Local(jobs=2), tmp_path / "work", quiet)
+    assert [(row.variant, row.diverged) for row in record.rows] == [("plain", 1), ("dyt", 1)]
+    assert all("not finite" in line or "loss is" in line for line in record.errors)
+    assert study.run(NoExecutor(), tmp_path / "work", quiet).rows == record.rows
