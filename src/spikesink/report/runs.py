@@ -4,9 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikesink.errors import RecordError
+from spikesink.errors import InputError, RecordError
 from spikesink.records import Anatomy, Record, TrainingRun
+from spikesink.records.files import read_json
 from spikesink.records.interventions import Interventions
+from spikesink.records.study import StudyRecord
 from spikesink.report.conditions import name
 
 KINDS: tuple[type[Record], ...] = (Anatomy, Interventions, TrainingRun)
@@ -42,6 +44,30 @@ class Model:
 def read_runs(paths: Sequence[Path]) -> list[Source]:
     """Every record in these folders, in their order. Raises RecordError for a folder that holds none."""
     return [source for path in paths for source in _read(path)]
+
+
+def read_studies(paths: Sequence[Path]) -> list[StudyRecord]:
+    """The studies that these paths name: their JSON files, the folders of their cells, or folders that hold them."""
+    found = {path: _study_files(path.resolve()) for path in paths}
+    if any(found.values()) and not all(found.values()):
+        other = next(path for path, files in found.items() if not files)
+        raise InputError(f"'{other}' holds no study, others do; give studies or models, one page for each.")
+    return [StudyRecord.read_file(file) for file in dict.fromkeys(file for files in found.values() for file in files)]
+
+
+def _study_files(path: Path) -> list[Path]:
+    beside = path.with_name(f"{path.name}.json")
+    candidates = [path] if path.is_file() else [*sorted(path.glob("*.json")), beside]
+    return [file for file in candidates if file.is_file() and _is_study(file)]
+
+
+def _is_study(file: Path) -> bool:
+    if file.name in {kind.file for kind in KINDS}:
+        return False
+    try:
+        return read_json(file, StudyRecord.command).get("kind") == "study"
+    except RecordError:
+        return False
 
 
 def _read(path: Path) -> Iterable[Source]:

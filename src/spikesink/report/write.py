@@ -14,8 +14,9 @@ from spikesink.report.charts.base import Figure
 from spikesink.report.compare_page import compare_page
 from spikesink.report.model_page import model_page
 from spikesink.report.page import render
-from spikesink.report.runs import group, read_runs
+from spikesink.report.runs import group, read_runs, read_studies
 from spikesink.report.sections import Page
+from spikesink.report.study_page import study_page
 
 MARK = '<meta name="generator" content="spikesink'
 PNG_SCALE = 3
@@ -23,7 +24,10 @@ PNG_SCALE = 3
 
 
 def make_page(paths: Sequence[Path]) -> Page:
-    """What the page of these runs holds."""
+    """What the page of these runs holds: a study's, one model's, or a comparison."""
+    studies = read_studies(paths)
+    if studies:
+        return study_page(studies)
     models = group(read_runs(paths))
     return model_page(models[0]) if len(models) == 1 else compare_page(models)
 
