@@ -176,11 +176,8 @@ def _scaling(study: StudyRecord, metric: str) -> Figure | None:
 
 def _curve(study: StudyRecord, name: str) -> Figure | None:
     title, axis, logarithmic = CURVES[name]
-    rows = [
-        point
-        for variant in dict.fromkeys(cell.variant for cell in study.cells)
-        for point in _mean(study, variant, name)
-    ]
+    variants = list(dict.fromkeys(cell.variant for cell in study.cells if name in cell.curves))
+    rows = [point for variant in variants for point in _mean(study, variant, name)]
     if not rows:
         return None
     lows = [row["low"] for row in rows]
