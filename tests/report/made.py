@@ -4,6 +4,7 @@ import numpy as np
 
 from spikesink.records import Anatomy, TrainingRun
 from spikesink.records.interventions import Interventions
+from spikesink.records.study import StudyRecord
 
 PROVENANCE_TOKENS = {"source": "made up", "sequences": 4, "seq_len": 6, "bos_added": False, "source_sha256": "ab"}
 VERSIONS = {"spikesink": "0", "torch": "0", "transformers": "0", "python": "0"}
@@ -591,5 +592,72 @@ def training(name="made", end=1.5, recipe=None):
             "provenance": provenance(name),
             "timing": TIMING,
             "arrays": arrays,
+        }
+    )
+
+
+VARIANTS = {"baseline": (900.0, 0.4), "sandwich": (30.0, 0.35), "gate": (850.0, 0.02)}
+"""Spike and sink ratio of each variant's first seed."""
+
+
+def study(name="made", variants=None, parameters=None, seeds=3, claim="supported"):
+    """Seeds differ by 10 %; the paper has the first two variants."""
+    chosen = variants or VARIANTS
+    rows, cells = [], []
+    for index, (variant, (spike, sinks)) in enumerate(chosen.items()):
+        values = {
+            "perplexity": [5.0 + seed for seed in range(seeds)],
+            "sink_ratio": [sinks * (1 + 0.1 * seed) for seed in range(seeds)],
+            "spike": [spike * (1 + 0.1 * seed) for seed in range(seeds)],
+            "max_over_median": [spike / 2 * (1 + 0.1 * seed) for seed in range(seeds)],
+            "first_token_importance": [sinks / 2] * seeds,
+        }
+        spreads = {
+            key: {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1)) if seeds > 1 else None, "n": seeds}
+            for key, found in values.items()
+        }
+        rows.append(
+            {
+                "variant": variant,
+                "summary": f"what {variant} is",
+                "changes": [] if index == 0 else ["model.norm: rms -> other"],
+                "seeds": list(range(seeds)),
+                "diverged": int(index == 1),
+                "failed": 0,
+                "parameters": (parameters or {}).get(variant, 1000),
+                "tokens": 90_000,
+                "measured": spreads if seeds else {},
+                "values": values if seeds else {},
+                "paper": {"table": 5, "perplexity": 10.1, "sink_ratio": 0.46, "spike": 3818} if index < 2 else None,
+            }
+        )
+        curve = {"step": [0, 50, 100], "value": [spike / 9, spike / 3, spike]}
+        cells += [
+            {
+                "variant": variant,
+                "seed": seed,
+                "curves": {"spike": curve, "loss_nats": {**curve, "value": [5, 3, 2 + seed]}},
+            }
+            for seed in range(seeds)
+        ]
+    effect = {"metric": "spike", "ratio": 0.03, "low": 0.02, "high": 0.05, "separate": True, "change": "falls"}
+    verdicts = [
+        {"variant": row["variant"], "verdict": "spikes go, sinks stay", "sentence": "It does.", "effects": [effect]}
+        for row in rows[1:]
+    ]
+    return StudyRecord.model_validate(
+        {
+            "study": name,
+            "preset": "nano",
+            "about": "Does it come apart?",
+            "baseline": "baseline",
+            "rows": rows,
+            "verdicts": verdicts,
+            "claims": [{"claim": 1, "text": "They come apart.", "verdict": claim, "evidence": "2 variants."}],
+            "rules": {"fall_factor": 3.0},
+            "errors": ["sandwich-3: diverged"],
+            "cells": cells,
+            "provenance": provenance(f"{name}-nano"),
+            "timing": TIMING,
         }
     )

@@ -5,7 +5,7 @@ import io
 
 import pytest
 from conftest import HOSTILE
-from made import anatomy, interventions, training
+from made import anatomy, interventions, study, training
 
 from spikesink.report import write_page
 
@@ -24,6 +24,18 @@ def compared(tmp_path_factory):
         anatomy(name=name, layers=3 + index).save(folder / name)
     training(name="nano").save(folder / "nano")
     return write_page([folder / name for name in ("checkpoint-100", "checkpoint-200", "nano")], folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studied")
+    study().write(folder / "made-nano.json")
+    return write_page([folder], folder / "report.html")
+
+
+@pytest.fixture
+def pages(page_file, compared, studied):
+    return {"model": page_file, "compared": compared, "studied": studied}
 
 
 def fine(watch, path):
@@ -141,11 +153,11 @@ def test_a_script_from_elsewhere_is_refused(watched, page_file):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["model", "compared"])
-def test_no_serious_barrier(watched, page_file, compared, kind, scheme):
+@pytest.mark.parametrize("kind", ["model", "compared", "studied"])
+def test_no_serious_barrier(watched, pages, kind, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    path = page_file if kind == "model" else compared
+    path = pages[kind]
     with watched(path, color_scheme=scheme) as watch:
         watch.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         found = Axe().run(watch.page).response
@@ -173,9 +185,9 @@ def test_dark_and_light_by_the_button(watched, page_file):
         fine(watch, page_file)
 
 
-@pytest.mark.parametrize("kind", ["model", "compared"])
-def test_a_phone_scrolls_down_only(watched, page_file, compared, kind):
-    path = page_file if kind == "model" else compared
+@pytest.mark.parametrize("kind", ["model", "compared", "studied"])
+def test_a_phone_scrolls_down_only(watched, pages, kind):
+    path = pages[kind]
     with watched(path, viewport={"width": 375, "height": 740}) as watch:
         assert watch.page.evaluate("document.documentElement.scrollWidth") <= 375
         fine(watch, path)

@@ -2,12 +2,15 @@
 
 import altair as alt
 import pytest
-from made import anatomy, interventions, training
+from made import anatomy, interventions, study, training
 
 from spikesink.report.charts import anatomy_figures, interventions_figures
 from spikesink.report.charts.compare import compare_figures, steps_of
 from spikesink.report.charts.sink_map import importance_rows
+from spikesink.report.charts.study import study_figures
 from spikesink.report.charts.training import training_figures
+
+SIZES = {f"{family}_x{size}": (size * 300.0, 0.1 * size) for family in ("pre", "post") for size in (1, 2, 4)}
 
 
 def every_figure():
@@ -18,6 +21,8 @@ def every_figure():
         *training_figures([("a", training())]),
         *training_figures([("a", training()), ("b", training(end=1.2))]),
         *compare_figures(named, steps_of([name for name, _ in named])),
+        *study_figures(study()),
+        *study_figures(study("sizes", SIZES, {name: 1000 * int(name[-1]) for name in SIZES})),
     ]
 
 
@@ -40,7 +45,6 @@ def drawn_fields(part, own=False):
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 def test_a_chart_is_whole(figure):
-    alt.load_schema() if hasattr(alt, "load_schema") else None
     alt.Chart.from_dict(figure.with_rows())  # validated against the schema of Vega-Lite
     assert figure.rows, "a chart without data is none"
     columns = {name for row in figure.rows for name in row}
@@ -102,6 +106,39 @@ def test_the_rows_are_the_records_numbers():
     probe = figures["vocabulary_probe"].rows
     assert sum(row["items"] for row in probe if row["place"].startswith("alone")) == 50
     assert sum(row["items"] for row in probe if row["place"].startswith("later")) == 50
+
+
+def test_a_study_has_every_seed_its_means_and_the_papers_numbers():
+    figures = by_name(study_figures(study()))
+    plane = figures["study_made_nano_plane"].rows
+    assert [(row["variant"], row["seed"]) for row in plane][:4] == [
+        ("baseline", 0),
+        ("baseline", 1),
+        ("baseline", 2),
+        ("sandwich", 0),
+    ]
+    assert [row["sink_ratio"] for row in plane[:3]] == pytest.approx([0.4, 0.44, 0.48])
+    paper = figures["study_made_nano_paper_spike"].rows
+    ours = next(row for row in paper if row["variant"] == "gate")
+    assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((935.0, 850.0, 1020.0))
+    assert [row["value"] for row in paper if row["source"].startswith("paper")] == [3818, 3818]
+    curve = figures["study_made_nano_curve_loss_nats"].rows
+    last = next(row for row in curve if row["variant"] == "baseline" and row["step"] == 100)
+    assert (last["low"], last["value"], last["high"], last["seeds"]) == (2, 3, 4, 3)
+    assert not any("scaling" in name for name in figures), "one size scales nothing"
+
+
+def test_scaling_goes_over_parameters_by_family():
+    figures = by_name(study_figures(study("sizes", SIZES, {name: 1000 * int(name[-1]) for name in SIZES})))
+    rows = figures["study_sizes_nano_scaling_spike"].rows
+    assert {(row["family"], row["parameters"]) for row in rows} == {
+        (family, 1000 * size) for family in ("pre", "post") for size in (1, 2, 4)
+    }
+    assert len(rows) == 6 * 3
+
+
+def test_a_study_without_a_finished_run_has_no_charts():
+    assert study_figures(study(seeds=0)) == []
 
 
 def test_importance_of_a_head_is_that_heads():

@@ -4,7 +4,7 @@ import base64
 import re
 
 from conftest import HOSTILE
-from made import anatomy, interventions, training
+from made import anatomy, interventions, study, training
 
 
 def pictures(html):
@@ -12,7 +12,13 @@ def pictures(html):
 
 
 def test_each_record_draws_its_key_chart():
-    for record, n, word in ((anatomy(), 2, "step-up 2"), (interventions(), 1, "zero spikes"), (training(), 3, "step")):
+    cases = (
+        (anatomy(), 2, "step-up 2"),
+        (interventions(), 1, "zero spikes"),
+        (training(), 3, "step"),
+        (study(), 1, "sandwich"),
+    )
+    for record, n, word in cases:
         html = record._repr_html_()
         assert len(pictures(html)) == n and all(picture.startswith("<svg") for picture in pictures(html))
         assert word in "".join(pictures(html))

@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import HOSTILE
-from made import MEASURES, anatomy, interventions, training
+from made import MEASURES, anatomy, interventions, study, training
 
-from spikesink.errors import OutputError, RecordError
+from spikesink.errors import InputError, OutputError, RecordError
 from spikesink.report import write_figures, write_page
 from spikesink.report.page import embedded_json
 
@@ -209,3 +209,36 @@ def test_figures_for_a_paper(tmp_path, file_format, starts):
     for file in files:
         content = file.read_bytes()
         assert content.startswith(starts) and len(content) > 2000
+
+
+def test_a_study_page_by_file_by_folder_of_cells_and_by_folder(tmp_path):
+    file = study().write(tmp_path / "made-nano.json")
+    (tmp_path / "made-nano").mkdir()
+    pages = [
+        write_page([path], tmp_path / "report.html").read_text() for path in (file, tmp_path / "made-nano", tmp_path)
+    ]
+    assert pages[0] == pages[1] == pages[2]
+    words = re.sub(r"\s+", " ", pages[0])
+    assert "Spikes go, sinks stay.</strong> sandwich and gate (2 of 2 variants)." in words
+    assert "Claim 1 supported.</strong> They come apart. 2 variants." in words
+    assert '<td class="n">44 % ± 4 % (3)</td>' in words and '<td class="n">3,818</td>' in words
+    assert "× 0.03 [0.02, 0.05] falls" in words and "sandwich, 1 diverged" in words and "sandwich-3: diverged" in words
+
+
+def test_several_studies_on_one_page(tmp_path):
+    files = [study(name).write(tmp_path / f"{name}.json") for name in ("one", "two")]
+    text = write_page(files, tmp_path / "report.html").read_text()
+    assert "one at nano and two at nano" in text and "figure-study_two_nano_plane" in text
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_study_without_results_says_so(tmp_path):
+    study(seeds=0, variants={"baseline": (1.0, 0.1)}, claim="not tested").write(tmp_path / "s.json")
+    assert "No variant has finished beside the baseline." in write_page([tmp_path], tmp_path / "p.html").read_text()
+
+
+def test_studies_and_models_do_not_mix(tmp_path, run):
+    study().write(tmp_path / "s.json")
+    with pytest.raises(InputError, match="holds no study, others do"):
+        write_page([tmp_path, run], tmp_path / "report.html")

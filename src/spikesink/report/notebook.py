@@ -4,17 +4,20 @@ import base64
 
 from markupsafe import Markup
 
-from spikesink.records import Anatomy, Record, TrainingRun
+from spikesink.records import Anatomy, TrainingRun
 from spikesink.records.interventions import Interventions
+from spikesink.records.study import StudyRecord
 from spikesink.report.answer import Statement, answer
 from spikesink.report.charts import Figure, intervention_figures, lifecycle_figures, sink_map
+from spikesink.report.charts.study import name_of, study_figures
 from spikesink.report.charts.training import training_figures
 from spikesink.report.conditions import name
 from spikesink.report.runs import Model
+from spikesink.report.study_page import study_statements
 from spikesink.report.write import drawn
 
 
-def display(record: Record) -> str | None:
+def display(record: object) -> str | None:
     """HTML of the answer and the key charts; None for a record of another kind."""
     if isinstance(record, Anatomy):
         model = Model(name(record.provenance.model), anatomy=record)
@@ -27,6 +30,9 @@ def display(record: Record) -> str | None:
         wanted = ("training_loss", "training_max_over_median", "training_sink_ratio")
         figures = [figure for figure in training_figures([(record.name, record)]) if figure.name in wanted]
         return _html([Statement(record.name, text)], figures)
+    if isinstance(record, StudyRecord):
+        wanted = name_of(record, "plane")
+        return _html(study_statements(record), [item for item in study_figures(record) if item.name == wanted])
     return None
 
 

@@ -30,7 +30,7 @@ def study_page(studies: Sequence[StudyRecord]) -> Page:
         kind="study",
         title=listed(titles, 4),
         lead=" ".join(study.about for study in studies),
-        statements=[statement for study in studies for statement in _statements(study, len(studies) > 1)],
+        statements=[statement for study in studies for statement in study_statements(study, len(studies) > 1)],
         tiles=_tiles(studies),
         sections=[section for study in studies for section in _sections(study, len(studies) > 1)],
         conditions=[
@@ -39,7 +39,8 @@ def study_page(studies: Sequence[StudyRecord]) -> Page:
     )
 
 
-def _statements(study: StudyRecord, several: bool) -> list[Statement]:
+def study_statements(study: StudyRecord, several: bool = False) -> list[Statement]:
+    """Which variants got which verdict, and which claims are decided."""
     prefix = f"{study.study} at {study.preset}: " if several else ""
     counts = Counter(found.verdict for found in study.verdicts)
     statements = []
