@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made import anatomy, interventions
+from made import anatomy, interventions, training
 
 from spikesink.report.answer import answer
 from spikesink.report.runs import Model
@@ -57,6 +57,15 @@ def test_what_was_not_measured_names_its_command():
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
     some = answers(interventions=interventions(parts=False))
     assert some["What to do"].text.endswith("Not measured: quantisation and kv_cache (not asked for).")
+
+
+def test_a_training_run_says_how_it_ended():
+    found = answers(training=training())
+    assert list(found) == ["Training"]
+    assert "999 parameters, 90 steps, 9,000 tokens; held-out loss 1.600 nats." in found["Training"].text
+    assert "largest magnitude 300." in found["Training"].text and "spikesink scan RUN/model" in found["Training"].text
+    both = answers(anatomy=anatomy(), training=training())
+    assert list(both)[-1] == "Training" and "spikesink scan RUN/model" not in both["Training"].text
 
 
 def test_no_block_named_where_the_rule_does_not_apply():

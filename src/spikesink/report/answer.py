@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikesink.records import Anatomy
+from spikesink.records import Anatomy, TrainingRun
 from spikesink.records.interventions import InterventionRow, Interventions
 from spikesink.report.conditions import name
 from spikesink.report.runs import Model
@@ -22,14 +22,31 @@ class Statement:
 
 
 def answer(model: Model) -> list[Statement]:
-    """What spikes, where and who makes it; what sinks; what breaks without; what to do."""
+    """What spikes, where and who makes it; what sinks; what breaks without; what to do; how it was trained."""
     statements = []
     if model.anatomy is not None:
         statements += [Statement("Spikes", _spikes(model.anatomy)), Statement("Sinks", _sinks(model.anatomy))]
     elif model.interventions is not None:
         statements.append(_found(model.interventions))
-    statements += [_breaks(model), _advice(model)]
+    if model.anatomy is not None or model.interventions is not None:
+        statements += [_breaks(model), _advice(model)]
+    if model.training is not None:
+        statements.append(_trained(model.training, alone=len(statements) == 0))
     return statements
+
+
+def _trained(record: TrainingRun, alone: bool) -> Statement:
+    text = f"{record.parameters:,} parameters, {record.steps:,} steps, {record.tokens:,} tokens; held-out loss "
+    text += f"{record.held_out_loss_nats:.3f} nats."
+    seen = record.anatomy
+    if "spike" in seen:
+        text += f" The monitor's last reading: largest magnitude {number(seen['spike'])}"
+        text += f", {number(seen['max_over_median'])} × the median" if "max_over_median" in seen else ""
+        text += f", sink ratio {percent(seen['sink_ratio'])}" if "sink_ratio" in seen else ""
+        text += "."
+    if alone:
+        text += " Its anatomy was not measured: spikesink scan RUN/model --tokens RUN/held_out.npy adds it."
+    return Statement("Training", text)
 
 
 def _spikes(record: Anatomy) -> str:

@@ -63,7 +63,7 @@ def model_page(model: Model) -> Page:
         kind="model",
         title=model.name,
         lead=_lead(model),
-        statements=answer(model) if model.anatomy or model.interventions else [],
+        statements=answer(model),
         tiles=_tiles(model),
         sections=[section for section in sections if not section.empty],
         heads=head_details(model) if model.anatomy is not None else None,

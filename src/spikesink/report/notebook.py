@@ -26,10 +26,9 @@ def display(record: object) -> str | None:
         model = Model(name(record.provenance.model), interventions=record)
         return _html(_measured(model), intervention_figures(record)[:1])
     if isinstance(record, TrainingRun):
-        text = f"{record.steps:,} steps; held-out loss {record.held_out_loss_nats:.3f} nats."
         wanted = ("training_loss", "training_max_over_median", "training_sink_ratio")
         figures = [figure for figure in training_figures([(record.name, record)]) if figure.name in wanted]
-        return _html([Statement(record.name, text)], figures)
+        return _html(_measured(Model(record.name, training=record)), figures)
     if isinstance(record, StudyRecord):
         wanted = name_of(record, "plane")
         return _html(study_statements(record), [item for item in study_figures(record) if item.name == wanted])
