@@ -615,6 +615,7 @@ def study(name="made", variants=None, parameters=None, seeds=3, claim="supported
         spreads = {
             key: {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1)) if seeds > 1 else None, "n": seeds}
             for key, found in values.items()
+            if seeds
         }
         rows.append(
             {
@@ -626,8 +627,8 @@ def study(name="made", variants=None, parameters=None, seeds=3, claim="supported
                 "failed": 0,
                 "parameters": (parameters or {}).get(variant, 1000),
                 "tokens": 90_000,
-                "measured": spreads if seeds else {},
-                "values": values if seeds else {},
+                "measured": spreads,
+                "values": values,
                 "paper": {"table": 5, "perplexity": 10.1, "sink_ratio": 0.46, "spike": 3818} if index < 2 else None,
             }
         )

@@ -1,14 +1,19 @@
 """Charts: their rows are the record's numbers, every field they draw is in their rows, and Vega-Lite takes them."""
 
+import json
+import re
+
 import altair as alt
 import pytest
 from made import anatomy, interventions, study, training
 
 from spikesink.report.charts import anatomy_figures, interventions_figures
+from spikesink.report.charts.base import ROWS
 from spikesink.report.charts.compare import compare_figures, steps_of
 from spikesink.report.charts.sink_map import importance_rows
 from spikesink.report.charts.study import study_figures
 from spikesink.report.charts.training import training_figures
+from spikesink.report.write import drawn
 
 SIZES = {f"{family}_x{size}": (size * 300.0, 0.1 * size) for family in ("pre", "post") for size in (1, 2, 4)}
 
@@ -37,7 +42,7 @@ def drawn_fields(part, own=False):
     """Fields of the encodings of layers that have no data of their own."""
     if isinstance(part, list):
         return {field for item in part for field in drawn_fields(item)}
-    if not isinstance(part, dict) or "data" in part:
+    if not isinstance(part, dict) or part.get("data", {"name": ROWS}) != {"name": ROWS}:
         return set()
     here = {part["field"]} if "field" in part and "type" in part else set()
     return here | {field for key, item in part.items() if key != "params" for field in drawn_fields(item)}
@@ -52,7 +57,19 @@ def test_a_chart_is_whole(figure):
     assert not missing, f"drawn but not in the data: {missing}"
     assert figure.caption.endswith(".") and figure.alternative.endswith(".") and figure.title
     assert "tokens" in figure.caption or "made up" in figure.caption, "the caption says under which conditions"
-    assert "data" not in figure.spec(), "the rows stand beside the specification"
+    assert ROWS not in figure.spec().get("datasets", {}), "the rows stand beside the specification"
+
+
+ONCE = list({figure.name: figure for figure in FIGURES if "sizes" not in figure.name}.values())
+
+
+@pytest.mark.parametrize("figure", ONCE, ids=lambda figure: figure.name)
+def test_a_chart_draws_its_rows(figure):
+    """Marks as the picture has them: every layer that has data of its own, and one or more for the rows."""
+    marks = re.findall(r'class="mark-\w+ role-mark[^>]*>(.*?)</g>', drawn(figure, "svg").decode())
+    names = json.dumps(figure.with_rows()).count('"data": {"name": "rows"}')
+    assert names >= 1 and sum(any(tag in mark for tag in ("<path", "<text", "<line")) for mark in marks) >= names
+    assert "undefined" not in "".join(marks) and "NaN" not in "".join(marks)
 
 
 def test_all_measures_have_their_charts():

@@ -24,8 +24,9 @@ def percent(share: float | None) -> str:
     """A fraction as percent; one decimal where it is not whole."""
     if share is None:
         return "–"
-    text = f"{share * 100:.1f}" if 0.001 <= abs(share) <= 0.9995 else f"{share * 100:.2g}" if share < 1 else "100"
-    return f"{text.removesuffix('.0')} %"
+    digits = 1 if 0.001 <= abs(share) < 0.9995 else 2 if abs(share) > 0.001 else None
+    text = f"{share * 100:.2g}" if digits is None else f"{share * 100:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:

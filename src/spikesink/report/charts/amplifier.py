@@ -13,6 +13,7 @@ from spikesink.report.charts.base import (
     Rows,
     block_axis,
     colours,
+    drawing,
     inline,
     layered,
     log_scale,
@@ -48,7 +49,7 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
         for item in section.outliers[:NAMED]
     ]
     y = alt.Y("low:Q", title="‖U_k‖ of a channel", scale=log_scale(row["low"] for row in rows))
-    base = alt.Chart().encode(block_axis("FFN block"))
+    base = drawing().encode(block_axis("FFN block"))
     tips = [
         alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("block", "low", "median", "high", "largest", "channel")
     ]
@@ -93,7 +94,7 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
     if not rows:
         return None
     kinds = ("step or outlier block", "other block")
-    chart = alt.Chart().mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=1.5).encode(
+    chart = drawing().mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=1.5).encode(
         alt.X("rank:Q", title="rank of the eigenvalue by magnitude", axis=alt.Axis(tickMinStep=1, grid=False)),
         alt.Y("magnitude:Q", title="|eigenvalue| of S_k", scale=log_scale(row["magnitude"] for row in rows)),
         alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, GREY])),
@@ -104,12 +105,13 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
     shown = sorted({row["block"] for row in rows if row["kind"] == kinds[0]})
     first = [step for step in section.steps if step.channel == spike]
     text = listed([f"block {s.block}: λ* {number(s.eigenvalue)}, next {number(s.next_eigenvalue)}" for s in first])
+    ended = f" {text[0].upper()}{text[1:]}." if text else ""
     return Figure(
         name="amplifier_spectra",
         title=f"One eigenvalue does it: the spectrum of channel {spike}",
         chart=layered(chart),
         rows=table(rows),
         caption="The largest eigenvalues of S_k = (U_k + U_kᵀ)/2 of the spike channel, one line a block; "
-        f"orange: blocks {listed(shown, 12)}. {text}{'.' if text else ''} From the weights alone. {conditions(record)}",
-        alternative=f"Eigenvalue spectra of channel {spike}. {text or 'No step block.'}",
+        f"orange: blocks {listed(shown, 12)}.{ended} From the weights alone. {conditions(record)}",
+        alternative=f"Eigenvalue spectra of channel {spike}.{ended or ' No step block.'}",
     )

@@ -14,6 +14,8 @@ DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 """Beside colour, so that a chart survives a grey printer."""
 RAMP = "viridis"
 DIGITS = 6
+ROWS = "rows"
+"""Name of a figure's data set in its specification."""
 WIDTH, HEIGHT = 560, 280
 """Of a paper's figure in pixels; on the page a chart is as wide as its column."""
 
@@ -29,6 +31,7 @@ def config(ink: str, dim: str, grid: str, font: str = _FONT) -> dict[str, Any]:
         "axis": {
             "labelColor": dim, "titleColor": ink, "gridColor": grid, "domainColor": dim, "tickColor": dim,
             "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "labelOverlap": True,
+            "labelLimit": 280,
         },
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "orient": "top",
@@ -56,7 +59,7 @@ class Figure:
     """File name of the paper's figure, and id on the page."""
     title: str
     chart: alt.Chart | alt.LayerChart
-    """Without data: `rows` are put under it when it is written."""
+    """Made of `drawing()`s: `rows` are put under it when it is written."""
     rows: Rows
     caption: str
     """How to read it, with n and conditions."""
@@ -64,10 +67,9 @@ class Figure:
     """What the chart shows, in words, for who does not see it."""
 
     def spec(self, width: int | str = "container") -> dict[str, Any]:
-        """The Vega-Lite specification without its rows, which the reader puts under the name `rows`."""
+        """The Vega-Lite specification without its rows, which the reader adds to its `datasets` as `rows`."""
         spec = self.chart.to_dict(validate=False)
         spec.pop("config", None)
-        spec.pop("data", None)
         return {**spec, "width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
 
     def with_rows(self, width: int = WIDTH) -> dict[str, Any]:
@@ -75,8 +77,8 @@ class Figure:
         spec = self.spec(width)
         return {
             **spec,
-            "data": {"name": "rows", "values": self.rows},
-            "config": {**PAPER, "background": "white"},
+            "datasets": {**spec.get("datasets", {}), ROWS: self.rows},
+            "config": {**PAPER, "background": "white", "aria": False},
             "autosize": {"type": "pad"},
         }
 
@@ -91,6 +93,11 @@ def rounded(value: Any) -> Any:
 def table(rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Rows with rounded numbers."""
     return [{name: rounded(value) for name, value in row.items()} for row in rows]
+
+
+def drawing() -> alt.Chart:
+    """A chart, or a layer of one, of the figure's rows."""
+    return alt.Chart(alt.NamedData(name=ROWS))
 
 
 def inline(rows: Iterable[Mapping[str, Any]]) -> alt.InlineData:

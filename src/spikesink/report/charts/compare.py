@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy
-from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, layered, log_scale, table
+from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, drawing, layered, log_scale, table
 from spikesink.report.conditions import shape
 from spikesink.report.words import listed, number, percent
 
@@ -31,7 +31,7 @@ def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
 
 
 def _lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
-    base = alt.Chart().encode(x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names))
+    base = drawing().encode(x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names))
     line = base.mark_line(strokeWidth=2).encode(
         alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=names)
     )
@@ -107,7 +107,7 @@ def _numbers(named: Named) -> Figure:
         }
         for name, record in named
     ]  # fmt: skip
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("sink_ratio:Q", title="sink ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
         alt.Y("over_median:Q", title="largest magnitude / median", scale=alt.Scale(type="log")),
     )

@@ -5,7 +5,7 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, layered, table
+from spikesink.report.charts.base import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, drawing, layered, table
 from spikesink.report.charts.sink_map import strongest_head
 from spikesink.report.conditions import conditions
 from spikesink.report.words import interval, number, percent
@@ -45,7 +45,7 @@ def head_plane(record: Anatomy) -> list[Figure]:
 def plane_chart() -> alt.LayerChart:
     """Points in a plane, told apart by colour and shape."""
     scale = colours(KINDS, [BLUE, ORANGE, GREY])
-    points = alt.Chart().mark_point(filled=True, size=32, opacity=0.75).encode(
+    points = drawing().mark_point(filled=True, size=32, opacity=0.75).encode(
         alt.X("x:Q", title="1st principal component"),
         alt.Y("y:Q", title="2nd principal component"),
         alt.Color("kind:N", title=None, scale=scale),
@@ -154,7 +154,7 @@ def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
 def _scatter(
     x: str, x_title: str, y: str, y_title: str, kinds: tuple[str, str], tips: tuple[str, ...]
 ) -> alt.LayerChart:
-    points = alt.Chart().mark_point(filled=True, size=36, opacity=0.75).encode(
+    points = drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
         alt.X(f"{x}:Q", title=x_title),
         alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(domainMin=0)),
         alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),

@@ -5,7 +5,7 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import BLUE, ORANGE, Figure, colours, inline, layered, table
+from spikesink.report.charts.base import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
 from spikesink.report.conditions import conditions
 from spikesink.report.words import interval, number
 
@@ -24,7 +24,7 @@ def _kind(record: Anatomy) -> dict[tuple[int, int], str]:
 
 
 def _points(x: alt.X, y: alt.Y, tips: list[str]) -> alt.Chart:
-    return alt.Chart().mark_point(filled=True, size=36, opacity=0.75).encode(
+    return drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
         x, y,
         alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE])),
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "triangle-up"])),
@@ -58,7 +58,7 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
         rows=table(rows),
         caption=f"One point a head, mean over {section.queries:,} queries: distance between query and key with the "
         f"sink taken out; dashed: a head that attends uniformly. {correlation}{conditions(record)}",
-        alternative=f"Scatter of attention distance against sink mass. {correlation}",
+        alternative=f"Scatter of attention distance against sink mass. {correlation}".rstrip(),
     )
 
 

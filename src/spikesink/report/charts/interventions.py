@@ -5,11 +5,13 @@ from typing import Any
 import altair as alt
 
 from spikesink.records.interventions import InterventionRow, Interventions
-from spikesink.report.charts.base import BLUE, GREY, ORANGE, Figure, Rows, colours, inline, layered, table
+from spikesink.report.charts.base import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
 from spikesink.report.conditions import conditions
 from spikesink.report.words import counted
 
 KINDS = ("intervention", "control of the same size")
+CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(datum.label, ' / ')[1]"
+"""A control's label without the intervention's, which stands above it."""
 
 
 def intervention_figures(record: Interventions) -> list[Figure]:
@@ -34,13 +36,13 @@ def _row(row: InterventionRow) -> dict[str, object]:
 
 def _cost(record: Interventions, rows: Rows) -> Figure:
     order = [row["name"] for row in rows]
-    y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(labelLimit=260, grid=True))
-    x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01, nice=True),
+    y = alt.Y("name:N", title=None, sort=order, axis=alt.Axis(grid=True, labelExpr=CONTROL_BELOW))
+    x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01, nice=False),
               axis=alt.Axis(values=[-1, -0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g"))  # fmt: skip
     colour = alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, GREY]))
     tips = ["name:N", "kind:N", *[alt.Tooltip(f"{n}:Q", format="+.4~g") for n in ("cost", "cost_low", "cost_high")],
             alt.Tooltip("perplexity:Q", format=",.5~g")]  # fmt: skip
-    base = alt.Chart().encode(y, colour)
+    base = drawing().encode(y, colour)
     bars = base.mark_rule(strokeWidth=3).encode(alt.X("cost_low:Q"), alt.X2("cost_high:Q"))
     points = base.mark_point(filled=True, size=60, opacity=1).encode(
         x, shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "diamond"])),
@@ -65,7 +67,7 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
 def _plane(record: Interventions, rows: Rows) -> Figure:
     tips = ["name:N", "kind:N", *[alt.Tooltip(f"{n}:Q", format=".1%") for n in ("plateau", "sinks")],
             alt.Tooltip("cost:Q", format="+.4~g")]  # fmt: skip
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("plateau:Q", title="spike plateau left", axis=alt.Axis(format="%")),
         alt.Y("sinks:Q", title="sink ratio left", axis=alt.Axis(format="%")),
         alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, GREY])),

@@ -14,6 +14,7 @@ from spikesink.report.charts.base import (
     block_axis,
     colours,
     dashes,
+    drawing,
     inline,
     layered,
     log_scale,
@@ -81,7 +82,7 @@ def _peaks(block: int, kind: str, peaks: list[Peak] | None) -> Rows:
 
 def _lines(rows: Rows, record: Anatomy, title: str) -> alt.LayerChart:
     names = [name for name in RANKS if any(row["which"] == name for row in rows)]
-    base = alt.Chart().encode(
+    base = drawing().encode(
         block_axis(),
         alt.Y("magnitude:Q", title=title, scale=log_scale(row["magnitude"] for row in rows)),
         alt.Color("which:N", title=None, scale=colours(names, [ORANGE, BLUE, GREEN, GREY])),
@@ -102,7 +103,7 @@ def _shares(record: Anatomy) -> Figure:
         for cycle in record.lifecycle.blocks
         if cycle.share_of_plateau is not None
     ]
-    bars = alt.Chart().mark_bar(width=4).encode(
+    bars = drawing().mark_bar(width=4).encode(
         block_axis(),
         alt.Y("share:Q", title="signed share of the plateau", axis=alt.Axis(format="+%")),
         color=alt.condition(f"abs(datum.share) >= {rule.share_min}", alt.value(ORANGE), alt.value(BLUE)),

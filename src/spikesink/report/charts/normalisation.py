@@ -13,6 +13,7 @@ from spikesink.report.charts.base import (
     block_axis,
     colours,
     dashes,
+    drawing,
     layered,
     step_marks,
     table,
@@ -59,7 +60,7 @@ def _figure(
             if value is not None:
                 rows.append({"block": block.block, "kind": kind, "value": value, "tokens": statistics.tokens,
                              "prompts": statistics.prompts})  # fmt: skip
-    base = alt.Chart().encode(
+    base = drawing().encode(
         block_axis(),
         alt.Y("value:Q", title=axis),
         alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE])),

@@ -3,7 +3,19 @@
 import altair as alt
 
 from spikesink.records.interventions import Damage, Interventions
-from spikesink.report.charts.base import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, dashes, layered, table
+from spikesink.report.charts.base import (
+    BLUE,
+    GREY,
+    HEIGHT,
+    ORANGE,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    table,
+)
 from spikesink.report.conditions import conditions, name
 from spikesink.report.words import counted, listed, number
 
@@ -44,8 +56,8 @@ def _sites(record: Interventions) -> Figure:
         rows.append({"configuration": label, "kind": kind, **_damage(row)})
     order = [row["configuration"] for row in rows]
     kinds = ("as it is", "with a remedy")
-    y = alt.Y("configuration:N", title=None, sort=order, axis=alt.Axis(labelLimit=300))
-    base = alt.Chart().encode(y, alt.Color("kind:N", title=None, scale=colours(kinds, [BLUE, ORANGE])))
+    y = alt.Y("configuration:N", title=None, sort=order, axis=alt.Axis())
+    base = drawing().encode(y, alt.Color("kind:N", title=None, scale=colours(kinds, [BLUE, ORANGE])))
     x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01),
               axis=alt.Axis(values=[-0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g"))  # fmt: skip
     bars = base.mark_bar(opacity=0.75, height=10).encode(x, tooltip=_tips("configuration", "kind"))
@@ -71,7 +83,7 @@ def _blocks(record: Interventions) -> Figure:
          **_damage(row)}
         for row in found.blocks
     ]  # fmt: skip
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("block:Q", title="block quantised alone", axis=alt.Axis(grid=False, tickMinStep=1)),
         alt.Color("kind:N", title=None, scale=colours(("worst", "other"), [ORANGE, BLUE])),
     )
@@ -105,7 +117,7 @@ def _cache(record: Interventions) -> Figure:
         if row.window is not None
     ]  # fmt: skip
     lines = list(dict.fromkeys(row["line"] for row in rows))
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
         alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
         alt.Color("line:N", title=None, scale=colours(lines)),

@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy, SinkHead
-from spikesink.report.charts.base import BLUE, HEIGHT, ORANGE, RAMP, Figure, Rows, inline, layered, table
+from spikesink.report.charts.base import BLUE, HEIGHT, ORANGE, RAMP, Figure, Rows, drawing, inline, layered, table
 from spikesink.report.conditions import conditions
 from spikesink.report.words import number, percent
 
@@ -43,13 +43,13 @@ def sink_map(record: Anatomy) -> Figure:
         alt.Tooltip("first:Q", title="first key", format=".3f"),
         alt.Tooltip("rate:Q", title="share of sequences", format=".0%"),
     ]  # fmt: skip
-    cells = alt.Chart().mark_rect(cursor="pointer").encode(
+    cells = drawing().mark_rect(cursor="pointer").encode(
         x, y, colour, tooltip=tips,
         stroke=alt.condition(chosen, alt.value(ORANGE), alt.value(None)),
         strokeWidth=alt.condition(chosen, alt.value(3), alt.value(0)),
     ).add_params(picked)  # fmt: skip
     dots = (
-        alt.Chart()
+        drawing()
         .mark_point(filled=True, size=14, opacity=1, cursor="pointer", stroke="white", strokeWidth=0.5)
         .encode(x, y, color=alt.value("#111"), tooltip=tips)
         .transform_filter("datum.sink === 'yes'")
@@ -84,7 +84,7 @@ def head_importance(record: Anatomy) -> Figure:
     """Importance by key position of the strongest head; on the page, of the head that was picked."""
     head = strongest_head(record)
     rows = importance_rows(record, head.block, head.head)
-    bars = alt.Chart().mark_bar(color=BLUE).encode(
+    bars = drawing().mark_bar(color=BLUE).encode(
         alt.X("position:Q", title="key position", axis=alt.Axis(grid=False, tickMinStep=1)),
         alt.Y("importance:Q", title="importance", scale=alt.Scale(domainMin=0)),
         tooltip=["position:Q", alt.Tooltip("importance:Q", format=".4f")],

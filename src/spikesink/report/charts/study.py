@@ -14,6 +14,7 @@ from spikesink.report.charts.base import (
     Rows,
     colours,
     dashes,
+    drawing,
     layered,
     log_scale,
     table,
@@ -76,7 +77,7 @@ def _plane(study: StudyRecord) -> Figure | None:
         for row in _finished(study)
     ]  # fmt: skip
     kinds = ("baseline", "variant")
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%")),
         alt.Y("max_over_median:Q", title="max / median", scale=log_scale(row["max_over_median"] for row in rows)),
         alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
@@ -118,8 +119,8 @@ def _beside_paper(study: StudyRecord, metric: str) -> Figure | None:
     scale = log_scale(values) if logarithmic else alt.Scale(domainMin=0)
     axis = alt.Axis(format="%") if metric == "sink_ratio" else alt.Axis(format="~s")
     order = [row.variant for row in study.rows]
-    base = alt.Chart().encode(
-        alt.Y("variant:N", title=None, sort=order, axis=alt.Axis(labelLimit=220, grid=True)),
+    base = drawing().encode(
+        alt.Y("variant:N", title=None, sort=order, axis=alt.Axis(grid=True)),
         alt.Color("source:N", title=None, scale=colours(SOURCES, [BLUE, ORANGE])),
     )
     tips = ["variant:N", "source:N", "n:Q", *[alt.Tooltip(f"{n}:Q", format=",.4~g") for n in ("value", "low", "high")]]
@@ -154,7 +155,7 @@ def _scaling(study: StudyRecord, metric: str) -> Figure | None:
     families = list(dict.fromkeys(row["family"] for row in rows))
     scale = log_scale(row["value"] for row in rows) if metric == "spike" else alt.Scale(domainMin=0)
     axis = alt.Axis(format="%") if metric == "sink_ratio" else alt.Axis(format="~s")
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("parameters:Q", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", grid=False)),
         alt.Color("family:N", title=None, scale=colours(families)),
     )
@@ -182,7 +183,7 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
         return None
     lows = [row["low"] for row in rows]
     scale = log_scale(lows) if logarithmic else alt.Scale(zero=False)
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
         alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=alt.Legend(columns=4)),
     )

@@ -3,7 +3,7 @@
 import altair as alt
 
 from spikesink.records import TrainingRun
-from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, layered, log_scale, table
+from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, drawing, layered, log_scale, table
 from spikesink.report.words import listed, number
 
 CURVES = {
@@ -76,7 +76,7 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
 def _lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
     scale = log_scale(row["value"] for row in rows) if logarithmic else alt.Scale(zero=False, nice=True)
     legend = alt.Legend() if len(names) > 1 else None
-    base = alt.Chart().encode(
+    base = drawing().encode(
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
         alt.Y("value:Q", title=axis, scale=scale),
         alt.Color(f"{field}:N", title=None, scale=colours(names), legend=legend),

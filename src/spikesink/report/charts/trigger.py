@@ -5,7 +5,19 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import BLUE, ORANGE, Figure, Rows, block_axis, colours, dashes, inline, layered, table
+from spikesink.report.charts.base import (
+    BLUE,
+    ORANGE,
+    Figure,
+    Rows,
+    block_axis,
+    colours,
+    dashes,
+    drawing,
+    inline,
+    layered,
+    table,
+)
 from spikesink.report.conditions import conditions
 from spikesink.report.words import number, percent
 
@@ -31,7 +43,7 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
             {"place": place, "low": float(edges[i]), "high": float(edges[i + 1]), "items": int(n)}
             for i, n in enumerate(counts) if n
         ]  # fmt: skip
-    bars = alt.Chart().mark_bar(opacity=0.7).encode(
+    bars = drawing().mark_bar(opacity=0.7).encode(
         alt.X("low:Q", title="largest magnitude of the item's state", scale=alt.Scale(type="log", nice=False)),
         alt.X2("high:Q"),
         alt.Y("items:Q", title="vocabulary items", stack=None, scale=alt.Scale(type="symlog", constant=1)),
@@ -59,7 +71,7 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
         for who, value in zip(TOKENS, (block.after_first, block.after_later), strict=True):
             if value is not None:
                 rows.append({"block": block.block, "who": who, "cosine": value})
-    base = alt.Chart().encode(
+    base = drawing().encode(
         block_axis("attention block"),
         alt.Y("cosine:Q", title="|cos(h, s*)| after the block", scale=alt.Scale(domainMin=0)),
         alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE])),

@@ -26,7 +26,7 @@
     if (tip.hidden) return;
     const table = element("table");
     for (const [key, text] of Object.entries(typeof value === "object" ? value : { "": value })) {
-      if (text === null || text === "null" || text === "undefined") continue;
+      if (["null", "undefined", "NaN"].includes(String(text))) continue;
       const row = table.insertRow();
       row.insertCell().textContent = key;
       row.insertCell().textContent = text;
@@ -46,8 +46,10 @@
     if (!holder) return;
     views.get(name)?.finalize();
     const spec = structuredClone(page.figures[name].spec);
-    spec.data = { name: "rows", values: data.get(name) };
-    spec.config = { ...page.looks[isDark() ? "dark" : "light"], aria: false };
+    spec.datasets = { ...spec.datasets, rows: data.get(name) };
+    const look = page.looks[isDark() ? "dark" : "light"];
+    const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
+    spec.config = { ...look, axis, aria: false };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
       tooltip,
