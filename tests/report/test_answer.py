@@ -23,7 +23,7 @@ def test_everything_measured():
     assert found["Sinks"].text.startswith(
         "3 of 6 heads sink (sink ratio 50 %, sun2026, ε = 0.3); 2 of them mostly on the first"
     )
-    assert "2 of 3 spike tokens are sink tokens too, of 5; without first tokens 0 of 1." in found["Sinks"].text
+    assert "2 of 3 spike tokens are among the 5 sink tokens; without first tokens, 0 of 1." in found["Sinks"].text
     breaks = found["What breaks without them"].text
     assert "takes the perplexity from 12.5 to 2.9 million" in breaks
     assert "costs -0.0005 nats [-0.01" in breaks

@@ -13,7 +13,7 @@ def pictures(html):
 
 def test_each_record_draws_its_key_chart():
     cases = (
-        (anatomy(), 2, "step-up 2"),
+        (anatomy(), 2, "▲2"),
         (interventions(), 1, "zero spikes"),
         (training(), 3, "step"),
         (study(), 1, "sandwich"),

@@ -141,10 +141,10 @@ def _overlap(record: Anatomy) -> str:
     overlap = getattr(found, "overlap", None)
     if overlap is None:
         return ""
-    text = f" {overlap.both:,} of {counted(overlap.spikes, 'spike token')} are sink tokens too, of {overlap.sinks:,}"
+    text = f" {overlap.both:,} of {counted(overlap.spikes, 'spike token')} are among the {overlap.sinks:,} sink tokens"
     later = getattr(found, "overlap_later", None)
     if later is not None:
-        text += f"; without first tokens {later.both:,} of {later.spikes:,}"
+        text += f"; without first tokens, {later.both:,} of {later.spikes:,}"
     return f"{text}."
 
 

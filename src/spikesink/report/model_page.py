@@ -203,7 +203,7 @@ def _intervention_sections(record: Interventions) -> list[Section]:
         Section(
             "quantisation",
             "Int8: what breaks, and what mends it",
-            record.recommendation.text if quantisation.applicable else "",
+            "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",
             quantisation_figures(record),
             [tokens] if tokens and quantisation.applicable else [],
             "" if quantisation.applicable else f"Not measured: {quantisation.reason}.",
@@ -211,7 +211,7 @@ def _intervention_sections(record: Interventions) -> list[Section]:
         Section(
             "kv-cache",
             "KV cache: how many first tokens to keep",
-            "",
+            "A cache that forgets the first tokens loses the keys that heads sink on.",
             cache_figures(record),
             missing="" if cache.applicable else f"Not measured: {cache.reason}.",
         ),

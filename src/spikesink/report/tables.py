@@ -84,7 +84,7 @@ def steps_table(record: Anatomy) -> Table | None:
         ]
         for step in section.steps
     ]  # fmt: skip
-    columns = ("block", "channel", "λ*", "next", "share of S²", "|cos| spike", "|cos| other", "rank one / true", "R²",
+    columns = ("block", "channel", "λ*", "next", "share of S²", "|cos|, spikes", "others", "rank 1 / true", "R²",
                "quadratic / true")  # fmt: skip
     n = section.steps[0].rank_one_spike.n
     return Table(

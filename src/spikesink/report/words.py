@@ -24,7 +24,7 @@ def percent(share: float | None) -> str:
     """A fraction as percent; one decimal where it is not whole."""
     if share is None:
         return "–"
-    digits = 1 if 0.001 <= abs(share) < 0.9995 else 2 if abs(share) > 0.001 else None
+    digits = None if abs(share) < 0.001 else 2 if 0.9995 <= abs(share) < 1 else 1
     text = f"{share * 100:.2g}" if digits is None else f"{share * 100:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 

@@ -16,9 +16,11 @@ from spikesink.report.charts.base import (
     drawing,
     inline,
     layered,
+    line_legend,
     log_scale,
+    magnitude_axis,
     table,
-)  # fmt: skip
+)
 from spikesink.report.conditions import conditions
 from spikesink.report.words import listed, number
 
@@ -48,7 +50,8 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
         {"block": item.block, "largest": item.frobenius, "label": str(item.channel), "times": item.over_median}
         for item in section.outliers[:NAMED]
     ]
-    y = alt.Y("low:Q", title="‖U_k‖ of a channel", scale=log_scale(row["low"] for row in rows))
+    values = [row[name] for row in rows for name in ("low", "largest")]
+    y = alt.Y("low:Q", title="‖U_k‖ of a channel", scale=log_scale(values), axis=magnitude_axis(values))
     base = drawing().encode(block_axis("FFN block"))
     tips = [
         alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("block", "low", "median", "high", "largest", "channel")
@@ -65,6 +68,7 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
     text = listed([f"channel {item.channel} in block {item.block}" for item in section.outliers], NAMED)
     return Figure(
         name="amplifier_norms",
+        wide=True,
         title="Channels that an FFN amplifies",
         chart=layered(*layers),
         rows=table(rows),
@@ -94,10 +98,11 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
     if not rows:
         return None
     kinds = ("step or outlier block", "other block")
+    sizes = [row["magnitude"] for row in rows]
     chart = drawing().mark_line(point=alt.OverlayMarkDef(size=22), strokeWidth=1.5).encode(
         alt.X("rank:Q", title="rank of the eigenvalue by magnitude", axis=alt.Axis(tickMinStep=1, grid=False)),
-        alt.Y("magnitude:Q", title="|eigenvalue| of S_k", scale=log_scale(row["magnitude"] for row in rows)),
-        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, GREY])),
+        alt.Y("magnitude:Q", title="|eigenvalue| of S_k", scale=log_scale(sizes), axis=magnitude_axis(sizes)),
+        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, GREY]), legend=line_legend()),
         detail="line:N",
         opacity=alt.condition("datum.kind === 'other block'", alt.value(0.35), alt.value(1)),
         tooltip=["block:Q", "channel:Q", "rank:Q", alt.Tooltip("eigenvalue:Q", format=".4~g")],

@@ -35,8 +35,10 @@ def config(ink: str, dim: str, grid: str, font: str = _FONT) -> dict[str, Any]:
         },
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "orient": "top",
-            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260,
+            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 26,
         },
+        "axisXQuantitative": {"tickCount": 10},
+        "axisYQuantitative": {"tickCount": 6},
         "header": {"labelColor": ink, "titleColor": ink},
         "text": {"color": ink, "fontSize": 11},
         "rule": {"color": dim},
@@ -65,6 +67,8 @@ class Figure:
     """How to read it, with n and conditions."""
     alternative: str
     """What the chart shows, in words, for who does not see it."""
+    wide: bool = False
+    """Whether it needs the page's whole width."""
 
     def spec(self, width: int | str = "container") -> dict[str, Any]:
         """The Vega-Lite specification without its rows, which the reader adds to its `datasets` as `rows`."""
@@ -122,6 +126,20 @@ def log_scale(values: Iterable[float | None]) -> alt.Scale:
     return alt.Scale(type="symlog", constant=0.01)
 
 
+def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
+    """Ticks at powers of ten where the values span two or more, else as they fall."""
+    known = [value for value in values if value is not None and value > 0]
+    powers = range(math.ceil(math.log10(min(known))), math.floor(math.log10(max(known))) + 1) if known else range(0)
+    return (
+        alt.Axis(values=[10.0**power for power in powers], format=",~g") if len(powers) > 1 else alt.Axis(format=",~g")
+    )
+
+
+def line_legend() -> alt.Legend:
+    """A legend that shows lines as lines, with their dashes."""
+    return alt.Legend(symbolType="stroke", symbolSize=300)
+
+
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:
     return alt.X(
         "block:Q", title=title, scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, grid=False)
@@ -129,19 +147,19 @@ def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt
 
 
 def step_marks(up: Sequence[int], down: Sequence[int]) -> alt.LayerChart | None:
-    """Vertical rules with names where step blocks are; None where there are none."""
-    rows = [{"block": block, "label": f"step-up {block}"} for block in up]
-    rows += [{"block": block, "label": f"step-down {block}"} for block in down]
+    """Vertical rules where step blocks are, ▲ up and ▼ down, named above the chart; None where there are none."""
+    rows = [{"block": block, "label": f"▲{block}"} for block in up]
+    rows += [{"block": block, "label": f"▼{block}"} for block in down]
     if not rows:
         return None
-    data = inline([{**row, "line": index % 3} for index, row in enumerate(rows)])
+    data = inline([{**row, "line": index % 2} for index, row in enumerate(rows)])
     base = alt.Chart(data).encode(alt.X("block:Q"))
     rule = base.mark_rule(strokeDash=[3, 3], opacity=0.8)
     labels = [
-        base.mark_text(align="right", dx=-4, dy=8 + 13 * line, fontSize=10)
+        base.mark_text(dy=-7 - 11 * line, fontSize=10)
         .encode(alt.Text("label:N"), y=alt.value(0))
         .transform_filter(f"datum.line === {line}")
-        for line in range(min(3, len(rows)))
+        for line in range(min(2, len(rows)))
     ]
     return alt.layer(rule, *labels)
 

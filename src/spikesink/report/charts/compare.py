@@ -7,7 +7,19 @@ import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy
-from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, drawing, layered, log_scale, table
+from spikesink.report.charts.base import (
+    HEIGHT,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    log_scale,
+    magnitude_axis,
+    table,
+)
 from spikesink.report.conditions import shape
 from spikesink.report.words import listed, number, percent
 
@@ -31,7 +43,9 @@ def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
 
 
 def _lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
-    base = drawing().encode(x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names))
+    base = drawing().encode(
+        x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names, legend=line_legend())
+    )
     line = base.mark_line(strokeWidth=2).encode(
         alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=names)
     )
@@ -53,7 +67,8 @@ def _lifecycles(named: Named) -> Figure:
         if cycle.resid_top3
     ]  # fmt: skip
     names = [name for name, _ in named]
-    y = alt.Y("over_median:Q", title="largest magnitude / median", scale=log_scale(row["over_median"] for row in rows))
+    values = [row["over_median"] for row in rows]
+    y = alt.Y("over_median:Q", title="largest magnitude / median", scale=log_scale(values), axis=magnitude_axis(values))
     tips = [
         "model:N",
         "block:Q",

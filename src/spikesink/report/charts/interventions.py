@@ -23,7 +23,7 @@ def _rows(record: Interventions) -> Rows:
     return [_row(row) for row in record.interventions if row.applicable and row.name != "baseline"]
 
 
-def _row(row: InterventionRow) -> dict[str, object]:
+def _row(row: InterventionRow) -> dict[str, Any]:
     assert row.loss_difference_nats and row.sink_ratio_kept and row.plateau_kept and row.perplexity
     cost, kept, plateau = row.loss_difference_nats, row.sink_ratio_kept, row.plateau_kept
     return {
@@ -53,6 +53,7 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
     worst = max(rows, key=lambda row: row["cost"])
     return Figure(
         name="interventions_cost",
+        wide=True,
         title="What each intervention costs",
         chart=layered(zero, bars, points, height=max(120, 22 * len(rows))),
         rows=table(rows),
@@ -62,6 +63,20 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
         alternative=f"Costs of {len(rows)} interventions and controls; the dearest is {worst['name']} with "
         f"{worst['cost']:+.2f} nats. The table below has every number.",
     )
+
+
+def _labels(rows: Rows, near: float = 0.04) -> Rows:
+    """Names of interventions that moved something, those of points that lie on one another together."""
+    labels: Rows = []
+    for row in rows:
+        if row["kind"] != KINDS[0] or min(row["sinks"], row["plateau"]) >= 0.9:
+            continue
+        same = next((one for one in labels if all(abs(one[x] - row[x]) < near for x in ("sinks", "plateau"))), None)
+        if same is None:
+            labels.append({"sinks": row["sinks"], "plateau": row["plateau"], "label": row["name"]})
+        else:
+            same["label"] += f", {row['name']}"
+    return labels
 
 
 def _plane(record: Interventions, rows: Rows) -> Figure:
@@ -75,16 +90,17 @@ def _plane(record: Interventions, rows: Rows) -> Figure:
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "diamond"])), tooltip=tips
     )
-    names = base.mark_text(align="left", dx=8, dy=-6).encode(alt.Text("name:N")).transform_filter(
-        f"datum.kind === '{KINDS[0]}' && (datum.sinks < 0.9 || datum.plateau < 0.9)"
-    )  # fmt: skip
+    names = alt.Chart(inline(_labels(rows))).mark_text(align="left", dx=8, dy=-6)
     one = alt.Chart(inline([{"one": 1.0}]))
     rules: dict[str, Any] = {"strokeDash": [3, 3], "color": BLUE, "opacity": 0.6}
     return Figure(
         name="interventions_plane",
         title="Can one go without the other?",
         chart=layered(
-            one.mark_rule(**rules).encode(alt.X("one:Q")), one.mark_rule(**rules).encode(alt.Y("one:Q")), points, names
+            one.mark_rule(**rules).encode(alt.X("one:Q")),
+            one.mark_rule(**rules).encode(alt.Y("one:Q")),
+            points,
+            names.encode(alt.X("plateau:Q"), alt.Y("sinks:Q"), alt.Text("label:N")),
         ),
         rows=table(rows),
         caption="Left: spikes gone; below: sinks gone; the corner at 100 %: both as they were. "

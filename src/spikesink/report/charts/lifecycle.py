@@ -17,10 +17,12 @@ from spikesink.report.charts.base import (
     drawing,
     inline,
     layered,
+    line_legend,
     log_scale,
+    magnitude_axis,
     step_marks,
     table,
-)  # fmt: skip
+)
 from spikesink.report.conditions import conditions
 from spikesink.report.words import blocks, number, percent
 
@@ -42,6 +44,7 @@ def _residual(record: Anatomy) -> Figure:
     peak = record.summary
     return Figure(
         name="lifecycle_residual",
+        wide=True,
         title="After each block: the largest magnitudes in the residual stream",
         chart=_lines(rows, record, "magnitude in the residual stream"),
         rows=table(rows),
@@ -60,6 +63,7 @@ def _write(record: Anatomy) -> Figure:
     top = max((row for row in rows), key=lambda row: row["magnitude"])
     return Figure(
         name="lifecycle_write",
+        wide=True,
         title="Before it: the largest magnitudes that each block writes",
         chart=_lines(rows, record, "magnitude of the block's write"),
         rows=table(rows),
@@ -82,10 +86,11 @@ def _peaks(block: int, kind: str, peaks: list[Peak] | None) -> Rows:
 
 def _lines(rows: Rows, record: Anatomy, title: str) -> alt.LayerChart:
     names = [name for name in RANKS if any(row["which"] == name for row in rows)]
+    values = [row["magnitude"] for row in rows]
     base = drawing().encode(
         block_axis(),
-        alt.Y("magnitude:Q", title=title, scale=log_scale(row["magnitude"] for row in rows)),
-        alt.Color("which:N", title=None, scale=colours(names, [ORANGE, BLUE, GREEN, GREY])),
+        alt.Y("magnitude:Q", title=title, scale=log_scale(values), axis=magnitude_axis(values)),
+        alt.Color("which:N", title=None, scale=colours(names, [ORANGE, BLUE, GREEN, GREY]), legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("which:N", title=None, scale=dashes(names)))
     point = base.mark_point(filled=True, size=28, opacity=1).encode(
@@ -113,6 +118,7 @@ def _shares(record: Anatomy) -> Figure:
     steps = record.summary.step_up_blocks + record.summary.step_down_blocks
     return Figure(
         name="lifecycle_shares",
+        wide=True,
         title="The rule that names step blocks",
         chart=layered(bars, limits.mark_rule(strokeDash=[4, 3]).encode(alt.Y("limit:Q")), height=HEIGHT - 80),
         rows=table(rows),
@@ -129,5 +135,5 @@ def _shares(record: Anatomy) -> Figure:
 def _marked(record: Anatomy) -> str:
     summary = record.summary
     if summary.step_up_blocks or summary.step_down_blocks:
-        return f"Step-up: {blocks(summary.step_up_blocks)}. Step-down: {blocks(summary.step_down_blocks)}."
+        return f"▲ step-up: {blocks(summary.step_up_blocks)}. ▼ step-down: {blocks(summary.step_down_blocks)}."
     return f"No step block is marked ({record.lifecycle.step_rule.reason or 'none reaches the rule'})."

@@ -15,11 +15,12 @@ from spikesink.report.charts.base import (
     dashes,
     drawing,
     layered,
+    line_legend,
     step_marks,
     table,
-)  # fmt: skip
+)
 from spikesink.report.conditions import conditions
-from spikesink.report.words import number, percent
+from spikesink.report.words import counted, number, percent
 
 KINDS = ("spike tokens", "other tokens")
 
@@ -38,7 +39,7 @@ def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> l
     energy = _figure(
         record, section, "norm_energy", "energy_share", "share of energy in the spike channels",
         "Their energy sits in the spike channels",
-        f"Share of ‖h̃‖² in {len(section.spike_channels)} spike channels; {where}: spike tokens "
+        f"Share of ‖h̃‖² in {counted(len(section.spike_channels), 'spike channel')}; {where}: spike tokens "
         f"{percent(at.spike.energy_share)}, others {percent(at.other.energy_share)}.",
     )  # fmt: skip
     persistence = _figure(
@@ -63,7 +64,7 @@ def _figure(
     base = drawing().encode(
         block_axis(),
         alt.Y("value:Q", title=axis),
-        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE])),
+        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE]), legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("kind:N", title=None, scale=dashes(KINDS)))
     tips = ["block:Q", "kind:N", alt.Tooltip("value:Q", format=".4f"), "tokens:Q", "prompts:Q"]
@@ -76,7 +77,7 @@ def _figure(
             marks, line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT - 60
         ),
         rows=table(rows),
-        caption=f"{found} Residual after each block, seen through a {section.norm} without its scale; "
+        caption=f"{found} Residual after each block, seen through the model's {section.norm} without its scale; "
         f"{last.spike.tokens} spike and {last.other.tokens} other tokens. {conditions(record)}",
         alternative=f"Line chart by block. {found}",
     )

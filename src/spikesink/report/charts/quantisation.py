@@ -1,5 +1,7 @@
 """What int8 and a short KV cache cost, and what mends it."""
 
+from typing import Any
+
 import altair as alt
 
 from spikesink.records.interventions import Damage, Interventions
@@ -14,6 +16,7 @@ from spikesink.report.charts.base import (
     dashes,
     drawing,
     layered,
+    line_legend,
     table,
 )
 from spikesink.report.conditions import conditions, name
@@ -34,7 +37,7 @@ def cache_figures(record: Interventions) -> list[Figure]:
     return [_cache(record)] if record.kv_cache.applicable and record.kv_cache.table else []
 
 
-def _damage(row: Damage) -> dict[str, object]:
+def _damage(row: Damage) -> dict[str, Any]:
     cost = row.loss_difference_nats
     return {"cost": cost.value, "low": cost.low, "high": cost.high, "perplexity": row.perplexity.value}
 
@@ -56,7 +59,7 @@ def _sites(record: Interventions) -> Figure:
         rows.append({"configuration": label, "kind": kind, **_damage(row)})
     order = [row["configuration"] for row in rows]
     kinds = ("as it is", "with a remedy")
-    y = alt.Y("configuration:N", title=None, sort=order, axis=alt.Axis())
+    y = alt.Y("configuration:N", title=None, sort=order)
     base = drawing().encode(y, alt.Color("kind:N", title=None, scale=colours(kinds, [BLUE, ORANGE])))
     x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01),
               axis=alt.Axis(values=[-0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g"))  # fmt: skip
@@ -66,6 +69,7 @@ def _sites(record: Interventions) -> Figure:
     worst = max(rows, key=lambda row: row["cost"])
     return Figure(
         name="quantisation_sites",
+        wide=True,
         title="What quantisation costs, and what mends it",
         chart=layered(bars, ranges, height=max(140, 19 * len(rows))),
         rows=table(rows),
@@ -120,7 +124,7 @@ def _cache(record: Interventions) -> Figure:
     base = drawing().encode(
         alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
         alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
-        alt.Color("line:N", title=None, scale=colours(lines)),
+        alt.Color("line:N", title=None, scale=colours(lines), legend=line_legend()),
     )
     tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),
             alt.Tooltip("high:Q", format=".4~g")]  # fmt: skip

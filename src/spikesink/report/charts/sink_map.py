@@ -57,6 +57,7 @@ def sink_map(record: Anatomy) -> Figure:
     summary = record.summary
     return Figure(
         name="sink_map",
+        wide=True,
         title="Which heads sink",
         chart=layered(cells, dots, height=min(520, max(120, 20 * heads))),
         rows=table(rows),

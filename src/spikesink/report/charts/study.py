@@ -16,9 +16,10 @@ from spikesink.report.charts.base import (
     dashes,
     drawing,
     layered,
+    line_legend,
     log_scale,
     table,
-)  # fmt: skip
+)
 from spikesink.report.words import counted, listed, number
 
 CURVES = {
@@ -88,6 +89,7 @@ def _plane(study: StudyRecord) -> Figure | None:
     names = alt.Chart(alt.InlineData(values=table(means))).mark_text(align="left", dx=9, dy=-3)
     return Figure(
         name=name_of(study, "plane"),
+        wide=True,
         title="Do spikes and sinks come apart?",
         chart=layered(
             base.mark_point(filled=True, size=60, opacity=0.8).encode(tooltip=tips),
@@ -157,7 +159,7 @@ def _scaling(study: StudyRecord, metric: str) -> Figure | None:
     axis = alt.Axis(format="%") if metric == "sink_ratio" else alt.Axis(format="~s")
     base = drawing().encode(
         alt.X("parameters:Q", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", grid=False)),
-        alt.Color("family:N", title=None, scale=colours(families)),
+        alt.Color("family:N", title=None, scale=colours(families), legend=line_legend()),
     )
     tips = ["variant:N", alt.Tooltip("parameters:Q", format=","), alt.Tooltip("value:Q", format=",.4~g")]
     line = base.mark_line(strokeWidth=2).encode(
@@ -185,7 +187,7 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
     scale = log_scale(lows) if logarithmic else alt.Scale(zero=False)
     base = drawing().encode(
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
-        alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=alt.Legend(columns=4)),
+        alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(
         alt.Y("value:Q", title=axis, scale=scale),

@@ -3,7 +3,18 @@
 import altair as alt
 
 from spikesink.records import TrainingRun
-from spikesink.report.charts.base import HEIGHT, Figure, Rows, colours, dashes, drawing, layered, log_scale, table
+from spikesink.report.charts.base import (
+    HEIGHT,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    log_scale,
+    table,
+)
 from spikesink.report.words import listed, number
 
 CURVES = {
@@ -75,7 +86,7 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
 
 def _lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
     scale = log_scale(row["value"] for row in rows) if logarithmic else alt.Scale(zero=False, nice=True)
-    legend = alt.Legend() if len(names) > 1 else None
+    legend = line_legend() if len(names) > 1 else None
     base = drawing().encode(
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
         alt.Y("value:Q", title=axis, scale=scale),

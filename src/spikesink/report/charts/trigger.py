@@ -16,6 +16,8 @@ from spikesink.report.charts.base import (
     drawing,
     inline,
     layered,
+    line_legend,
+    magnitude_axis,
     table,
 )
 from spikesink.report.conditions import conditions
@@ -43,10 +45,14 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
             {"place": place, "low": float(edges[i]), "high": float(edges[i + 1]), "items": int(n)}
             for i, n in enumerate(counts) if n
         ]  # fmt: skip
+    most = max(row["items"] for row in rows)
+    magnitudes = alt.Scale(type="log", nice=False)
+    counts = alt.Axis(values=[0, *[10**power for power in range(6) if 10**power <= most]], format=",d")
     bars = drawing().mark_bar(opacity=0.7).encode(
-        alt.X("low:Q", title="largest magnitude of the item's state", scale=alt.Scale(type="log", nice=False)),
+        alt.X("low:Q", title="largest magnitude of the item's state", scale=magnitudes, axis=magnitude_axis(edges)),
         alt.X2("high:Q"),
-        alt.Y("items:Q", title="vocabulary items", stack=None, scale=alt.Scale(type="symlog", constant=1)),
+        alt.Y("items:Q", title="vocabulary items", stack=None, scale=alt.Scale(type="symlog", constant=1), axis=counts),
+        alt.Y2Datum(0),
         alt.Color("place:N", title=None, scale=colours(PLACES, [ORANGE, BLUE])),
         tooltip=["place:N", alt.Tooltip("low:Q", format=".4~g"), alt.Tooltip("high:Q", format=".4~g"), "items:Q"],
     )  # fmt: skip
@@ -74,7 +80,7 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
     base = drawing().encode(
         block_axis("attention block"),
         alt.Y("cosine:Q", title="|cos(h, s*)| after the block", scale=alt.Scale(domainMin=0)),
-        alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE])),
+        alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE]), legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("who:N", title=None, scale=dashes(TOKENS)))
     random = alt.Chart(inline([{"cosine": found.random_cosine}])).mark_rule(strokeDash=[2, 2])
