@@ -10,7 +10,7 @@ import vl_convert
 @cache
 def bundle() -> str:
     """The JavaScript that draws charts; takes over a second to put together."""
-    return vl_convert.javascript_bundle(vl_version=vl_version())
+    return vl_convert.javascript_bundle(None, vl_version())
 
 
 def vl_version() -> str:

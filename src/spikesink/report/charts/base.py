@@ -161,9 +161,9 @@ def step_marks(up: Sequence[int], down: Sequence[int]) -> alt.LayerChart | None:
         .transform_filter(f"datum.line === {line}")
         for line in range(min(2, len(rows)))
     ]
-    return alt.layer(rule, *labels)
+    return alt.LayerChart(layer=[rule, *labels])
 
 
 def layered(*layers: alt.Chart | alt.LayerChart | None, height: int = HEIGHT) -> alt.LayerChart:
     """Layers without the absent ones."""
-    return alt.layer(*[layer for layer in layers if layer is not None]).properties(height=height)
+    return alt.LayerChart(layer=[layer for layer in layers if layer is not None]).properties(height=height)
