@@ -49,7 +49,8 @@
     spec.datasets = { ...spec.datasets, rows: data.get(name) };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
-    spec.config = { ...look, axis };
+    const legend = { ...look.legend, ...(holder.clientWidth < 420 ? { columns: 2 } : {}) };
+    spec.config = { ...look, axis, legend };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
       tooltip,
