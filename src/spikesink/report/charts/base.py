@@ -14,6 +14,8 @@ DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 """Beside colour, so that a chart survives a grey printer."""
 RAMP = "viridis"
 DIGITS = 6
+PADDING = 6
+"""Pixels between the outermost values and the ends of an axis that does not start at 0."""
 ROWS = "rows"
 """Name of a figure's data set in its specification."""
 WIDTH, HEIGHT = 560, 280
@@ -122,8 +124,8 @@ def log_scale(values: Iterable[float | None]) -> alt.Scale:
     """Logarithmic where all values are positive, else symmetric about 0."""
     known = [value for value in values if value is not None]
     if known and min(known) > 0:
-        return alt.Scale(type="log", nice=False)
-    return alt.Scale(type="symlog", constant=0.01)
+        return alt.Scale(type="log", nice=False, padding=PADDING)
+    return alt.Scale(type="symlog", constant=0.01, padding=PADDING)
 
 
 def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
@@ -137,7 +139,7 @@ def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
 
 def line_legend() -> alt.Legend:
     """A legend that shows lines as lines, with their dashes."""
-    return alt.Legend(symbolType="stroke", symbolSize=300)
+    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1)
 
 
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:
