@@ -8,7 +8,7 @@ import pytest
 from made import anatomy, interventions, study, training
 
 from spikesink.report.charts import anatomy_figures, interventions_figures
-from spikesink.report.charts.base import ROWS
+from spikesink.report.charts.base import ROWS, colours, dashes
 from spikesink.report.charts.compare import compare_figures, steps_of
 from spikesink.report.charts.sink_map import importance_rows
 from spikesink.report.charts.study import study_figures
@@ -173,6 +173,12 @@ def test_costs_keep_their_order_and_controls_their_kind():
     ]
     assert [row["kind"] for row in rows].count("control of the same size") == 1
     assert (rows[0]["cost_low"], rows[0]["cost_high"]) == pytest.approx((11.29, 11.31))
+
+
+def test_no_two_names_look_the_same():
+    names = [f"name {index}" for index in range(20)]
+    looks = list(zip(colours(names).range, map(tuple, dashes(names).range), strict=True))
+    assert len(set(looks)) == 20
 
 
 def test_steps_are_read_from_names():

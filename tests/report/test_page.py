@@ -178,7 +178,7 @@ def test_two_models_are_compared(tmp_path):
     training(name="third").save(tmp_path / "c")
     text = write_page([tmp_path / name for name in "abc"], tmp_path / "report.html").read_text()
     assert "one/a, two/b and third" in text
-    assert "1 of 2 have spikes: one/a." in text
+    assert "1 of 2 scans find spikes: one/a." in text
     assert "figure-compare_lifecycle" in text and "figure-training_loss" in text and "figure-sink_map" not in text
 
 

@@ -37,7 +37,7 @@ def config(ink: str, dim: str, grid: str, font: str = _FONT) -> dict[str, Any]:
         },
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "orient": "top",
-            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 26,
+            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 26, "columns": 4,
         },
         "axisXQuantitative": {"tickCount": 10},
         "axisYQuantitative": {"tickCount": 6},
@@ -117,7 +117,9 @@ def colours(domain: Sequence[str], colours: Sequence[str] | None = None) -> alt.
 
 
 def dashes(domain: Sequence[str]) -> alt.Scale:
-    return alt.Scale(domain=list(domain), range=(DASHES * 4)[: len(domain)])
+    """A dash for each name; shifted where colours start again, so that no two names look the same."""
+    shifted = [DASHES[(index + index // len(PALETTE)) % len(DASHES)] for index in range(len(domain))]
+    return alt.Scale(domain=list(domain), range=shifted)
 
 
 def log_scale(values: Iterable[float | None]) -> alt.Scale:

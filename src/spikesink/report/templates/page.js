@@ -49,7 +49,7 @@
     spec.datasets = { ...spec.datasets, rows: data.get(name) };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
-    const legend = { ...look.legend, ...(holder.clientWidth < 420 ? { columns: 2 } : {}) };
+    const legend = { ...look.legend, columns: Math.max(2, Math.floor(holder.clientWidth / 140)) };
     spec.config = { ...look, axis, legend };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
