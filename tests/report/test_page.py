@@ -240,6 +240,14 @@ def test_a_study_without_results_says_so(tmp_path):
     assert "No variant has finished beside the baseline." in write_page([tmp_path], tmp_path / "p.html").read_text()
 
 
+def test_a_study_of_a_hostile_name_stays_in_its_folder(tmp_path):
+    study("../../" + HOSTILE).write(tmp_path / "s.json")
+    files = write_figures([tmp_path / "s.json"], tmp_path / "figures")
+    assert len(files) >= 6 and all(file.parent == tmp_path / "figures" and file.exists() for file in files)
+    text = write_page([tmp_path / "s.json"], tmp_path / "report.html").read_text()
+    assert all(re.fullmatch(r"[\w-]+", name) for name in re.findall(r' id="([^"]*)"', text))
+
+
 def test_studies_and_models_do_not_mix(tmp_path, run):
     study().write(tmp_path / "s.json")
     with pytest.raises(InputError, match="holds no study, others do"):

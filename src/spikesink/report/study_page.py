@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow, VariantVerdict
 from spikesink.report import tables
 from spikesink.report.answer import Statement
-from spikesink.report.charts.study import conditions, study_figures
+from spikesink.report.charts.study import conditions, name_of, study_figures
 from spikesink.report.model_page import provenance
 from spikesink.report.sections import Page, Section, Tile
 from spikesink.report.words import counted, listed, number, percent
@@ -83,11 +83,10 @@ def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
 
 def _sections(study: StudyRecord, several: bool) -> list[Section]:
     title = f"{study.study} at {study.preset}" if several else ""
-    key = f"{study.study}-{study.preset}".replace(".", "-").replace(" ", "-")
 
     def section(name: str, heading: str, intro: str, **parts: object) -> Section:
         whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
-        return Section(f"{key}-{name}", whole, intro, **parts)  # type: ignore[arg-type]
+        return Section(name_of(study, f"section_{name}"), whole, intro, **parts)  # type: ignore[arg-type]
 
     figures = study_figures(study)
     curves = [figure for figure in figures if "_curve_" in figure.name]

@@ -1,5 +1,6 @@
 """A study in charts: where the variants stand, what the paper has, learning curves, scaling."""
 
+import re
 from collections.abc import Callable
 
 import altair as alt
@@ -43,8 +44,9 @@ def study_figures(study: StudyRecord) -> list[Figure]:
 
 
 def name_of(study: StudyRecord, name: str) -> str:
-    """Name of a chart: several studies may stand on one page."""
-    return f"study_{study.study}_{study.preset}_{name}".replace("-", "_").replace(".", "_")
+    """Name of a chart or section, as a file or an id may be called: several studies may stand on one page, and a
+    study's own name is anybody's text."""
+    return re.sub(r"\W", "_", f"study_{study.study}_{study.preset}_{name}", flags=re.ASCII)
 
 
 def _finished(study: StudyRecord) -> list[VariantRow]:
