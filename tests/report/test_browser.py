@@ -4,8 +4,7 @@ import csv
 import io
 
 import pytest
-from conftest import HOSTILE
-from made import anatomy, interventions, study, training
+from made import HOSTILE, anatomy, interventions, study, training
 
 from spikesink.report import write_page
 

@@ -9,8 +9,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from conftest import HOSTILE
-from made import MEASURES, anatomy, interventions, study, training
+from made import HOSTILE, MEASURES, anatomy, interventions, study, training
 
 from spikesink.errors import InputError, OutputError, RecordError
 from spikesink.report import write_figures, write_page
