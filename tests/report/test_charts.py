@@ -8,11 +8,12 @@ import pytest
 from made import anatomy, interventions, study, training
 
 from spikesink.report.charts import anatomy_figures, interventions_figures
-from spikesink.report.charts.base import ROWS, colours, dashes
+from spikesink.report.charts.base import PALETTE, ROWS, colours, dashes
 from spikesink.report.charts.compare import compare_figures, steps_of
 from spikesink.report.charts.sink_map import importance_rows
 from spikesink.report.charts.study import study_figures
 from spikesink.report.charts.training import training_figures
+from spikesink.report.page import TEMPLATES
 from spikesink.report.write import drawn
 
 SIZES = {f"{family}_x{size}": (size * 300.0, 0.1 * size) for family in ("pre", "post") for size in (1, 2, 4)}
@@ -173,6 +174,21 @@ def test_costs_keep_their_order_and_controls_their_kind():
     ]
     assert [row["kind"] for row in rows].count("control of the same size") == 1
     assert (rows[0]["cost_low"], rows[0]["cost_high"]) == pytest.approx((11.29, 11.31))
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+@pytest.mark.parametrize("ground", ["#ffffff", "#12161d"])
+def test_colours_stand_out_from_both_grounds(colour, ground):
+    """3 : 1, what WCAG 2.2 asks of graphics (1.4.11)."""
+    dark, light = sorted((luminance(colour), luminance(ground)))
+    assert (light + 0.05) / (dark + 0.05) >= 3
+    assert ground in (TEMPLATES / "page.css").read_text()
 
 
 def test_no_two_names_look_the_same():

@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import altair as alt
@@ -28,7 +29,7 @@ def bundle() -> str:
 
 def _cache_file() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
-    return base / f"vega-{vl_convert.__version__}-{vl_version()}.js"
+    return base / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
 
 
 def vl_version() -> str:
