@@ -159,6 +159,12 @@ def test_a_study_without_a_finished_run_has_no_charts():
     assert study_figures(study(seeds=0)) == []
 
 
+def test_a_papers_map_has_no_picked_head():
+    figure = by_name(anatomy_figures(anatomy()))["sink_map"]
+    assert [param["value"] for param in figure.spec()["params"]] == ["1-1"]
+    assert [param["value"] for param in figure.with_rows()["params"]] == [None]
+
+
 def test_importance_of_a_head_is_that_heads():
     rows = importance_rows(anatomy(), block=3, head=1)
     assert [row["importance"] for row in rows] == pytest.approx([0.1, 0.7, 0.01, 0.01, 0.01, 0.01], abs=1e-6)

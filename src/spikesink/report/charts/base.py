@@ -37,7 +37,7 @@ def config(ink: str, dim: str, grid: str, font: str = _FONT) -> dict[str, Any]:
         },
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "orient": "top",
-            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 26, "columns": 4,
+            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 10, "columns": 4,
         },
         "axisXQuantitative": {"tickCount": 10},
         "axisYQuantitative": {"tickCount": 6},
@@ -79,8 +79,9 @@ class Figure:
         return {**spec, "width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
 
     def with_rows(self, width: int = WIDTH) -> dict[str, Any]:
-        """The whole specification for a file: rows, white ground, the paper's config."""
+        """The whole specification for a file: rows, white ground, the paper's config, nothing picked."""
         spec = self.spec(width)
+        spec |= {"params": [{**param, "value": None} for param in spec["params"]]} if "params" in spec else {}
         return {
             **spec,
             "datasets": {**spec.get("datasets", {}), ROWS: self.rows},
@@ -139,9 +140,10 @@ def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
     )
 
 
-def line_legend() -> alt.Legend:
-    """A legend that shows lines as lines, with their dashes."""
-    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1)
+def line_legend(*, above_marks: bool = False) -> alt.Legend:
+    """A legend that shows lines as lines, with their dashes; it leaves room for the names of step blocks if asked."""
+    room = {"offset": 26} if above_marks else {}
+    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1, **room)
 
 
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:
