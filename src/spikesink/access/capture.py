@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from spikesink.access import attention
+from spikesink.access.finite import explain_not_finite, finite
 from spikesink.access.heap import release_freed
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
 from spikesink.access.protocol import Batch, listeners
@@ -60,8 +61,12 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     for listen in listeners(tap.observers, "on_batch"):
         listen(batch)
     with without_gradient(accessed.model):
-        logits = accessed.model(input_ids=batch.ids, use_cache=False, **_padding(batch)).logits
-        for listen in listeners(tap.observers, "on_logits"):
+        logits = accessed.model(**inputs_of(batch, device), use_cache=False).logits
+        found = listeners(tap.observers, "on_logits")
+        # Minus infinity is how some families rule out a token.
+        if found and not finite(logits.clamp_min(torch.finfo(logits.dtype).min)):
+            raise NumericError(explain_not_finite("The logits", logits))
+        for listen in found:
             listen(logits)
     for listen in listeners(tap.observers, "on_batch_end"):
         listen()
@@ -74,14 +79,16 @@ def without_gradient(model: nn.Module) -> AbstractContextManager[None]:
     return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
 
-def _padding(batch: Batch) -> dict[str, Tensor]:
-    """The mask of a padded batch; on the left, also positions that start at the first real token."""
-    if not batch.padded:
-        return {}
-    mask = {"attention_mask": batch.valid.long()}
-    if not bool(batch.valid[:, 0].all()):
-        mask["position_ids"] = (batch.valid.cumsum(1) - 1).clamp(min=0)
-    return mask
+def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What the model is given: the ids and, of a padded batch, the mask; where padding is on the left, also positions
+    that start at the first real token."""
+    inputs = {"input_ids": batch.ids.to(device)}
+    if batch.padded:
+        valid = batch.valid.to(device)
+        inputs["attention_mask"] = valid.long()
+        if not bool(valid[:, 0].all()):
+            inputs["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
+    return inputs
 
 
 @contextmanager
@@ -219,7 +226,7 @@ class _LayerHooks:
             )
             for edit in listeners(self.tap.editors, "edit_write"):
                 write = edit(sites.block, write)
-            if sites.kind == "attention" and not (self.sites.parallel or self.sites.post_norm):
+            if sites.kind != "ffn" and not (self.sites.parallel or self.sites.post_norm):
                 write = self.edited_through_write(sites.block, write)
             self.show("on_write", sites.block, write)
             if not self.tap.editors:
@@ -250,18 +257,11 @@ class _LayerHooks:
 
     def show(self, method: str, block: int, tensor: Tensor) -> None:
         found = listeners(self.tap.observers, method)
-        if found and not _finite(tensor):
-            raise NumericError(
-                f"Block {block} produced values that are not finite in {tensor.dtype}. Load the model in float32 "
-                "(--dtype float32), or check the checkpoint."
-            )
+        if found and not finite(tensor):
+            what = f"The residual after block {block}" if method == "on_residual" else f"What block {block} writes"
+            raise NumericError(explain_not_finite(what, tensor))
         for listen in found:
             listen(block, tensor)
-
-
-def _finite(tensor: Tensor) -> bool:
-    # A sum is finite unless an element is not (or the sum itself overflows, then the elements decide).
-    return bool(torch.isfinite(tensor.float().sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _first(output: Any) -> Tensor:

@@ -10,6 +10,7 @@ import typer
 from spikesink.cli.intervene import intervene_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.train import train_command
+from spikesink.cli.verify import verify_command
 from spikesink.errors import SpikesinkError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("scan")(scan_command)
 app.command("intervene")(intervene_command)
 app.command("train")(train_command)
+app.command("verify")(verify_command)
 
 
 def _version(asked: bool) -> None:

@@ -16,11 +16,13 @@ from spikesink.records.scan import (
     Summary,
 )
 from spikesink.records.training import TrainingRun
+from spikesink.records.verification import Check, VerificationRecord
 
 __all__ = [
     "SCHEMA",
     "Anatomy",
     "BlockCycle",
+    "Check",
     "Frozen",
     "Lifecycle",
     "NotApplicable",
@@ -36,6 +38,7 @@ __all__ = [
     "Summary",
     "Timing",
     "TrainingRun",
+    "VerificationRecord",
     "anatomy",
     "check_output",
     "package_versions",
