@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 VOCAB = 97
 LAYERS = 3
 POSITIONS = 640
-PARAMETERS_MAX = 4_000_000
+PARAMETERS_MAX = 50_000_000
 """A config that is still larger than this after shrinking is not built."""
 
 SIZES: dict[str, str] = {
@@ -56,6 +56,9 @@ FIXED: dict[str, int] = {
     "moe_num_experts": 4,
     "zero_expert_num": 2,
     "num_experts_per_tok": 2,
+    "num_experts_per_token": 2,
+    "num_expert_group": 1,
+    "n_groups": 4,
     "top_k_experts": 2,
     "moe_topk": 2,
     "moe_k": 2,
@@ -100,10 +103,36 @@ VARIANTS: tuple[dict[str, int], ...] = (
     {"hidden": 48, "inner": 40, "expert": 20, "heads": 4, "kv_heads": 2, "head": 8},
     {"hidden": 48, "inner": 40, "expert": 20, "heads": 4, "kv_heads": 2, "head": 12},
     {"hidden": 64, "inner": 80, "expert": 32, "heads": 4, "kv_heads": 4, "head": 16},
+    {"hidden": 48, "inner": 40, "expert": 20, "heads": 4, "kv_heads": 2, "head": 12, "fill": 1},
 )
-"""Sizes tried in turn: some families want heads x d_head = hidden, or as many key heads as query heads."""
+"""Sizes tried in turn: some families want heads x d_head = hidden, or as many key heads as query heads, or a number
+where the default is None."""
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "gemma3n_text": {"intermediate_size": [40, 40, 40], "activation_sparsity_pattern": [0.0, 0.0, 0.0]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 12, "head_dim": 8},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 2,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "hybrid"] * 2},
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 96,
+        "attention_head_dim": 24,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
 """What a family needs beyond smaller numbers; keys of sub-configs are dictionaries."""
 
 
@@ -121,7 +150,7 @@ def build(model_type: str, seed: int = 0) -> PreTrainedModel:
     reasons = []
     for variant in VARIANTS:
         try:
-            config = _config(CONFIG_MAPPING[model_type], variant, OVERRIDES.get(model_type, {}))
+            config = config_of(model_type, variant)
             with torch.device("meta"):
                 size = sum(p.numel() for p in _model(config).parameters())
         except Exception as error:
@@ -173,8 +202,9 @@ def token_ids(sequences: int, tokens: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, VOCAB, (sequences, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def _config(kind: type, variant: dict[str, int], overrides: dict[str, Any]) -> PreTrainedConfig:
-    return kind(**_options(kind, variant, overrides))
+def config_of(model_type: str, variant: dict[str, int]) -> PreTrainedConfig:
+    kind = CONFIG_MAPPING[model_type]
+    return kind(**_options(kind, variant, OVERRIDES.get(model_type, {})))
 
 
 def _options(kind: type, variant: dict[str, int], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +214,12 @@ def _options(kind: type, variant: dict[str, int], overrides: dict[str, Any]) -> 
     for role, names in SIZES.items():
         small |= dict.fromkeys(names.split(), variant.get(role, LAYERS))
     settable = {name for name, _ in _values(default)}
-    options = {name: small[name] for name, value in _values(default) if name in small and type(value) is int}
+    kinds = (int, type(None)) if variant.get("fill") else (int,)
+    options = {name: small[name] for name, value in _values(default) if name in small and type(value) in kinds}
+    if "kv_lora_rank" in options:
+        # Multi-head latent attention: what is rotated is a part of the head, and every query head has its key.
+        options |= {"head_dim": small["qk_rope_head_dim"]} if "head_dim" in settable else {}
+        options |= {"num_key_value_heads": variant["heads"]} if "num_key_value_heads" in settable else {}
     if "is_decoder" in settable:
         options["is_decoder"] = True
     for name, value in _values(default):

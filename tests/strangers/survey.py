@@ -26,7 +26,8 @@ from spikesink.analyse.scan import scan
 from spikesink.errors import SpikesinkError
 
 EPSILON = 0.2
-SECONDS_MAX = 120
+SECONDS_MAX = 600
+CPU_SECONDS_MAX = 90
 MEMORY_MAX = 12 * 2**30
 """Address space of one family's process, in bytes."""
 LONG = 300
@@ -89,7 +90,9 @@ def against_naive(accessed: Any) -> tuple[list[str], list[str]]:
             there = float(after.abs().max())
             _hold(wrong, f"residual after block {block.block}", peak.value if peak else 0.0, there, 1e-3)
     maps = [each for each in getattr(output, "attentions", None) or () if isinstance(each, torch.Tensor)]
-    if len(maps) == len(accessed.attending) and all(each.ndim == 4 for each in maps):
+    # With a learned sink, rows of one are maps from before it got its share (granite): no reference for what is left.
+    before_sinks = record.sinks.virtual_mass is not None and all(float(each[0, 0, -1].sum()) > 0.999 for each in maps)
+    if len(maps) == len(accessed.attending) and all(each.ndim == 4 for each in maps) and not before_sinks:
         compared.append("sinks")
         expected = sink_numbers(maps, EPSILON)
         for name in ("sun2026", "gu2025"):
@@ -149,7 +152,7 @@ def _received(model_type: str, process: Any, receive: Any, started: float) -> Ro
         try:
             row = receive.recv()
         except EOFError:
-            return {**base, "reason": f"its process died (exit code {process.exitcode}): out of memory?"}
+            return {**base, "reason": f"its process died (exit code {process.exitcode}): out of memory or time?"}
         return {**row, "seconds": round(time.monotonic() - started, 1)}
     if time.monotonic() - started > SECONDS_MAX:
         process.kill()
@@ -160,6 +163,7 @@ def _received(model_type: str, process: Any, receive: Any, started: float) -> Ro
 def _child(model_type: str, anatomy: bool, send: Any) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX, MEMORY_MAX))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS_MAX, CPU_SECONDS_MAX))
     torch.set_num_threads(1)
     try:
         send.send(try_family(model_type, anatomy=anatomy))

@@ -177,13 +177,18 @@ class _LayerHooks:
         self.tap = tap
         self.entering: Tensor | None = None
         self.before_skipping: Tensor | None = None
+        self.parts: list[Tensor] = []
+        """Of a write that several modules make: what the first ones made."""
 
     def register(self) -> list[Any]:
         sites = self.sites
         handles = [
             sites.layer.register_forward_pre_hook(self.enter, with_kwargs=True),
-            sites.attention.write.register_forward_hook(self.written(sites.attention)),
-            sites.ffn.write.register_forward_hook(self.written(sites.ffn)),
+            *(
+                writer.register_forward_hook(self.written(block, multiplier))
+                for block in (sites.attention, sites.ffn)
+                for writer, multiplier in block.writers
+            ),
             sites.layer.register_forward_hook(self.leave),
         ]
         if not sites.parallel:
@@ -192,6 +197,7 @@ class _LayerHooks:
 
     def enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         hidden = _first_input(args, kwargs)
+        self.parts = []
         if self.sites.attention.block == 1:
             hidden = self.edited(0, hidden)
             self.show("on_residual", 0, hidden)
@@ -218,12 +224,15 @@ class _LayerHooks:
         self.entering = None
         return _with_first(output, hidden)
 
-    def written(self, sites: BlockSites) -> Callable:
+    def written(self, sites: BlockSites, multiplier: float) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-            shape = _first(output).shape
-            write = (
-                self.shaped(_first(output)) * sites.multiplier if sites.multiplier != 1 else self.shaped(_first(output))
-            )
+            part = self.shaped(_first(output))
+            self.parts.append(part * multiplier if multiplier != 1 else part)
+            if len(self.parts) < len(sites.writers):
+                return None
+            (*earlier, write), self.parts = self.parts, []
+            for other in earlier:
+                write = write + other
             for edit in listeners(self.tap.editors, "edit_write"):
                 write = edit(sites.block, write)
             if sites.kind != "ffn" and not (self.sites.parallel or self.sites.post_norm):
@@ -231,7 +240,10 @@ class _LayerHooks:
             self.show("on_write", sites.block, write)
             if not self.tap.editors:
                 return None
-            return _with_first(output, (write / sites.multiplier).reshape(shape))
+            # The last of several writers answers for an edit of their sum.
+            for other in earlier:
+                write = write - other
+            return _with_first(output, (write / multiplier).reshape(_first(output).shape))
 
         return hook
 

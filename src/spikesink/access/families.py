@@ -27,6 +27,11 @@ class BlockNames:
     """First module that reads the residual, where neither `input_norm` nor `inner` does."""
     write: str | None = None
     """What writes to the residual, where `inner` does not."""
+    multiplier: str = "residual_multiplier"
+    """Attribute of the layer that the write is multiplied with, where it has one."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further modules whose outputs, each times an attribute of the layer, are part of the same write, where a layer
+    has them: a shared FFN beside experts, a recurrence beside attention."""
     mixers: tuple[str, ...] = ()
     """What stands in the place of `inner` in the layers of a hybrid model that do not attend."""
 
@@ -128,6 +133,21 @@ INKLING = Layout(
     attention=BlockNames("self_attn", input_norm="input_layernorm", write="attn_sconv"),
     ffn=BlockNames("mlp", input_norm="post_attention_layernorm", write="mlp_sconv"),
 )
+GRANITE_MOE = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", mixers=MIXERS),
+    ffn=BlockNames(
+        "block_sparse_moe", input_norm="post_attention_layernorm", also=(("shared_mlp", "residual_multiplier"),)
+    ),
+)
+FALCON_H1 = Layout(
+    attention=BlockNames(
+        "self_attn",
+        input_norm="input_layernorm",
+        multiplier="attn_out_multiplier",
+        also=(("mamba", "ssm_out_multiplier"),),
+    ),
+    ffn=BlockNames("feed_forward", input_norm="pre_ff_layernorm"),
+)
 DBRX = Layout(
     attention=BlockNames("norm_attn_norm.attn", input_norm="norm_attn_norm.norm_1"),
     ffn=BlockNames("ffn", input_norm="norm_attn_norm.norm_2"),
@@ -170,7 +190,8 @@ GUESSES = (
     _pre_norm("self_attn", "input_layernorm", "feed_forward", "pre_ff_layernorm"),
     _pre_norm("self_attn", "input_layernorm", "feed_forward", "post_attention_layernorm"),
     _pre_norm("self_attn", "input_layernorm", "mlp", "pre_feedforward_layernorm"),
-    _pre_norm("self_attn", "input_layernorm", "block_sparse_moe", "post_attention_layernorm"),
+    GRANITE_MOE,
+    FALCON_H1,
     _pre_norm("self_attn", "input_layernorm", "shared_mlp", "post_attention_layernorm"),
     _pre_norm("self_attention", "input_layernorm", "mlp", "post_attention_layernorm"),
     _pre_norm("self_attn", "attention_layernorm", "mlp", "feedforward_layernorm"),
@@ -243,7 +264,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-def residual_multiplier(layer: nn.Module) -> float:
-    """What a block's output is multiplied with before it is added (granite, MiniCPM)."""
-    found = (getattr(layer, name, None) for name in ("residual_multiplier", "residual_scale"))
+def multiplier_of(layer: nn.Module, name: str) -> float:
+    """The number that an output is multiplied with before it is added (granite, MiniCPM, Falcon H1); 1 without one."""
+    found = (getattr(layer, each, None) for each in (name, "residual_scale"))
     return next((float(number) for number in found if isinstance(number, int | float)), 1.0)

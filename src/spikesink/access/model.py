@@ -14,7 +14,7 @@ from spikesink.access.families import (
     attends,
     decoder_layers,
     module_of,
-    residual_multiplier,
+    multiplier_of,
     token_mixer,
 )
 
@@ -36,6 +36,13 @@ class BlockSites:
     residual_norm: nn.Module | None
     """The norm that acts on the residual itself in a post-norm layer: H' = Norm(H + F)."""
     multiplier: float
+    also: tuple[tuple[nn.Module, float], ...] = ()
+    """Further modules whose outputs, each times a number, are part of the same write."""
+
+    @property
+    def writers(self) -> tuple[tuple[nn.Module, float], ...]:
+        """Every module whose output, times its number, is added to the residual stream."""
+        return ((self.write, self.multiplier), *self.also)
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,12 @@ def _block_sites(layer: nn.Module, names: BlockNames, block: int, kind: str, pos
         input_norm=input_norm,
         output_norm=output_norm,
         residual_norm=residual_norm,
-        multiplier=residual_multiplier(layer),
+        multiplier=multiplier_of(layer, names.multiplier),
+        also=tuple(
+            (module, multiplier_of(layer, number))
+            for name, number in names.also
+            if (module := module_of(layer, name)) is not None and module is not inner
+        ),
     )
 
 

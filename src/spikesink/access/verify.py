@@ -210,14 +210,14 @@ def check_calls(accessed: AccessedModel, calls: Calls) -> None:
         )
     if not declared:
         raise VerificationError("No layer of the model attends, so it has no attention sinks to measure; refused.")
-    unexpected = sorted(set(calls.attentions) - declared)
+    unexpected = [sites.block for sites in accessed.blocks() if sites.kind == "mixer" and calls.attentions[sites.block]]
     if unexpected:
         raise VerificationError(
             f"Layer_index {unexpected[0] // 2} attends although its config declares a layer without attention; refused."
         )
     for what, counts, blocks in (
         ("runs", calls.layers, [sites.ffn.block for sites in accessed.layers]),
-        ("attends", calls.attentions, sorted(declared)),
+        ("attends", calls.attentions, sorted(declared | set(calls.attentions))),
     ):
         odd = next((block for block in blocks if counts[block] != 1), None)
         if odd is not None:
