@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
-EVERYWHERE = {"records", "errors", "weights"}
+EVERYWHERE = {"records", "errors", "weights", "whole"}
 ALLOWED = {
     "access": set(),
     "measure": set(),
@@ -22,6 +22,7 @@ ALLOWED = {
     "records": set(),
     "errors": set(),
     "weights": set(),
+    "whole": set(),
 }
 
 
