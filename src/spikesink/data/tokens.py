@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from spikesink.data.corpus import Corpus, check_file, file_sha256
 from spikesink.data.encode import Encoder
@@ -83,12 +84,13 @@ def load_token_ids(path: Path) -> Tokens:
     if not isinstance(ids, np.ndarray):
         ids.close()
         raise InputError(f"'{path}' is an archive (.npz), not one array; write the array of ids with numpy.save.")
+    # Asked before the first id is read: a file with holes may claim more than the disk has.
+    if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
+        raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")
     try:
         return Tokens.from_ids(np.asarray(ids), path.name, file_sha256(path))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
-    except MemoryError as error:
-        raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.") from error
 
 
 def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> None:
