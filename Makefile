@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
+.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe fuzz soak scale controls pictures wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -36,6 +36,17 @@ bench-amplifier: $(VENV)/installed-dev
 
 bench-probe: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/vocabulary_probe.py --whole
+
+# Hostile input at length; `make test` tries a few of each.
+fuzz: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 SPIKESINK_FUZZ=$(or $(INPUTS),5000) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+# Faults and hostile input in numbers; writes the tables of docs/trust.md. As root it also fills disks.
+soak: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/soak.py
+
+scale: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scale.py
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist
