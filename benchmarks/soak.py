@@ -71,24 +71,23 @@ def _failed(counts: dict[str, int]) -> bool:
 
 
 def _lines(given: argparse.Namespace, seed: int, figures: dict[str, Any]) -> Iterator[tuple[str, dict[str, int]]]:
-    """The lines of the tables one after the other, each again after every round; they go on from earlier figures."""
+    """The lines of the tables one after the other, each whenever it has grown; they go on from earlier figures."""
     with tempfile.TemporaryDirectory(prefix="spikesink-soak-") as folder:
         inputs, work = Path(folder, "inputs"), Path(folder, "work")
         inputs.mkdir(), work.mkdir()
         write_inputs(inputs)
-        bench = Bench(inputs, work, random.Random())
-        for row in rows(COMMANDS):
-            name = f"{row.name} | {row.command.name}"
-            if not given.times or given.only not in name:
-                continue
-            # Every line has moments of its own, whatever lines are asked for.
-            bench.random.seed(f"{seed} {name}")
-            earlier = Counter(figures[name]) if name in figures else None
-            try:
-                for counts in row.run(bench, given.times, earlier, say):
-                    yield name, counts
-            except PermissionError as error:
-                say(f"{name}: skipped, {error}")
+        bench = Bench(inputs, work, random.Random(seed))
+        # A round of every line, then another: a soak that is stopped has tried everything.
+        for times in range(1, given.times + 1):
+            for row in rows(COMMANDS):
+                name = f"{row.name} | {row.command.name}"
+                counts = Counter({"rounds": 0, "faults": 0, "survived": 0, **figures.get(name, {})})
+                if given.only in name and row.due(counts, times):
+                    try:
+                        row.round(bench, counts, say)
+                        yield name, counts
+                    except PermissionError as error:
+                        say(f"{name}: skipped, {error}")
     for target in TARGETS:
         name = f"input | {target.name}"
         if given.inputs and given.only in name and Counter(figures.get(name, {})).total() < given.inputs:

@@ -4,7 +4,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,22 +224,18 @@ class Row:
     every: int = 1
     """Of the rounds asked for, one in so many is run: the moment of a kill has many places to fall, a full disk few."""
 
-    def run(
-        self, bench: Bench, times: int, counts: Counter | None = None, said: Callable[[str], None] = lambda text: None
-    ) -> Iterator[Counter]:
-        """Rounds, faults that were injected, rounds survived, after every round; `counts` are those of an earlier run.
+    def round(self, bench: Bench, counts: Counter, said: Callable[[str], None]) -> None:
+        """One round; what is not survived is told and counted."""
+        counts["rounds"] += 1
+        try:
+            counts["faults"] += self.once(bench, self.command)
+            counts["survived"] += 1
+        except AssertionError as error:
+            said(f"{self.name}, {self.command.name}: {error}")
 
-        A round that is not survived is told and counted.
-        """
-        counts = Counter(rounds=0, faults=0, survived=0) if counts is None else counts
-        while counts["rounds"] < -(-times // self.every):
-            counts["rounds"] += 1
-            try:
-                counts["faults"] += self.once(bench, self.command)
-                counts["survived"] += 1
-            except AssertionError as error:
-                said(f"{self.name}, {self.command.name}: {error}")
-            yield counts
+    def due(self, counts: Counter, times: int) -> bool:
+        """Whether so many rounds of every row are more than were run of this one."""
+        return counts["rounds"] < -(-times // self.every)
 
 
 def rows(commands: tuple[Command, ...]) -> list[Row]:
