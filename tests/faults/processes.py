@@ -37,14 +37,20 @@ class Child:
 
     def __init__(self, arguments: list[str], log: Path, before: Callable[[], None] = lambda: None) -> None:
         self.log = log
-        self.started = time.perf_counter()
         self.pid = os.fork()
         if self.pid == 0:
             os._exit(_run(arguments, log, before))
 
-    def kill_after(self, seconds: float) -> bool:
-        """SIGKILL that long after the start; False if it was through by then."""
-        time.sleep(max(0.0, self.started + seconds - time.perf_counter()))
+    def kill_after(self, cpu_s: float) -> bool:
+        """SIGKILL once it has computed for so long; False if it was through by then.
+
+        Its own time, not the wall's, is what tells how far it has come on a busy machine.
+        """
+        deadline = time.monotonic() + TIMEOUT
+        while cpu_used(self.pid) < cpu_s and time.monotonic() < deadline:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                break
+            time.sleep(0.001)
         os.kill(self.pid, signal.SIGKILL)
         return self.wait() == -signal.SIGKILL
 
@@ -52,9 +58,9 @@ class Child:
         """The exit code, or minus the signal that ended it; a hanging command is killed."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
-                self.seconds = time.perf_counter() - self.started
+                self.cpu_s = usage.ru_utime + usage.ru_stime
                 return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             time.sleep(0.002)
         os.kill(self.pid, signal.SIGKILL)
@@ -63,6 +69,23 @@ class Child:
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+
+def cpu_used(pid: int) -> float:
+    """Seconds that a process and its children, live or ended, have computed so far."""
+    ticks = 0
+    try:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            ticks += sum(sum(_ticks(int(child))[:2]) for child in children.read_text().split())
+        ticks += sum(_ticks(pid))
+    except (OSError, IndexError):
+        pass
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int) -> list[int]:
+    """User and system time, of itself and of children that were waited for."""
+    return [int(field) for field in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:15]]
 
 
 def _run(arguments: list[str], log: Path, before: Callable[[], None]) -> int:
@@ -88,10 +111,10 @@ def _run(arguments: list[str], log: Path, before: Callable[[], None]) -> int:
 
 
 def ran(arguments: list[str], log: Path, before: Callable[[], None] = lambda: None) -> tuple[int, str, float]:
-    """Exit code, what was printed, and seconds of a command that is left alone."""
+    """Exit code, what was printed, and seconds of computing of a command that is left alone."""
     child = Child(arguments, log, before)
     code = child.wait()
-    return code, child.output(), child.seconds
+    return code, child.output(), child.cpu_s
 
 
 class ForkedWorker(subprocess.Popen):

@@ -21,7 +21,8 @@ class Bench:
     work: Path
     random: random.Random
     whole: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    cpu_s: dict[str, float] = field(default_factory=dict)
+    """Of the undisturbed run."""
     number: int = 0
 
     def fresh(self) -> Path:
@@ -35,17 +36,17 @@ class Bench:
         return command.arguments(self.inputs, out)
 
     def undisturbed(self, command: Command) -> dict[str, Any]:
-        """The result of the command when nothing happens, and how long it takes; twice, so that it is known to be the
-        same when nothing happens."""
+        """The result of the command when nothing happens, and how long it computes; twice, so that it is known to be
+        the same when nothing happens."""
         if command.name not in self.whole:
             results = []
             for _ in range(2):
                 place = self.fresh()
                 with_cache(place)
-                code, output, seconds = ran(self.arguments(command, place / "out"), place / "log")
+                code, output, cpu_s = ran(self.arguments(command, place / "out"), place / "log")
                 assert code == 0, output
                 results.append(command.result(place / "out"))
-                self.seconds[command.name] = seconds
+                self.cpu_s[command.name] = cpu_s
             assert results[0] and results[0] == results[1], f"{command.name} differs between two quiet runs"
             self.whole[command.name] = results[0]
         return self.whole[command.name]
@@ -88,7 +89,7 @@ def killed(bench: Bench, command: Command) -> int:
     kills = 0
     while True:
         child = Child([*bench.arguments(command, out), *(command.again(out) if kills else [])], place / "log")
-        if not child.kill_after(bench.random.uniform(0, bench.seconds[command.name])):
+        if not child.kill_after(bench.random.uniform(0, bench.cpu_s[command.name])):
             break
         kills += 1
         same(command.result(out), whole, complete=False)
@@ -173,7 +174,7 @@ def shared_cache(bench: Bench, command: Command = GGUF) -> int:
     outs[1].parent.mkdir()
     children = [Child(bench.arguments(command, out), out.parent / "log") for out in outs]
     if bench.random.random() < 0.5:
-        children[0].kill_after(bench.random.uniform(0, bench.seconds[command.name]))
+        children[0].kill_after(bench.random.uniform(0, bench.cpu_s[command.name]))
     else:
         assert children[0].wait() == 0, children[0].output()
     assert children[1].wait() == 0, children[1].output()

@@ -49,6 +49,8 @@ def _elements(config: Any) -> int | None:
     try:
         with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        # Shared weights are stored once, however many layers use them.
+        model.tie_weights()
     except Exception:
         return None
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
