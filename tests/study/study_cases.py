@@ -35,6 +35,16 @@ GRID = Grid.parse(
 )  # fmt: skip
 
 
+class InProcess:
+    """Runs cells here, one after the other: a process of their own takes longer to start than they take to train."""
+
+    def run(self, cells, folder, progress):
+        from spikesink.study.cell import run_cell
+
+        for cell in cells:
+            yield run_cell(cell, folder / cell.name, progress)
+
+
 def base(*changes: str) -> Recipe:
     return Recipe.read(TINY, list(changes))
 

@@ -3,10 +3,10 @@
 import time
 
 import pytest
-from study_cases import GRID, base
+from study_cases import GRID, InProcess, base
 
 from spikesink.errors import InputError
-from spikesink.study.executors import Local, Ray
+from spikesink.study.executors import Ray
 from spikesink.study.run import Study
 
 ray = pytest.importorskip("ray", reason="Ray is in the extra 'cluster'")
@@ -52,7 +52,7 @@ def test_a_lost_node_costs_no_cell(cluster, tmp_path):
         ("plain", [0], 0), ("wide", [0], 0), ("dyt", [0], 0),
     ]  # fmt: skip
     undisturbed = Study("grid", GRID, base("training.steps=60"), tmp_path / "local", seeds=1)
-    assert undisturbed.run(Local(jobs=2), tmp_path / "local-work", quiet).rows == record.rows
+    assert undisturbed.run(InProcess(), tmp_path / "local-work", quiet).rows == record.rows
 
 
 def _only_ray(progress):

@@ -1,5 +1,6 @@
 """The trainer against a bare loop written out here: losses, schedule, decay, accumulation, loss positions."""
 
+import json
 import math
 
 import numpy as np
