@@ -7,7 +7,9 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
-.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures families lock audit licences wheel clean
+
+.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe fuzz soak scale controls pictures families results lock \
+        audit licences wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -59,6 +61,25 @@ $(TOOLS)/created:
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1
 	touch $@
+
+# Hostile input at length; `make test` tries a few of each.
+fuzz: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 SPIKESINK_FUZZ=$(or $(INPUTS),5000) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+# Faults and hostile input in numbers; writes the tables of docs/trust.md. As root it also fills disks.
+soak: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/soak.py
+
+scale: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scale.py
+
+# The studies of results/ and the tables in README and docs; cells that have a record there are not run again.
+results: $(VENV)/installed-dev
+	$(BIN)/spikesink study normalisation --preset nano --out results
+	$(BIN)/spikesink study gating --preset nano --only conditional_head,conditional_channel --out results
+	$(BIN)/spikesink study normalisation --preset results/recipes/python.yaml --seeds 1 --only sandwich_qk,dynamic_tanh --out results
+	$(BIN)/spikesink study scaling --preset nano --seeds 1 --out results
+	$(BIN)/python docs/tables.py
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist
