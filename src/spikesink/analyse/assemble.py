@@ -11,6 +11,8 @@ from spikesink.records import BlockCycle, Lifecycle, SinkHead, Sinks, SpikeToken
 
 LISTED_TOKENS = 256
 """Spike tokens listed in the summary; all are counted."""
+CONTEXT = 8
+"""Tokens before and after a spike token whose text is kept beside it."""
 
 
 def summary(scanned: Scanned) -> Summary:
@@ -41,7 +43,8 @@ def summary(scanned: Scanned) -> Summary:
 def _spike_tokens(scanned: Scanned) -> list[SpikeToken]:
     found = []
     for value, sequence, position in scanned.spike.tokens[:LISTED_TOKENS]:
-        token_id = int(scanned.ids[int(sequence), int(position)])
+        place = int(position)
+        token_id = int(scanned.ids[int(sequence), place])
         found.append(
             SpikeToken(
                 sequence=int(sequence),
@@ -49,9 +52,19 @@ def _spike_tokens(scanned: Scanned) -> list[SpikeToken]:
                 token_id=token_id,
                 text=scanned.accessed.token_text(token_id),
                 value=float(value),
+                before=_text(scanned, int(sequence), slice(max(0, place - CONTEXT), place)),
+                after=_text(scanned, int(sequence), slice(place + 1, place + 1 + CONTEXT)),
             )
         )
     return found
+
+
+def _text(scanned: Scanned, sequence: int, places: slice) -> str:
+    """Text of these positions, without padding."""
+    ids = scanned.ids[sequence, places]
+    if scanned.valid is not None:
+        ids = ids[scanned.valid[sequence, places]]
+    return "".join(scanned.accessed.token_text(int(token)) for token in ids)
 
 
 def lifecycle(scanned: Scanned) -> Lifecycle:

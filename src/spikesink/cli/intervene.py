@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spikesink.cli import options
+from spikesink.cli.report import page_beside
 from spikesink.records import check_output
 from spikesink.records.interventions import Interventions
 
@@ -110,3 +111,4 @@ def _finish(record: Interventions, folder: Path | None, force: bool, json: bool)
         print_interventions(record)
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
+        page_beside(folder)

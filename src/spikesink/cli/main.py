@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.intervene import intervene_command
+from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
 from spikesink.cli.train import train_command
@@ -28,6 +29,7 @@ app.command("scan")(scan_command)
 app.command("intervene")(intervene_command)
 app.command("train")(train_command)
 app.command("study")(study_command)
+app.command("report")(report_command)
 
 
 def _version(asked: bool) -> None:

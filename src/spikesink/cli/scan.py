@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli import options
+from spikesink.cli.report import page_beside
 from spikesink.records import Anatomy, check_output
 
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.")]
@@ -71,3 +72,4 @@ def scan_command(
             print_prompt(record, [accessed.token_text(int(token)) for token in ids.ids[0]])
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
+        page_beside(folder)

@@ -137,7 +137,9 @@ class Geometry(Section):
     """Keys and queries of sinks before the rotary embedding. Sun et al. 2026, figure 6; spec section 3.
 
     Arrays: `geometry.NAME_points` (n, 2) and `geometry.NAME_kinds` (n,) for the planes: 0 = query, 1 = sink key,
-    2 = other key.
+    2 = other key. The same with fewer points for every head, each in its own plane: `geometry.head_points` (block,
+    head, n, 2) of `geometry.head_blocks`, `geometry.head_kinds` (n,), and the share of variance that each plane holds,
+    `geometry.head_explained` (block, head).
     """
 
     section: ClassVar[str | None] = "geometry"

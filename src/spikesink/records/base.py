@@ -91,7 +91,17 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
         ) from None
 
 
-class Record(BaseModel):
+class Shown:
+    """What draws itself in a notebook."""
+
+    def _repr_html_(self) -> str | None:
+        """The answer and the key chart; None for a record that has none."""
+        from spikesink.report.notebook import display
+
+        return display(self)
+
+
+class Record(Shown, BaseModel):
     """A result as JSON and, beside it, its large arrays; a kind of record names its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, arbitrary_types_allowed=True)
@@ -122,7 +132,7 @@ class Record(BaseModel):
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 
 
-class Document(Frozen):
+class Document(Shown, Frozen):
     """A result that is one JSON file, named by whoever writes it."""
 
     command: ClassVar[str]

@@ -66,6 +66,9 @@ class SpikeToken(Frozen):
     token_id: int
     text: str
     value: float
+    before: str | None = None
+    """Text of a few tokens before it; None in records from before this was kept."""
+    after: str | None = None
 
 
 class SpikeVerdict(Frozen):

@@ -21,6 +21,8 @@ KEYS_PER_SEQUENCE = 8
 """Other keys drawn from each sequence; of sink keys all, at most this many."""
 SEED = 0
 QUERY, SINK_KEY, OTHER_KEY = 0, 1, 2
+DRAWN = 24
+"""Queries, sink keys and other keys of every head that are kept for drawing: as many of each."""
 
 
 def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geometry, dict[str, np.ndarray]]:
@@ -48,6 +50,7 @@ def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geome
         keys += [_key_geometry(block, head, watch, picked) for head in range(watch.keys[block].shape[1])]
     progress("key ranks", len(watch.keys), len(watch.keys))
     planes, arrays = _planes(scanned, watch, picked)
+    arrays |= _head_planes(watch, picked)
     importance = np.array([scanned.sinks.largest[gap.block][gap.head] for gap in gaps])
     section = record.Geometry(
         sink_tokens=rule(found),
@@ -206,3 +209,30 @@ def _planes(scanned: Scanned, watch: _Watch, picked: _Picked) -> tuple[list[reco
             record.KeyPlane(name=name, block=block, head=head, importance=importance, explained=plane.explained)
         )
     return planes, arrays
+
+
+def _head_planes(watch: _Watch, picked: _Picked) -> dict[str, np.ndarray]:
+    """A few queries and keys of every head, each head in its own plane, with the share of variance it holds."""
+    sinks, others = (_spread(np.nonzero(mask)[0]) for mask in (picked.is_sink, ~picked.is_sink))
+    kinds = np.repeat([QUERY, SINK_KEY, OTHER_KEY], [len(others), len(sinks), len(others)])
+    blocks = sorted(watch.queries)
+    heads = max((watch.queries[block].shape[1] for block in blocks), default=0)
+    points = np.full((len(blocks), heads, len(kinds), 2), np.nan, dtype=np.float32)
+    explained = np.full((len(blocks), heads), np.nan, dtype=np.float32)
+    for row, block in enumerate(blocks):
+        queries, keys = watch.queries[block].numpy(), watch.keys[block].numpy()
+        for head in range(queries.shape[1]):
+            shared = keys[:, head // (queries.shape[1] // keys.shape[1])]
+            plane = principal_plane(np.concatenate([queries[others, head], shared[sinks], shared[others]]))
+            points[row, head], explained[row, head] = plane.points, plane.explained
+    return {
+        "head_blocks": np.array(blocks, dtype=np.int64),
+        "head_points": points,
+        "head_kinds": kinds.astype(np.int8),
+        "head_explained": explained,
+    }
+
+
+def _spread(indices: np.ndarray) -> np.ndarray:
+    """At most DRAWN of them, evenly spread."""
+    return indices[np.linspace(0, len(indices) - 1, min(DRAWN, len(indices))).astype(int)]

@@ -1,0 +1,58 @@
+"""`spikesink report`: a page and figures from records, without the model."""
+
+import json as json_module
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikesink.errors import InputError
+
+Runs = Annotated[
+    list[Path], typer.Argument(help="Folders of runs: of one model, of several to compare, or of a study.")
+]
+PageOut = Annotated[
+    Path | None, typer.Option("--out", help="The page; default report.html in the run, or here for several.")
+]
+FigureFolder = Annotated[Path | None, typer.Option("--figures", help="Write every chart as a file here too.")]
+Format = Annotated[str, typer.Option("--format", help="Of the figures: svg, pdf or png.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print where the files are as JSON and nothing else on stdout.")]
+
+
+def report_command(
+    runs: Runs, out: PageOut = None, figures: FigureFolder = None, file_format: Format = "svg", json: AsJson = False
+) -> None:
+    """Write one self-contained page of these runs, and figures for a paper."""
+    from spikesink.report import FORMATS, write_figures, write_page
+
+    if file_format not in FORMATS:
+        raise InputError(f"--format is '{file_format}'; expected {', '.join(FORMATS)}.")
+    target = out or default_page(runs)
+    page = write_page(runs, target)
+    files = [] if figures is None else write_figures(runs, figures, file_format)
+    if json:
+        found = {"page": str(page), "bytes": page.stat().st_size, "figures": [str(file) for file in files]}
+        sys.stdout.write(json_module.dumps(found, indent=1) + "\n")
+        return
+    print(f"Page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if files:
+        print(f"Figures: {figures} ({len(files)} files)")
+
+
+def default_page(runs: list[Path]) -> Path:
+    """report.html in the folder of one run; in the current folder for several."""
+    if len(runs) > 1:
+        return Path("report.html")
+    return (runs[0].parent if runs[0].is_file() else runs[0]) / "report.html"
+
+
+def page_beside(folder: Path) -> None:
+    """Write the page of a run that was just made, and say where it is; a page that fails never costs the record."""
+    from spikesink.errors import SpikesinkError
+    from spikesink.report import write_page
+
+    try:
+        print(f"Page: {write_page([folder], folder / 'report.html')}", file=sys.stderr)
+    except SpikesinkError as error:
+        print(f"No page: {error}", file=sys.stderr)

@@ -1,0 +1,215 @@
+"""The answer first: what spikes, what sinks, what breaks, what to do, in plain words made from the numbers."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikesink.records import Anatomy, TrainingRun
+from spikesink.records.interventions import InterventionRow, Interventions
+from spikesink.report.conditions import name
+from spikesink.report.runs import Model
+from spikesink.report.words import block_kind, blocks, counted, listed, number, percent, signed
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One thing that the page answers: a heading, its sentences, and whether it was measured."""
+
+    heading: str
+    text: str
+    measured: bool = True
+
+
+def answer(model: Model) -> list[Statement]:
+    """What spikes, where and who makes it; what sinks; what breaks without; what to do; how it was trained."""
+    statements = []
+    if model.anatomy is not None:
+        statements += [Statement("Spikes", _spikes(model.anatomy)), Statement("Sinks", _sinks(model.anatomy))]
+    elif model.interventions is not None:
+        statements.append(_found(model.interventions))
+    if model.anatomy is not None or model.interventions is not None:
+        statements += [_breaks(model), _advice(model)]
+    if model.training is not None:
+        statements.append(_trained(model.training, alone=len(statements) == 0))
+    return statements
+
+
+def _trained(record: TrainingRun, alone: bool) -> Statement:
+    text = f"{record.parameters:,} parameters, {record.steps:,} steps, {record.tokens:,} tokens; held-out loss "
+    text += f"{record.held_out_loss_nats:.3f} nats."
+    seen = record.anatomy
+    if "spike" in seen:
+        text += f" The monitor's last reading: largest magnitude {number(seen['spike'])}"
+        text += f", {number(seen['max_over_median'])} × the median" if "max_over_median" in seen else ""
+        text += f", sink ratio {percent(seen['sink_ratio'])}" if "sink_ratio" in seen else ""
+        text += "."
+    if alone:
+        text += " Its anatomy was not measured: spikesink scan RUN/model --tokens RUN/held_out.npy adds it."
+    return Statement("Training", text)
+
+
+def _spikes(record: Anatomy) -> str:
+    summary = record.summary
+    top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {summary.spike_block} "
+    top += f"({block_kind(summary.spike_block)})"
+    if not summary.has_spikes:
+        rule = record.spikes
+        return (
+            f"No spikes. The largest magnitude is {top}. At most it is {number(summary.max_over_median)} × the median "
+            f"and {number(rule.token_ratio)} × its own token's median; a spike needs {rule.max_over_median_min:g} × "
+            f"and {rule.token_ratio_min:g} × after one block."
+        )
+    channels = f"{counted(len(summary.spike_channels), 'channel')} ({listed(summary.spike_channels, 6)})"
+    text = f"The largest magnitude is {top}, {number(summary.max_over_median)} × the median. {channels} and "
+    text += f"{counted(record.spikes.token_count, 'token')} spike: {_tokens(record)}. {_made(record)}"
+    return text
+
+
+def _tokens(record: Anatomy) -> str:
+    """Where spike tokens stand; of the listed ones, which is said where not all are listed."""
+    listed_tokens = record.summary.spike_tokens
+    first = sum(token.position == 0 for token in listed_tokens)
+    later = Counter(token.text for token in listed_tokens if token.position > 0)
+    sequences = record.provenance.tokens.get("sequences")
+    parts = []
+    if first:
+        parts.append(
+            f"the first token of {first:,} of {sequences:,} sequences" if sequences else f"{first:,} first tokens"
+        )
+    if later:
+        parts.append(
+            f"{sum(later.values()):,} later ones (" + listed([_quoted(text) for text, _ in later.most_common(4)]) + ")"
+        )
+    among = f" (of the {len(listed_tokens)} largest)" if len(listed_tokens) < record.spikes.token_count else ""
+    return " and ".join(parts) + among
+
+
+def _quoted(text: str) -> str:
+    return "“" + text.replace("\n", "⏎") + "”"
+
+
+def _made(record: Anatomy) -> str:
+    rule, summary = record.lifecycle.step_rule, record.summary
+    if not rule.applies:
+        return f"Which block makes them is not named: {rule.reason}."
+    if not summary.step_up_blocks:
+        return f"No single block makes them: none writes {percent(rule.share_min)} of the plateau by itself."
+    up = blocks(summary.step_up_blocks)
+    text = f"{up[0].upper()}{up[1:]} {'makes' if len(summary.step_up_blocks) == 1 else 'make'} them"
+    if summary.step_down_blocks:
+        down = blocks(summary.step_down_blocks)
+        return f"{text}; {down} {'takes' if len(summary.step_down_blocks) == 1 else 'take'} them away."
+    return f"{text}; no single block takes them away."
+
+
+def _sinks(record: Anatomy) -> str:
+    summary, sinks = record.summary, record.sinks
+    if not summary.has_sinks:
+        text = f"No sinks. No head puts more than {sinks.epsilon:g} of its attention on one key of the first half in "
+        text += f"{percent(sinks.sink_rate_min)} of the sequences and {sinks.uniform_factor_min:g} × what uniform "
+        text += f"attention would; the first token gets {number(sinks.first_key_importance)}, uniform would be "
+        text += f"{number(sinks.uniform_first_key)}."
+    else:
+        text = f"{summary.sink_head_count:,} of {counted(summary.head_count, 'head')} sink (sink ratio "
+        text += f"{percent(summary.sink_ratio)}, {sinks.metric}, ε = {sinks.epsilon:g}); {_target(record)}."
+    if sinks.virtual_mass is not None:
+        text += f" Virtual keys hold {percent(sinks.virtual_mass)} of attention and are counted apart."
+    return text + _overlap(record)
+
+
+def _target(record: Anatomy) -> str:
+    """On which key sink heads put most of their attention."""
+    importance, rows = record.arrays["key_importance"], record.arrays["attention_blocks"].tolist()
+    half = max(1, importance.shape[-1] // 2)
+    places = Counter(
+        int(np.nanargmax(importance[rows.index(head.block), head.head, :half]))
+        for head in record.sinks.heads
+        if head.is_sink
+    )
+    first = places.get(0, 0)
+    total = sum(places.values())
+    if first == total:
+        return "all of them mostly on the first token"
+    if first:
+        return f"{first:,} of them mostly on the first token"
+    return f"none of them mostly on the first token; most often on position {places.most_common(1)[0][0]}"
+
+
+def _overlap(record: Anatomy) -> str:
+    found = (record.model_extra or {}).get("properties")
+    overlap = getattr(found, "overlap", None)
+    if overlap is None:
+        return ""
+    text = f" {overlap.both:,} of {counted(overlap.spikes, 'spike token')} are among the {overlap.sinks:,} sink tokens"
+    later = getattr(found, "overlap_later", None)
+    if later is not None:
+        text += f"; without first tokens, {later.both:,} of {later.spikes:,}"
+    return f"{text}."
+
+
+def _found(record: Interventions) -> Statement:
+    found = record.found
+    has = "Spikes" if found.get("has_spikes") else "No spikes"
+    text = f"{has}: the largest magnitude is {number(found.get('spike'))}"
+    if found.get("has_spikes"):
+        text += f", in {counted(len(found.get('channels', [])), 'channel')} ({listed(found.get('channels', []), 6)})"
+    sinks = f"{counted(len(found.get('sink_heads', [])), 'head')} sink." if found.get("has_sinks") else "No sinks."
+    command = f"Their anatomy was not measured: spikesink scan {_argument(record.provenance.model)} adds it."
+    return Statement("Spikes and sinks", f"{text}. {sinks} {command}")
+
+
+def _breaks(model: Model) -> Statement:
+    record = model.interventions
+    if record is None:
+        assert model.anatomy is not None
+        command = f"spikesink intervene {_argument(model.anatomy.provenance.model)}"
+        return Statement("What breaks without them", f"Not measured; {command} adds it.", measured=False)
+    rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
+    parts = []
+    if "zero_spikes" in rows and "baseline" in rows:
+        parts.append(f"Setting spikes to zero takes the perplexity from {_perplexity(rows['baseline'])} to "
+                     f"{_perplexity(rows['zero_spikes'])}")  # fmt: skip
+    if "freeze_spikes" in rows:
+        parts.append(f"one constant vector in place of every spike token's state costs {_cost(rows['freeze_spikes'])}")
+    if "mask_sinks" in rows:
+        parts.append(f"masking the sink keys costs {_cost(rows['mask_sinks'])}")
+    text = "; ".join(parts)
+    text = f"{text[0].upper()}{text[1:]}. " if text else ""
+    return Statement("What breaks without them", f"{text}{record.dissociation.sentence}")
+
+
+def _perplexity(row: InterventionRow) -> str:
+    assert row.perplexity is not None
+    return number(row.perplexity.value)
+
+
+def _cost(row: InterventionRow) -> str:
+    cost = row.loss_difference_nats
+    assert cost is not None
+    return f"{signed(cost.value)} nats [{signed(cost.low)}, {signed(cost.high)}]"
+
+
+def _advice(model: Model) -> Statement:
+    record = model.interventions
+    if record is None:
+        return Statement("What to do", "Depends on what breaks, which was not measured.", measured=False)
+    missing = [
+        part for part, section in (("quantisation", record.quantisation), ("kv_cache", record.kv_cache))
+        if not section.applicable
+    ]  # fmt: skip
+    text = record.recommendation.text
+    if missing:
+        text += f" Not measured: {listed(missing)} ({_why(record)})."
+    return Statement("What to do", text)
+
+
+def _why(record: Interventions) -> str:
+    reasons = {section.reason for section in (record.quantisation, record.kv_cache) if not section.applicable}
+    return "; ".join(sorted(reason for reason in reasons if reason)) or "intervene --which all adds it"
+
+
+def _argument(model: dict[str, object]) -> str:
+    """The model as one types it: its hub id; a folder's name alone does not say where it lies."""
+    text = name(model)
+    return text if "/" in text else "MODEL"

@@ -1,0 +1,170 @@
+"""Several scans in one chart: life cycles over depth, sinks over depth, and both over training steps."""
+
+import re
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+
+from spikesink.records import Anatomy
+from spikesink.report.charts.base import (
+    HEIGHT,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    log_scale,
+    magnitude_axis,
+    table,
+)
+from spikesink.report.conditions import shape
+from spikesink.report.words import listed, number, percent
+
+Named = Sequence[tuple[str, Anatomy]]
+STEP = re.compile(r"(?:checkpoint|step)[-_ ]?(\d+)")
+
+
+def steps_of(names: Sequence[str]) -> list[int] | None:
+    """Training steps, where every name says its own: checkpoint-500, checkpoint-1000."""
+    found = [STEP.search(name) for name in names]
+    steps = [int(match.group(1)) for match in found if match]
+    return steps if len(steps) == len(names) > 1 and len(set(steps)) == len(steps) else None
+
+
+def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
+    """Charts of two or more scans; none of fewer."""
+    if len(named) < 2:
+        return []
+    over_steps = [_over_steps(named, steps)] if steps else []
+    return [*over_steps, _lifecycles(named), _sinks(named), _numbers(named)]
+
+
+def _lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
+    base = drawing().encode(
+        x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names, legend=line_legend())
+    )
+    line = base.mark_line(strokeWidth=2).encode(
+        alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=names)
+    )
+    return layered(line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT)
+
+
+def _depth_axis() -> alt.X:
+    return alt.X("depth:Q", title="depth (block / blocks)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
+
+
+def _lifecycles(named: Named) -> Figure:
+    rows: Rows = [
+        {
+            "model": name, "block": cycle.block, "depth": cycle.block / len(record.lifecycle.blocks),
+            "over_median": cycle.resid_max_over_median, "magnitude": cycle.resid_top3[0].value,
+        }
+        for name, record in named
+        for cycle in record.lifecycle.blocks
+        if cycle.resid_top3
+    ]  # fmt: skip
+    names = [name for name, _ in named]
+    values = [row["over_median"] for row in rows]
+    y = alt.Y("over_median:Q", title="largest magnitude / median", scale=log_scale(values), axis=magnitude_axis(values))
+    tips = [
+        "model:N",
+        "block:Q",
+        *[alt.Tooltip(f"{field}:Q", format=",.4~g") for field in ("magnitude", "over_median")],
+    ]
+    ends = listed([f"{name} {number(record.summary.max_over_median)} ×" for name, record in named])
+    return Figure(
+        name="compare_lifecycle",
+        title="Life cycles",
+        chart=_lines("model", names, _depth_axis(), y, tips),
+        rows=table(rows),
+        caption=f"Largest magnitude in the residual stream over the block's median, by depth. Largest: {ends}. "
+        f"{_shapes(named)}",
+        alternative=f"Line chart of {len(named)} life cycles. Largest over the median: {ends}.",
+    )
+
+
+def _sinks(named: Named) -> Figure:
+    rows: Rows = []
+    for name, record in named:
+        by_block: dict[int, list[float]] = {}
+        for head in record.sinks.heads:
+            by_block.setdefault(head.block, []).append(head.sink_rate)
+        rows += [
+            {"model": name, "block": block, "depth": block / len(record.lifecycle.blocks),
+             "sink_ratio": float(np.mean(rates))}
+            for block, rates in by_block.items()
+        ]  # fmt: skip
+    ends = listed([f"{name} {percent(record.summary.sink_ratio)}" for name, record in named])
+    y = alt.Y(
+        "sink_ratio:Q", title="sink ratio of the block", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")
+    )
+    tips: list[str | alt.Tooltip] = ["model:N", "block:Q", alt.Tooltip("sink_ratio:Q", format=".1%")]
+    return Figure(
+        name="compare_sinks",
+        title="Where heads sink",
+        chart=_lines("model", [name for name, _ in named], _depth_axis(), y, tips),
+        rows=table(rows),
+        caption=f"Share of heads of each attention block that sink, mean over sequences. Over all heads: {ends}. "
+        f"{_shapes(named)}",
+        alternative=f"Line chart of sink ratios by depth. Over all heads: {ends}.",
+    )
+
+
+def _numbers(named: Named) -> Figure:
+    """Spike against sink: where each model stands."""
+    rows = [
+        {
+            "model": name, "over_median": record.summary.max_over_median, "sink_ratio": record.summary.sink_ratio,
+            "spike": record.summary.spike, "perplexity": record.summary.perplexity,
+        }
+        for name, record in named
+    ]  # fmt: skip
+    base = drawing().encode(
+        alt.X("sink_ratio:Q", title="sink ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        alt.Y("over_median:Q", title="largest magnitude / median", scale=alt.Scale(type="log")),
+    )
+    tips = [
+        "model:N",
+        *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in ("over_median", "sink_ratio", "spike", "perplexity")],
+    ]
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(tooltip=tips)
+    names = base.mark_text(align="left", dx=9).encode(alt.Text("model:N"))
+    return Figure(
+        name="compare_plane",
+        title="Spikes against sinks",
+        chart=layered(points, names),
+        rows=table(rows),
+        caption=f"One point a model: up, spikes; right, sinks. {_shapes(named)}",
+        alternative=f"Scatter of {len(named)} models by sink ratio and largest magnitude over the median.",
+    )
+
+
+def _over_steps(named: Named, steps: list[int]) -> Figure:
+    rows: Rows = []
+    for step, (name, record) in sorted(zip(steps, named, strict=True), key=lambda pair: pair[0]):
+        summary = record.summary
+        rows += [
+            {"step": step, "model": name, "what": "max / median", "value": summary.max_over_median},
+            {"step": step, "model": name, "what": "perplexity", "value": summary.perplexity},
+            {"step": step, "model": name, "what": "sink ratio, %", "value": 100 * summary.sink_ratio},
+        ]
+    names = ["max / median", "perplexity", "sink ratio, %"]
+    y = alt.Y("value:Q", title="value", scale=alt.Scale(type="symlog", constant=1))
+    chart = _lines("what", names, alt.X("step:Q", title="training step", axis=alt.Axis(grid=False)), y,
+                   ["model:N", "step:Q", "what:N", alt.Tooltip("value:Q", format=",.4~g")])  # fmt: skip
+    return Figure(
+        name="compare_steps",
+        title="One model over its training",
+        chart=chart,
+        rows=table(rows),
+        caption=f"Scans of {len(named)} checkpoints, {min(steps):,} to {max(steps):,} steps. {_shapes(named)}",
+        alternative="Line chart of spike, perplexity and sink ratio over training steps.",
+    )
+
+
+def _shapes(named: Named) -> str:
+    shapes = list(dict.fromkeys(shape(record.provenance) for _, record in named))
+    return f"{'; '.join(shapes)}."

@@ -1,0 +1,164 @@
+"""Queries and keys of sinks: the plane of one head, the logit gap over heads, the rank of sink keys. Figure 6."""
+
+import altair as alt
+import numpy as np
+
+from spikesink.records import Anatomy
+from spikesink.records import anatomy as sections
+from spikesink.report.charts.base import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, drawing, layered, table
+from spikesink.report.charts.sink_map import strongest_head
+from spikesink.report.conditions import conditions
+from spikesink.report.words import interval, number, percent
+
+KINDS = ("query", "sink key", "other key")
+SHAPES = ("cross", "circle", "triangle-up")
+
+
+def geometry_figures(record: Anatomy, section: sections.Geometry) -> list[Figure]:
+    planes = [_plane(record, section, plane) for plane in section.planes]
+    return [
+        *planes,
+        *([_gaps(record, section)] if section.gaps else []),
+        *([_ranks(record, section)] if section.keys else []),
+    ]
+
+
+def head_plane(record: Anatomy) -> list[Figure]:
+    """The plane of the strongest head, from the points that every head has; on the page, of the picked head."""
+    if "geometry.head_points" not in record.arrays:
+        return []
+    strongest = strongest_head(record)
+    row = int(np.nonzero(record.arrays["geometry.head_blocks"] == strongest.block)[0][0])
+    rows = plane_rows(record.arrays["geometry.head_points"][row, strongest.head], record.arrays["geometry.head_kinds"])
+    figure = Figure(
+        name="head_plane",
+        title=f"Queries and keys: block {strongest.block}, head {strongest.head}",
+        chart=plane_chart(),
+        rows=rows,
+        caption="Before the rotary embedding, in the plane of their two principal components: "
+        f"{len(rows)} of the head's queries, sink keys and other keys. {conditions(record)}",
+        alternative="Scatter of queries, sink keys and other keys of one head.",
+    )
+    return [figure]
+
+
+def plane_chart() -> alt.LayerChart:
+    """Points in a plane, told apart by colour and shape."""
+    scale = colours(KINDS, [BLUE, ORANGE, GREY])
+    points = drawing().mark_point(filled=True, size=32, opacity=0.75).encode(
+        alt.X("x:Q", title="1st principal component"),
+        alt.Y("y:Q", title="2nd principal component"),
+        alt.Color("kind:N", title=None, scale=scale),
+        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=list(SHAPES))),
+        tooltip=["kind:N", alt.Tooltip("x:Q", format=".3g"), alt.Tooltip("y:Q", format=".3g")],
+    )  # fmt: skip
+    return layered(points)
+
+
+def _plane(record: Anatomy, section: sections.Geometry, plane: sections.KeyPlane) -> Figure:
+    points = record.arrays[f"geometry.{plane.name}_points"]
+    kinds = record.arrays[f"geometry.{plane.name}_kinds"]
+    keep = _some(kinds)
+    rows = plane_rows(points[keep], kinds[keep])
+    what = "the strongest sink head" if plane.name == "sink_head" else "the head that sinks least"
+    return Figure(
+        name=f"plane_{plane.name}",
+        title=f"Queries and keys of {what} (block {plane.block}, head {plane.head})",
+        chart=plane_chart(),
+        rows=rows,
+        caption=f"Before the rotary embedding, in the plane of their two principal components, which holds "
+        f"{percent(plane.explained)} of the variance; importance {number(plane.importance)}; {len(rows)} of "
+        f"{len(points)} points drawn, from {section.sequences} sequences. {conditions(record)}",
+        alternative=f"Scatter of queries, sink keys and other keys of {what}.",
+    )
+
+
+def _some(kinds: np.ndarray, most: int = 150) -> np.ndarray:
+    """Indices of at most so many points of each kind, spread evenly."""
+    picked = []
+    for kind in range(len(KINDS)):
+        found = np.nonzero(kinds == kind)[0]
+        picked.append(found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)] if len(found) else found)
+    return np.concatenate(picked)
+
+
+def plane_rows(points: np.ndarray, kinds: np.ndarray) -> Rows:
+    return table(
+        {"kind": KINDS[int(kind)], "x": float(x), "y": float(y)} for (x, y), kind in zip(points, kinds, strict=True)
+    )
+
+
+def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
+    importance = {(head.block, head.head): head.max_importance for head in record.sinks.heads}
+    rows = [
+        {
+            "block": gap.block, "head": gap.head, "kind": "sink head" if gap.is_sink else "other head", "gap": gap.gap,
+            "content": gap.content, "distance": gap.distance, "std": gap.gap_std,
+            "importance": importance.get((gap.block, gap.head)),
+        }
+        for gap in section.gaps
+    ]  # fmt: skip
+    chart = _scatter(
+        "gap",
+        "logit gap: sink key less the mean of the other keys",
+        "importance",
+        "largest importance",
+        ("sink head", "other head"),
+        ("block", "head", "kind", "gap", "content", "distance", "std"),
+    )
+    found = section.gap_and_sink
+    return Figure(
+        name="logit_gap",
+        title="A head sinks when its queries lie closer to the sink key",
+        chart=chart,
+        rows=table(rows),
+        caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
+        f"{interval(found.value, found.low, found.high)} over {found.n} heads (95 % bootstrap interval). "
+        f"{conditions(record)}",
+        alternative=f"Scatter of importance against logit gap; rank correlation {number(found.value)}.",
+    )
+
+
+def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
+    rows = [
+        {
+            "block": key.block, "kv_head": key.kv_head, "rank_sink": key.rank_sink, "rank_other": key.rank_other,
+            "kind": "all sink keys", "n": key.n,
+        }
+        for key in section.keys
+    ]  # fmt: skip
+    rows += [
+        {
+            "block": key.block, "kv_head": key.kv_head, "rank_sink": key.rank_spike, "rank_other": key.rank_other,
+            "kind": "of spike tokens", "n": key.n_spike,
+        }
+        for key in section.keys
+        if key.rank_spike is not None
+    ]  # fmt: skip
+    kinds = ("all sink keys", "of spike tokens")
+    chart = _scatter("rank_other", "effective rank of as many other keys", "rank_sink", "effective rank of sink keys",
+                     kinds, ("block", "kv_head", "kind", "n", "rank_sink", "rank_other"))  # fmt: skip
+    medians = [float(np.median([getattr(key, name) for key in section.keys])) for name in ("rank_sink", "rank_other")]
+    return Figure(
+        name="key_ranks",
+        title="Sink keys span few directions",
+        chart=chart,
+        rows=table(rows),
+        caption="One point a KV head; effective rank is exp of the entropy of the singular values. Medians: sink keys "
+        f"{medians[0]:.1f}, as many other keys {medians[1]:.1f}; sinks are {section.sink_tokens.tokens} tokens. "
+        f"{conditions(record)}",
+        alternative=f"Scatter of effective ranks: medians {medians[0]:.1f} for sink keys, {medians[1]:.1f} for others.",
+    )
+
+
+def _scatter(
+    x: str, x_title: str, y: str, y_title: str, kinds: tuple[str, str], tips: tuple[str, ...]
+) -> alt.LayerChart:
+    points = drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
+        alt.X(f"{x}:Q", title=x_title),
+        alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(domainMin=0)),
+        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
+        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=["circle", "triangle-up"])),
+        tooltip=[f"{tip}:N" for tip in tips],
+    )  # fmt: skip
+    return layered(points, height=HEIGHT)

@@ -1,0 +1,139 @@
+"""The life cycle of a spike: what is in the residual stream after each block, and what each block writes. Figure 1."""
+
+import altair as alt
+
+from spikesink.records import Anatomy, Peak
+from spikesink.report.charts.base import (
+    BLUE,
+    GREEN,
+    GREY,
+    HEIGHT,
+    ORANGE,
+    Figure,
+    Rows,
+    block_axis,
+    colours,
+    dashes,
+    drawing,
+    inline,
+    layered,
+    line_legend,
+    log_scale,
+    magnitude_axis,
+    step_marks,
+    table,
+)
+from spikesink.report.conditions import conditions
+from spikesink.report.words import blocks, number, percent
+
+RANKS = ("largest", "second", "third", "median")
+
+
+def lifecycle_figures(record: Anatomy) -> list[Figure]:
+    """Top-3 magnitudes after and before the residual sum, and each block's share of the plateau."""
+    figures = [_residual(record), _write(record)]
+    return [*figures, _shares(record)] if record.lifecycle.step_rule.applies else figures
+
+
+def _residual(record: Anatomy) -> Figure:
+    rows: Rows = []
+    for cycle in record.lifecycle.blocks:
+        rows += _peaks(cycle.block, cycle.kind, cycle.resid_top3)
+        if cycle.resid_median is not None:
+            rows.append({"block": cycle.block, "kind": cycle.kind, "which": "median", "magnitude": cycle.resid_median})
+    peak = record.summary
+    return Figure(
+        name="lifecycle_residual",
+        wide=True,
+        title="After each block: the largest magnitudes in the residual stream",
+        chart=_lines(rows, record, "magnitude in the residual stream"),
+        rows=table(rows),
+        caption="The three channels with the largest magnitude over all tokens after each block, and the median "
+        f"magnitude; logarithmic. {_marked(record)} {conditions(record)}",
+        alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest magnitude is "
+        f"{number(peak.spike)} in channel {peak.spike_channel} after block {peak.spike_block}; "
+        f"step-up: {blocks(peak.step_up_blocks)}; step-down: {blocks(peak.step_down_blocks)}.",
+    )
+
+
+def _write(record: Anatomy) -> Figure:
+    rows: Rows = []
+    for cycle in record.lifecycle.blocks:
+        rows += _peaks(cycle.block, cycle.kind, cycle.out_top3)
+    top = max((row for row in rows), key=lambda row: row["magnitude"])
+    return Figure(
+        name="lifecycle_write",
+        wide=True,
+        title="Before it: the largest magnitudes that each block writes",
+        chart=_lines(rows, record, "magnitude of the block's write"),
+        rows=table(rows),
+        caption="The same of what each block adds to the residual stream. A spike that few blocks make and others take "
+        f"away shows as few high points here and a plateau above. {_marked(record)} {conditions(record)}",
+        alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest write is "
+        f"{number(top['magnitude'])} in channel {top['channel']}, by block {top['block']}.",
+    )
+
+
+def _peaks(block: int, kind: str, peaks: list[Peak] | None) -> Rows:
+    return [
+        {
+            "block": block, "kind": kind, "which": RANKS[rank], "channel": peak.channel, "magnitude": peak.value,
+            "sign": peak.sign, "sequence": peak.sequence, "position": peak.position,
+        }
+        for rank, peak in enumerate(peaks or [])
+    ]  # fmt: skip
+
+
+def _lines(rows: Rows, record: Anatomy, title: str) -> alt.LayerChart:
+    names = [name for name in RANKS if any(row["which"] == name for row in rows)]
+    values = [row["magnitude"] for row in rows]
+    base = drawing().encode(
+        block_axis(),
+        alt.Y("magnitude:Q", title=title, scale=log_scale(values), axis=magnitude_axis(values)),
+        alt.Color("which:N", title=None, scale=colours(names, [ORANGE, BLUE, GREEN, GREY]), legend=line_legend()),
+    )
+    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("which:N", title=None, scale=dashes(names)))
+    point = base.mark_point(filled=True, size=28, opacity=1).encode(
+        tooltip=[
+            f"{name}:N" for name in ("block", "kind", "which", "channel", "magnitude", "sign", "sequence", "position")
+        ]
+    )
+    return layered(step_marks(record.summary.step_up_blocks, record.summary.step_down_blocks), line, point)
+
+
+def _shares(record: Anatomy) -> Figure:
+    rule = record.lifecycle.step_rule
+    rows = [
+        {"block": cycle.block, "kind": cycle.kind, "share": cycle.share_of_plateau}
+        for cycle in record.lifecycle.blocks
+        if cycle.share_of_plateau is not None
+    ]
+    bars = drawing().mark_bar(width=4).encode(
+        block_axis(),
+        alt.Y("share:Q", title="signed share of the plateau", axis=alt.Axis(format="+%")),
+        color=alt.condition(f"abs(datum.share) >= {rule.share_min}", alt.value(ORANGE), alt.value(BLUE)),
+        tooltip=["block:Q", "kind:N", alt.Tooltip("share:Q", format="+.3%")],
+    )  # fmt: skip
+    limits = alt.Chart(inline([{"limit": rule.share_min}, {"limit": -rule.share_min}]))
+    steps = record.summary.step_up_blocks + record.summary.step_down_blocks
+    return Figure(
+        name="lifecycle_shares",
+        wide=True,
+        title="The rule that names step blocks",
+        chart=layered(bars, limits.mark_rule(strokeDash=[4, 3]).encode(alt.Y("limit:Q")), height=HEIGHT - 80),
+        rows=table(rows),
+        caption=f"Signed contribution of each block on the spike channels at {rule.tokens} spike tokens, as a share of "
+        f"the plateau ({number(rule.plateau)}). At least {percent(rule.share_min)} up to block "
+        f"{record.spikes.verdict_block} is step-up, at most −{percent(rule.share_min)} after it step-down. "
+        f"{conditions(record)}",
+        alternative="Bar chart of each block's share of the plateau; the step blocks are "
+        + ", ".join(f"{row['block']} ({row['share']:+.0%})" for row in rows if row["block"] in steps)
+        + ".",
+    )
+
+
+def _marked(record: Anatomy) -> str:
+    summary = record.summary
+    if summary.step_up_blocks or summary.step_down_blocks:
+        return f"▲ step-up: {blocks(summary.step_up_blocks)}. ▼ step-down: {blocks(summary.step_down_blocks)}."
+    return f"No step block is marked ({record.lifecycle.step_rule.reason or 'none reaches the rule'})."

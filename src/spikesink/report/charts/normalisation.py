@@ -1,0 +1,83 @@
+"""What normalisation makes of spike tokens: near-constant, sparse vectors. Figure 5; eq. 23-25."""
+
+import altair as alt
+
+from spikesink.records import Anatomy
+from spikesink.records import anatomy as sections
+from spikesink.report.charts.base import (
+    BLUE,
+    HEIGHT,
+    ORANGE,
+    Figure,
+    Rows,
+    block_axis,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    step_marks,
+    table,
+)
+from spikesink.report.conditions import conditions
+from spikesink.report.words import counted, number, percent
+
+KINDS = ("spike tokens", "other tokens")
+
+
+def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> list[Figure]:
+    if not section.blocks:
+        return []
+    at = next((block for block in section.blocks if block.block == section.implicit.block), section.blocks[-1])
+    where = f"after block {at.block}"
+    cosine = _figure(
+        record, section, "norm_cosine", "cosine_across", "cosine between prompts",
+        "Spike tokens become the same vector in every prompt",
+        f"Mean cosine between normed states of different prompts; {where}: spike tokens "
+        f"{number(at.spike.cosine_across)}, others {number(at.other.cosine_across)}.",
+    )  # fmt: skip
+    energy = _figure(
+        record, section, "norm_energy", "energy_share", "share of energy in the spike channels",
+        "Their energy sits in the spike channels",
+        f"Share of ‖h̃‖² in {counted(len(section.spike_channels), 'spike channel')}; {where}: spike tokens "
+        f"{percent(at.spike.energy_share)}, others {percent(at.other.energy_share)}.",
+    )  # fmt: skip
+    persistence = _figure(
+        record, section, "norm_persistence", "persistence", "cosine with the block before",
+        "They persist from block to block",
+        f"Mean cosine of a token's normed state with the same token's after the block before; {where}: spike tokens "
+        f"{number(at.spike.persistence)}, others {number(at.other.persistence)}.",
+    )  # fmt: skip
+    return [cosine, energy, persistence]
+
+
+def _figure(
+    record: Anatomy, section: sections.Normalisation, name: str, field: str, axis: str, title: str, found: str
+) -> Figure:
+    rows: Rows = []
+    for block in section.blocks:
+        for kind, statistics in zip(KINDS, (block.spike, block.other), strict=True):
+            value = getattr(statistics, field)
+            if value is not None:
+                rows.append({"block": block.block, "kind": kind, "value": value, "tokens": statistics.tokens,
+                             "prompts": statistics.prompts})  # fmt: skip
+    base = drawing().encode(
+        block_axis(),
+        alt.Y("value:Q", title=axis),
+        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE]), legend=line_legend()),
+    )
+    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("kind:N", title=None, scale=dashes(KINDS)))
+    tips = ["block:Q", "kind:N", alt.Tooltip("value:Q", format=".4f"), "tokens:Q", "prompts:Q"]
+    marks = step_marks(record.summary.step_up_blocks, record.summary.step_down_blocks)
+    last = section.blocks[-1]
+    return Figure(
+        name=name,
+        title=title,
+        chart=layered(
+            marks, line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT - 60
+        ),
+        rows=table(rows),
+        caption=f"{found} Residual after each block, seen through the model's {section.norm} without its scale; "
+        f"{last.spike.tokens} spike and {last.other.tokens} other tokens. {conditions(record)}",
+        alternative=f"Line chart by block. {found}",
+    )

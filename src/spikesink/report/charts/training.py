@@ -1,0 +1,109 @@
+"""Loss, spike and sinks over the steps of one or several training runs."""
+
+import altair as alt
+
+from spikesink.records import TrainingRun
+from spikesink.report.charts.base import (
+    HEIGHT,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    log_scale,
+    table,
+)
+from spikesink.report.words import listed, number
+
+CURVES = {
+    "loss": ("Training loss", "loss, nats", False),
+    "eval_loss": ("Held-out loss", "loss, nats", False),
+    "spikesink/spike": ("Largest magnitude", "largest magnitude", True),
+    "spikesink/max_over_median": ("Largest magnitude over the median", "max / median", True),
+    "spikesink/sink_ratio": ("Sink ratio", "sink ratio", False),
+}
+POINTS = 400
+"""Of a curve that are drawn; every n-th where there are more."""
+
+Runs = list[tuple[str, TrainingRun]]
+
+
+def training_figures(runs: Runs) -> list[Figure]:
+    """One chart a curve, one line a run; curves that no run has are left out."""
+    figures = [_curve(runs, name) for name in CURVES]
+    layers = [_layers(*run, "sink_ratio", "Sink ratio by layer") for run in runs] if len(runs) == 1 else []
+    return [figure for figure in [*figures, *layers] if figure is not None]
+
+
+def _points(record: TrainingRun, name: str) -> Rows:
+    if name not in record.arrays:
+        return []
+    steps, values = record.arrays[f"{name}.step"], record.arrays[name]
+    every = max(1, len(steps) // POINTS)
+    return [
+        {"step": int(step), "value": float(value)}
+        for step, value in zip(steps[::every], values[::every], strict=True)
+    ]  # fmt: skip
+
+
+def _curve(runs: Runs, name: str) -> Figure | None:
+    title, axis, logarithmic = CURVES[name]
+    rows = [{"run": run, **point} for run, record in runs for point in _points(record, name)]
+    if not rows:
+        return None
+    ends = listed(
+        [f"{run} {number(_points(record, name)[-1]['value'])}" for run, record in runs if name in record.arrays]
+    )
+    return Figure(
+        name=f"training_{name.split('/')[-1]}",
+        title=title,
+        chart=_lines("run", [run for run, _ in runs], axis, rows, logarithmic),
+        rows=table(rows),
+        caption=f"At the end: {ends}. {_conditions(runs)}",
+        alternative=f"Line chart of {axis} over {rows[-1]['step']:,} steps; at the end {ends}.",
+    )
+
+
+def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | None:
+    rows: Rows = []
+    layer = 0
+    while points := _points(record, f"spikesink/layer_{layer}/{name}"):
+        rows += [{"layer": f"layer {layer}", **point} for point in points]
+        layer += 1
+    if not rows:
+        return None
+    return Figure(
+        name=f"training_layers_{name}",
+        title=title,
+        chart=_lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
+        rows=table(rows),
+        caption=f"One line a layer, counted from 0. {_conditions([(run, record)])}",
+        alternative=f"Line chart of {title.lower()} over training.",
+    )
+
+
+def _lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
+    scale = log_scale(row["value"] for row in rows) if logarithmic else alt.Scale(zero=False, nice=True)
+    legend = line_legend() if len(names) > 1 else None
+    base = drawing().encode(
+        alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
+        alt.Y("value:Q", title=axis, scale=scale),
+        alt.Color(f"{field}:N", title=None, scale=colours(names), legend=legend),
+    )
+    line = base.mark_line(strokeWidth=2)
+    if len(names) > 1:
+        line = line.encode(alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names)))
+    tips = [f"{field}:N", "step:Q", alt.Tooltip("value:Q", format=".5~g")]
+    return layered(line, base.mark_point(filled=True, size=14, opacity=0.01).encode(tooltip=tips), height=HEIGHT - 60)
+
+
+def _conditions(runs: Runs) -> str:
+    first = runs[0][1]
+    tokens = first.provenance.tokens
+    monitor = first.recipe.get("monitor") or {}
+    probe = (
+        f"; probe of {monitor['sequences']} sequences every {monitor['every']} steps" if monitor.get("every") else ""
+    )
+    return f"{tokens.get('source')}, {tokens.get('seq_len')} tokens a sequence{probe}."

@@ -1,0 +1,99 @@
+"""Which tokens spike and why: the vocabulary probe, and the way of the first token to s*. Table 2; eq. 22."""
+
+import altair as alt
+import numpy as np
+
+from spikesink.records import Anatomy
+from spikesink.records import anatomy as sections
+from spikesink.report.charts.base import (
+    BLUE,
+    ORANGE,
+    Figure,
+    Rows,
+    block_axis,
+    colours,
+    dashes,
+    drawing,
+    inline,
+    layered,
+    line_legend,
+    magnitude_axis,
+    table,
+)
+from spikesink.report.conditions import conditions
+from spikesink.report.words import number, percent
+
+BINS = 60
+PLACES = ("alone at position 0", "later, behind random items")
+TOKENS = ("first token", "later tokens")
+
+
+def trigger_figures(record: Anatomy, section: sections.Trigger) -> list[Figure]:
+    figures = [_vocabulary(record, section.probe)] if "trigger.first" in record.arrays else []
+    found = section.first_token_map
+    return [*figures, _direction(record, found)] if found is not None and found.blocks else figures
+
+
+def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
+    both = [np.maximum(record.arrays[f"trigger.{name}"].astype(float), 1e-6) for name in ("first", "later")]
+    low, high = min(values.min() for values in both), max(values.max() for values in both)
+    edges = np.geomspace(low, high * (1 + 1e-9), BINS + 1)
+    rows: Rows = []
+    for place, values in zip(PLACES, both, strict=True):
+        counts, _ = np.histogram(values, edges)
+        rows += [
+            {"place": place, "low": float(edges[i]), "high": float(edges[i + 1]), "items": int(n)}
+            for i, n in enumerate(counts) if n
+        ]  # fmt: skip
+    most = max(row["items"] for row in rows)
+    magnitudes = alt.Scale(type="log", nice=False)
+    counts = alt.Axis(values=[0, *[10**power for power in range(6) if 10**power <= most]], format=",d")
+    bars = drawing().mark_bar(opacity=0.7).encode(
+        alt.X("low:Q", title="largest magnitude of the item's state", scale=magnitudes, axis=magnitude_axis(edges)),
+        alt.X2("high:Q"),
+        alt.Y("items:Q", title="vocabulary items", stack=None, scale=alt.Scale(type="symlog", constant=1), axis=counts),
+        alt.Y2Datum(0),
+        alt.Color("place:N", title=None, scale=colours(PLACES, [ORANGE, BLUE])),
+        tooltip=["place:N", alt.Tooltip("low:Q", format=".4~g"), alt.Tooltip("high:Q", format=".4~g"), "items:Q"],
+    )  # fmt: skip
+    count = next(count for count in probe.counts if count.criterion == probe.criterion)
+    rule = alt.Chart(inline([{"low": count.threshold}])).mark_rule(strokeDash=[4, 3]).encode(alt.X("low:Q"))
+    found = f"{percent(count.first_ratio)} of {probe.items:,} items spike alone at position 0 and "
+    found += f"{percent(count.later_ratio)} at a later position"
+    return Figure(
+        name="vocabulary_probe",
+        title="The place makes the spike, not the token",
+        chart=layered(bars, rule),
+        rows=table(rows),
+        caption=f"{found} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
+        f"{probe.block}, every item of the vocabulary. {conditions(record)}",
+        alternative=f"Two histograms: {found}.",
+    )
+
+
+def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
+    rows: Rows = []
+    for block in found.blocks:
+        for who, value in zip(TOKENS, (block.after_first, block.after_later), strict=True):
+            if value is not None:
+                rows.append({"block": block.block, "who": who, "cosine": value})
+    base = drawing().encode(
+        block_axis("attention block"),
+        alt.Y("cosine:Q", title="|cos(h, s*)| after the block", scale=alt.Scale(domainMin=0)),
+        alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE]), legend=line_legend()),
+    )
+    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("who:N", title=None, scale=dashes(TOKENS)))
+    random = alt.Chart(inline([{"cosine": found.random_cosine}])).mark_rule(strokeDash=[2, 2])
+    points = base.mark_point(filled=True, size=24, opacity=1).encode(
+        tooltip=["block:Q", "who:N", alt.Tooltip("cosine:Q", format=".3f")]
+    )
+    return Figure(
+        name="first_token_direction",
+        title="How the first token is steered into the amplified direction",
+        chart=layered(line, points, random.encode(alt.Y("cosine:Q"))),
+        rows=table(rows),
+        caption=f"Mean |cos| of the residual with s* of channel {found.channel} in block {found.step_block}: "
+        f"{found.n_first} items alone at position 0, {found.n_later} ordinary later tokens; dashed: random directions "
+        f"({number(found.random_cosine)}). {conditions(record)}",
+        alternative="Line chart of the cosine with s* over the early attention blocks, first token against later ones.",
+    )

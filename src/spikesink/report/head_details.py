@@ -1,0 +1,106 @@
+"""What the page shows of one head when it is picked: importance by position, distance, logit gap, its plane."""
+
+from typing import Any
+
+import numpy as np
+
+from spikesink.records import Anatomy
+from spikesink.records import anatomy as sections
+from spikesink.report.charts.base import rounded
+from spikesink.report.charts.geometry import KINDS
+from spikesink.report.charts.sink_map import head_id, strongest_head
+from spikesink.report.runs import Model
+from spikesink.report.words import number, percent
+
+SCALE = 1000
+"""Importances are sent as whole thousandths of a head's largest, points as thousandths of its farthest coordinate."""
+
+
+def head_details(model: Model) -> dict[str, Any]:
+    """Everything about every head, compact, for the page's script."""
+    record = model.anatomy
+    assert record is not None
+    facts = {head_id(head.block, head.head): _facts(record, head.block, head.head) for head in record.sinks.heads}
+    rows = {int(block): index for index, block in enumerate(record.arrays["attention_blocks"])}
+    importance = {}
+    for head in record.sinks.heads:
+        values = record.arrays["key_importance"][rows[head.block], head.head]
+        importance[head_id(head.block, head.head)] = _packed(values[np.isfinite(values)])
+    strongest = strongest_head(record)
+    return {
+        "strongest": head_id(strongest.block, strongest.head),
+        "facts": facts,
+        "importance": importance,
+        "planes": _planes(record),
+    }
+
+
+def _packed(values: np.ndarray) -> dict[str, Any]:
+    largest = float(np.abs(values).max()) if values.size else 0.0
+    scaled = np.rint(values / (largest or 1.0) * SCALE).astype(int)
+    return {"unit": rounded(largest / SCALE), "values": scaled.reshape(-1).tolist()}
+
+
+def _facts(record: Anatomy, block: int, head: int) -> list[tuple[str, str]]:
+    """Label and value of what is known of this head."""
+    sink = next(item for item in record.sinks.heads if (item.block, item.head) == (block, head))
+    facts = [
+        ("sink head", f"{'yes' if sink.is_sink else 'no'}, in {percent(sink.sink_rate)} of the sequences"),
+        ("largest importance", number(sink.max_importance)),
+        ("importance of the first key", number(sink.first_key_importance)),
+    ]
+    heads, geometry = (_section(record, name) for name in ("heads", "geometry"))
+    if isinstance(heads, sections.Heads):
+        facts += _traced(heads, block, head)
+    if isinstance(geometry, sections.Geometry):
+        facts += _gap(geometry, block, head)
+    return facts
+
+
+def _section(record: Anatomy, name: str) -> Any:
+    return (record.model_extra or {}).get(name)
+
+
+def _traced(section: sections.Heads, block: int, head: int) -> list[tuple[str, str]]:
+    found = next((item for item in section.heads if (item.block, item.head) == (block, head)), None)
+    if found is None:
+        return []
+    facts = [("mass on sinks", percent(found.sink_mass)), ("entropy", f"{number(found.entropy_nats)} nats")]
+    if found.distance is not None:
+        uniform = section.uniform_distance.get(block)
+        facts.append(("distance without the sink", f"{number(found.distance)} tokens (uniform {number(uniform)})"))
+    if found.value_norm_sink is not None:
+        both = f"{number(found.value_norm_sink)} against {number(found.value_norm_other)}"
+        facts.append(("value norm, sink against others", both))
+    if found.write_norm is not None:
+        facts.append(
+            ("write norm", f"{number(found.write_norm)} ({number(found.write_norm_without)} without the sink)")
+        )
+    return facts
+
+
+def _gap(section: sections.Geometry, block: int, head: int) -> list[tuple[str, str]]:
+    found = next((item for item in section.gaps if (item.block, item.head) == (block, head)), None)
+    if found is None:
+        return []
+    parts = (
+        f"content {number(found.content)}, distance {number(found.distance)}; ± {number(found.gap_std)} over queries"
+    )
+    cosines = f"{number(found.cosine_sink)}; others {number(found.cosine_other)}"
+    return [("logit gap", f"{number(found.gap)} ({parts})"), ("cosine of query and sink key", cosines)]
+
+
+def _planes(record: Anatomy) -> dict[str, Any] | None:
+    """A few queries and keys of every head in its own plane; None where geometry was not measured."""
+    points = record.arrays.get("geometry.head_points")
+    if points is None:
+        return None
+    kinds = record.arrays["geometry.head_kinds"]
+    explained = record.arrays["geometry.head_explained"]
+    planes = {}
+    for index, block in enumerate(record.arrays["geometry.head_blocks"]):
+        for head in range(points.shape[1]):
+            if np.isfinite(points[index, head]).all():
+                share = percent(float(explained[index, head]))
+                planes[head_id(int(block), head)] = {**_packed(points[index, head]), "explained": share}
+    return {"kinds": [KINDS[int(kind)] for kind in kinds], "heads": planes}

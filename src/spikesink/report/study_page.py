@@ -1,0 +1,149 @@
+"""The page of one or several studies: the verdicts, the table beside the paper's, the charts."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow
+from spikesink.report import tables
+from spikesink.report.answer import Statement
+from spikesink.report.charts.study import conditions, study_figures
+from spikesink.report.model_page import provenance
+from spikesink.report.sections import Page, Section, Tile
+from spikesink.report.words import counted, listed, number, percent
+
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "perplexity": ("perplexity", lambda value: number(value, 4)),
+    "sink_ratio": ("sink ratio", percent),
+    "spike": ("spike", lambda value: number(value, 4)),
+    "max_over_median": ("max / median", number),
+    "first_token_importance": ("first-token importance", number),
+}
+PAPER = ("perplexity", "sink_ratio", "spike")
+UNBOUNDED = 1e30
+"""An interval's upper end from here on has no bound: some resample of the baseline was 0."""
+
+
+def study_page(studies: Sequence[StudyRecord]) -> Page:
+    """Every study in its own sections."""
+    titles = [f"{study.study} at {study.preset}" for study in studies]
+    return Page(
+        kind="study",
+        title=listed(titles, 4),
+        lead=" ".join(study.about for study in studies),
+        statements=[statement for study in studies for statement in study_statements(study, len(studies) > 1)],
+        tiles=_tiles(studies),
+        sections=[section for study in studies for section in _sections(study, len(studies) > 1)],
+        conditions=[
+            (title, tables.provenance_table(provenance(study))) for title, study in zip(titles, studies, strict=True)
+        ],
+    )
+
+
+def study_statements(study: StudyRecord, several: bool = False) -> list[Statement]:
+    """Which variants got which verdict, and which claims are decided."""
+    prefix = f"{study.study} at {study.preset}: " if several else ""
+    counts = Counter(found.verdict for found in study.verdicts)
+    statements = []
+    for verdict in counts:
+        names = [found.variant for found in study.verdicts if found.verdict == verdict]
+        text = f"{listed(names, 12)} ({counts[verdict]} of {counted(len(study.verdicts), 'variant')})."
+        statements.append(
+            Statement(f"{prefix}{verdict[0].upper()}{verdict[1:]}", text, measured=verdict != "undecided")
+        )
+    decided = [claim for claim in study.claims if claim.verdict in ("supported", "contradicted")]
+    statements += [
+        Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {claim.evidence}") for claim in decided
+    ]
+    return statements or [
+        Statement(f"{prefix}No verdict", "No variant has finished beside the baseline.", measured=False)
+    ]
+
+
+def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
+    rows = [row for study in studies for row in study.rows]
+    finished = sum(len(row.seeds) for row in rows)
+    lost = sum(row.diverged + row.failed for row in rows)
+    return [
+        Tile("variants", f"{len(rows)}", "with the baseline"),
+        Tile("runs finished", f"{finished}", f"{lost} diverged or failed"),
+        Tile("tokens seen", number(float(sum(row.tokens * len(row.seeds) for row in rows))), "in all runs"),
+    ]
+
+
+def _sections(study: StudyRecord, several: bool) -> list[Section]:
+    title = f"{study.study} at {study.preset}" if several else ""
+    key = f"{study.study}-{study.preset}".replace(".", "-").replace(" ", "-")
+
+    def section(name: str, heading: str, intro: str, **parts: object) -> Section:
+        whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
+        return Section(f"{key}-{name}", whole, intro, **parts)  # type: ignore[arg-type]
+
+    figures = study_figures(study)
+    curves = [figure for figure in figures if "_curve_" in figure.name]
+    shown = [figure for figure in figures if figure not in curves]
+    return [
+        part
+        for part in (
+            section("table", "The table, beside the paper's", study.about, tables=[_table(study), *_errors(study)]),
+            section("charts", "Where the variants stand", "", figures=shown),
+            section("verdicts", "Verdicts", "By rules that were fixed before the first run.", tables=_verdicts(study)),
+            section("curves", "Learning curves", "", figures=curves),
+        )
+        if not part.empty
+    ]
+
+
+def _table(study: StudyRecord) -> tables.Table:
+    header = ["variant", *(title for title, _ in METRICS.values()), *(f"paper: {METRICS[name][0]}" for name in PAPER)]
+    return tables.Table(
+        "Mean ± standard deviation (seeds)", header, [_row(row) for row in study.rows],
+        ["strong" if row.variant == study.baseline else "" for row in study.rows],
+        note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
+    )  # fmt: skip
+
+
+def _row(row: VariantRow) -> list[str]:
+    lost = "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
+    measured = [_spread(row.measured.get(name), show) for name, (_, show) in METRICS.items()]
+    paper = [METRICS[name][1](getattr(row.paper, name)) if row.paper else "–" for name in PAPER]
+    return [row.variant + lost, *measured, *paper]
+
+
+def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
+    if found is None:
+        return "–"
+    sd = "" if found.sd is None else f" ± {show(found.sd)}"
+    return f"{show(found.mean)}{sd} ({found.n})"
+
+
+def _errors(study: StudyRecord) -> list[tables.Table]:
+    if not study.errors:
+        return []
+    return [tables.Table("Runs without a result", ("what happened",), [[line] for line in study.errors])]
+
+
+def _verdicts(study: StudyRecord) -> list[tables.Table]:
+    names = list(dict.fromkeys(effect.metric for found in study.verdicts for effect in found.effects))
+    rows = [
+        [found.variant, found.verdict, *[_effect(found.effects, name) for name in names]] for found in study.verdicts
+    ]
+    summaries = {row.variant: row for row in study.rows}
+    changes = [[row.variant, row.summary, "; ".join(row.changes) or "as the preset"] for row in summaries.values()]
+    rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
+    claims = [[f"{claim.claim}. {claim.text}", claim.verdict, claim.evidence] for claim in study.claims]
+    found = []
+    if rows:
+        header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
+        title = "Variant over baseline, with its 95 % interval over seeds"
+        found.append(tables.Table(title, header, rows, words=2, note=f"Rules: {rules}."))
+    if claims:
+        found.append(tables.Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
+    return [*found, tables.Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
+
+
+def _effect(effects: Sequence[Effect], metric: str) -> str:
+    found = next((effect for effect in effects if effect.metric == metric), None)
+    if found is None:
+        return "–"
+    high = number(found.high) if found.high < UNBOUNDED else "unbounded"
+    return f"× {number(found.ratio)} [{number(found.low)}, {high}] {found.change}"

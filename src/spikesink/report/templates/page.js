@@ -1,0 +1,184 @@
+// Draws the charts of the page, and what happens when a head is picked. No text from the data ever becomes markup.
+(() => {
+  "use strict";
+  const page = JSON.parse(document.getElementById("page-data").textContent);
+  const views = new Map();
+  const root = document.documentElement;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+
+  const unpacked = ({ columns, rows }) => rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
+  const data = new Map(Object.entries(page.figures).map(([name, figure]) => [name, unpacked(figure)]));
+
+  function element(tag, text) {
+    const made = document.createElement(tag);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  // Vega's own tooltip writes a style attribute and markup, which the policy of this page forbids.
+  const tip = element("div");
+  tip.id = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+
+  function tooltip(_handler, event, _item, value) {
+    tip.hidden = value === null || value === undefined || value === "";
+    if (tip.hidden) return;
+    const table = element("table");
+    for (const [key, text] of Object.entries(typeof value === "object" ? value : { "": value })) {
+      if (["null", "undefined", "NaN"].includes(String(text))) continue;
+      const row = table.insertRow();
+      row.insertCell().textContent = key;
+      row.insertCell().textContent = text;
+    }
+    tip.replaceChildren(table);
+    const { clientX: x, clientY: y } = event.changedTouches?.[0] ?? event;
+    tip.style.left = `${Math.max(4, Math.min(x + 12, window.innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${y + tip.offsetHeight + 20 > window.innerHeight ? y - tip.offsetHeight - 10 : y + 14}px`;
+  }
+
+  // ---- charts -------------------------------------------------------------------------------------------------
+
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+
+  async function draw(name) {
+    const holder = document.querySelector(`[data-figure="${name}"] .chart`);
+    if (!holder) return;
+    views.get(name)?.finalize();
+    const spec = structuredClone(page.figures[name].spec);
+    spec.datasets = { ...spec.datasets, rows: data.get(name) };
+    const look = page.looks[isDark() ? "dark" : "light"];
+    const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
+    spec.config = { ...look, axis, aria: false };
+    const result = await vegaEmbed(holder, spec, {
+      mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
+      tooltip,
+    });
+    views.set(name, result.view);
+    if (name === "sink_map") {
+      result.view.addEventListener("click", (_event, item) => { if (item?.datum?.id) pick(item.datum.id); });
+      result.view.signal("picked", picked).run();
+    }
+  }
+
+  async function drawAll() {
+    for (const name of Object.keys(page.figures)) await draw(name);
+    if (page.heads) await pick(picked);
+    root.dataset.drawn = String(views.size);
+  }
+
+  // ---- one head -----------------------------------------------------------------------------------------------
+
+  let picked = page.heads ? page.heads.strongest : null;
+  const blockField = document.getElementById("pick-block");
+  const headField = document.getElementById("pick-head");
+
+  function replace(name, rows, title) {
+    if (!page.figures[name]) return;
+    data.set(name, rows);
+    document.querySelector(`[data-figure="${name}"] h3`).textContent = title;
+    fillTable(name);
+    return views.get(name)?.data("rows", rows).runAsync();
+  }
+
+  async function pick(id) {
+    picked = id;
+    const [block, head] = id.split("-");
+    blockField.value = block;
+    fillHeads(block, head);
+    const facts = element("dl");
+    for (const [label, value] of page.heads.facts[id]) facts.append(element("dt", label), element("dd", value));
+    document.getElementById("head-facts").replaceChildren(element("h3", `Block ${block}, head ${head}`), facts);
+    const { unit, values } = page.heads.importance[id];
+    const where = `block ${block}, head ${head}`;
+    const importance = values.map((value, position) => ({ position, importance: value * unit }));
+    await replace("head_importance", importance, `Importance by key position: ${where}`);
+    const plane = page.heads.planes?.heads[id];
+    if (plane) {
+      const kinds = page.heads.planes.kinds;
+      const points = kinds.map((kind, i) => ({ kind, x: plane.values[2 * i] * plane.unit, y: plane.values[2 * i + 1] * plane.unit }));
+      await replace("head_plane", points, `Queries and keys: ${where} (${plane.explained} of the variance)`);
+    }
+    await views.get("sink_map")?.signal("picked", id).runAsync();
+    root.dataset.picked = id;
+  }
+
+  function fillHeads(block, head) {
+    const heads = Object.keys(page.heads.facts).filter((id) => id.startsWith(`${block}-`)).map((id) => id.split("-")[1]);
+    headField.replaceChildren(...heads.map((name) => { const option = element("option", name); option.value = name; return option; }));
+    headField.value = heads.includes(head) ? head : heads[0];
+  }
+
+  if (page.heads) {
+    blockField.addEventListener("change", () => { fillHeads(blockField.value, headField.value); pick(`${blockField.value}-${headField.value}`); });
+    headField.addEventListener("change", () => pick(`${blockField.value}-${headField.value}`));
+  }
+
+  // ---- data to take along -------------------------------------------------------------------------------------
+
+  // A cell that a spreadsheet would run as a formula gets a quote in front.
+  const plain = (value) => (typeof value === "string" && /^[=+@\t\r-]/.test(value) ? `'${value}` : String(value ?? ""));
+  const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+
+  function csv(name) {
+    const rows = data.get(name);
+    const columns = rows.length ? Object.keys(rows[0]) : page.figures[name].columns;
+    return [columns, ...rows.map((row) => columns.map((column) => row[column]))]
+      .map((row) => row.map((value) => quoted(plain(value))).join(",")).join("\r\n") + "\r\n";
+  }
+
+  async function content(name, kind) {
+    if (kind === "csv") return new Blob([csv(name)], { type: "text/csv" });
+    const view = views.get(name);
+    if (kind === "svg") return new Blob([await view.toSVG()], { type: "image/svg+xml" });
+    const canvas = await view.toCanvas(2);
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  }
+
+  async function save(name, kind) {
+    const link = element("a");
+    link.href = URL.createObjectURL(await content(name, kind));
+    link.download = `${name}.${kind}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  const MOST_ROWS = 300;
+
+  function fillTable(name) {
+    const details = document.querySelector(`[data-figure="${name}"] details.rows`);
+    if (!details?.open) return;
+    const rows = data.get(name);
+    const columns = rows.length ? Object.keys(rows[0]) : [];
+    const table = element("table");
+    const head = table.createTHead().insertRow();
+    for (const column of columns) { const cell = element("th", column); cell.scope = "col"; head.append(cell); }
+    const body = table.createTBody();
+    for (const row of rows.slice(0, MOST_ROWS)) {
+      const line = body.insertRow();
+      for (const column of columns) line.insertCell().textContent = row[column] ?? "";
+    }
+    const more = rows.length > MOST_ROWS ? [element("p", `${rows.length - MOST_ROWS} more rows are in the CSV.`)] : [];
+    details.querySelector(".scroll").replaceChildren(table, ...more);
+  }
+
+  for (const figure of document.querySelectorAll("[data-figure]")) {
+    const name = figure.dataset.figure;
+    for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => save(name, button.dataset.save));
+    figure.querySelector("details.rows").addEventListener("toggle", () => fillTable(name));
+  }
+
+  // ---- light and dark -----------------------------------------------------------------------------------------
+
+  const buttons = document.querySelectorAll("[data-theme]:not(html)");
+
+  function theme(name) {
+    if (name === "auto") delete root.dataset.theme; else root.dataset.theme = name;
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.theme === name));
+    return drawAll();
+  }
+
+  for (const button of buttons) button.addEventListener("click", () => theme(button.dataset.theme));
+  dark.addEventListener("change", () => { if (!root.dataset.theme) drawAll(); });
+  drawAll();
+})();

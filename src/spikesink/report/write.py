@@ -1,0 +1,74 @@
+"""From folders to files: which page these runs make, and where it goes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import vl_convert
+
+from spikesink.errors import InputError, OutputError, did_you_mean
+from spikesink.records.files import write_files
+from spikesink.report import FORMATS
+from spikesink.report.bundle import vl_version
+from spikesink.report.charts.base import Figure
+from spikesink.report.compare_page import compare_page
+from spikesink.report.model_page import model_page
+from spikesink.report.page import render
+from spikesink.report.runs import group, read_runs, read_studies
+from spikesink.report.sections import Page
+from spikesink.report.study_page import study_page
+
+MARK = '<meta name="generator" content="spikesink'
+PNG_SCALE = 3
+"""Pixels of a PNG per pixel of its chart: about 300 dots per inch at a column's width."""
+
+
+def make_page(paths: Sequence[Path]) -> Page:
+    """What the page of these runs holds: a study's, one model's, or a comparison."""
+    studies = read_studies(paths)
+    if studies:
+        return study_page(studies)
+    models = group(read_runs(paths))
+    return model_page(models[0]) if len(models) == 1 else compare_page(models)
+
+
+def write_page(paths: Sequence[Path], out: Path) -> Path:
+    """See `spikesink.report.write_page`."""
+    _check_target(out)
+    _write(out, render(make_page(paths)).encode())
+    return out
+
+
+def write_figures(paths: Sequence[Path], folder: Path, file_format: str) -> list[Path]:
+    """See `spikesink.report.write_figures`."""
+    if file_format not in FORMATS:
+        raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
+    return [_write_figure(figure, folder, file_format) for figure in make_page(paths).figures()]
+
+
+def drawn(figure: Figure, file_format: str) -> bytes:
+    """A chart as the bytes of a file, on white, with the paper's fonts and colours."""
+    spec = json.dumps(figure.with_rows())
+    if file_format == "svg":
+        return vl_convert.vegalite_to_svg(spec, vl_version=vl_version()).encode()
+    if file_format == "pdf":
+        return vl_convert.vegalite_to_pdf(spec, vl_version=vl_version())
+    return vl_convert.vegalite_to_png(spec, vl_version=vl_version(), scale=PNG_SCALE)
+
+
+def _write_figure(figure: Figure, folder: Path, file_format: str) -> Path:
+    path = folder / f"{figure.name}.{file_format}"
+    _write(path, drawn(figure, file_format))
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_files(path.parent, {path.name: content}, force=True)
+
+
+def _check_target(out: Path) -> None:
+    """Refuse to replace a file that is no page of ours."""
+    if out.is_dir():
+        raise OutputError(f"'{out}' is a folder; expected a file, e.g. {out / 'report.html'}.")
+    if out.exists() and MARK not in out.read_bytes()[:5000].decode("utf-8", "replace"):
+        raise OutputError(f"'{out}' exists and is no page of spikesink's; choose another --out.")

@@ -1,0 +1,95 @@
+"""The answer: every number in it is the record's, and what was not measured is said with the command that adds it."""
+
+import numpy as np
+import pytest
+from made import anatomy, interventions, training
+
+from spikesink.report.answer import answer
+from spikesink.report.runs import Model
+from spikesink.report.words import blocks, listed, number, percent, signed
+
+
+def answers(**records):
+    return {statement.heading: statement for statement in answer(Model("made/model", **records))}
+
+
+def test_everything_measured():
+    found = answers(anatomy=anatomy(), interventions=interventions())
+    assert list(found) == ["Spikes", "Sinks", "What breaks without them", "What to do"]
+    spikes = found["Spikes"].text
+    assert "500 in channel 5 after block 2 (FFN), 1,234 × the median" in spikes
+    assert "1 channel (5) and 3 tokens spike: the first token of 2 of 4 sequences and 1 later ones (“⏎”)." in spikes
+    assert spikes.endswith("Block 2 (FFN) makes them; block 6 (FFN) takes them away.")
+    assert found["Sinks"].text.startswith(
+        "3 of 6 heads sink (sink ratio 50 %, sun2026, ε = 0.3); 2 of them mostly on the first"
+    )
+    assert "2 of 3 spike tokens are among the 5 sink tokens; without first tokens, 0 of 1." in found["Sinks"].text
+    breaks = found["What breaks without them"].text
+    assert "takes the perplexity from 12.5 to 2.9 million" in breaks
+    assert "costs -0.0005 nats [-0.01" in breaks
+    assert "masking the sink keys costs +1.25 nats [+1.24, +1.26]" in breaks
+    assert breaks.endswith("Sinks go with the spikes, spikes stay without sinks.")
+    assert found["What to do"].text == "Keep block 2 in high precision."
+    assert all(statement.measured for statement in found.values())
+
+
+def test_the_key_that_sinks_take_is_counted():
+    record = anatomy()
+    record.arrays["key_importance"][:, 1, 0] = 0.0
+    record.arrays["key_importance"][:, 1, 2] = 0.9
+    assert "none of them mostly on the first token; most often on position 2" in answers(anatomy=record)["Sinks"].text
+
+
+def test_a_verdict_of_no():
+    found = answers(anatomy=anatomy(spikes=False, sinks=False, measures=()))
+    assert found["Spikes"].text.startswith("No spikes. The largest magnitude is 500 in channel 5")
+    assert "At most it is 8.5 × the median and 7.25 × its own token's median" in found["Spikes"].text
+    assert "a spike needs 20 × and 11 × after one block" in found["Spikes"].text
+    assert found["Sinks"].text.startswith("No sinks.")
+
+
+def test_what_was_not_measured_names_its_command():
+    found = answers(anatomy=anatomy(name="org/name", measures=()))
+    assert not found["What breaks without them"].measured
+    assert "spikesink intervene org/name adds it" in found["What breaks without them"].text
+    alone = answers(interventions=interventions())
+    assert list(alone) == ["Spikes and sinks", "What breaks without them", "What to do"]
+    assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
+    some = answers(interventions=interventions(parts=False))
+    assert some["What to do"].text.endswith("Not measured: quantisation and kv_cache (not asked for).")
+
+
+def test_a_training_run_says_how_it_ended():
+    found = answers(training=training())
+    assert list(found) == ["Training"]
+    assert "999 parameters, 90 steps, 9,000 tokens; held-out loss 1.600 nats." in found["Training"].text
+    assert "largest magnitude 300." in found["Training"].text and "spikesink scan RUN/model" in found["Training"].text
+    both = answers(anatomy=anatomy(), training=training())
+    assert list(both)[-1] == "Training" and "spikesink scan RUN/model" not in both["Training"].text
+
+
+def test_no_block_named_where_the_rule_does_not_apply():
+    record = anatomy()
+    rule = record.lifecycle.step_rule.model_copy(update={"applies": False, "reason": "post-norm: writes do not add up"})
+    changed = record.model_copy(update={"lifecycle": record.lifecycle.model_copy(update={"step_rule": rule})})
+    assert "not named: post-norm: writes do not add up" in answers(anatomy=changed)["Spikes"].text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(26671.3, "26,671"), (2913173.6, "2.91 million"), (0.0, "0"), (0.0474, "0.0474"), (None, "–"), (4e-6, "4e-06"),
+     (12.345, "12.3"), (3.2e12, "3.2e+12"), (999.6, "1e+03")],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert number(value) == text or (value == 999.6 and number(value) == "1,000")
+
+
+def test_small_words():
+    assert [percent(x) for x in (0.75, 0.7521, 0.0, 1.0, 0.99984, 0.00012, None)] == [
+        "75 %", "75.2 %", "0 %", "100 %", "99.98 %", "0.012 %", "–"
+    ]  # fmt: skip
+    assert (signed(11.344), signed(-0.00046), signed(0.1)) == ("+11.34", "-0.00046", "+0.10")
+    assert listed([1, 2, 3]) == "1, 2 and 3" and listed([1]) == "1" and listed(list(range(9)), 2) == "0, 1 and 7 more"
+    assert blocks([24]) == "block 24 (FFN)" and blocks([57, 60]) == "blocks 57 (attention) and 60 (FFN)"
+    assert blocks([]) == "no single block"
+    assert number(float(np.float32(1.5))) == "1.5"
