@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
+.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -28,8 +28,20 @@ bench-peer:
 controls: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py
 
+# The documentation as a site, build/site/index.html; a warning is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The outputs in the tutorial, the notebook's, the pictures: made again from the embedded model, a few minutes each.
+tutorial: $(VENV)/installed
+	$(BIN)/python docs/tutorial.py
+
+notebook: $(VENV)/installed-dev
+	$(BIN)/python examples/run_notebook.py examples/quickstart.ipynb
+
 pictures: scan
-	$(BIN)/python docs/pictures.py runs/first-look docs/scan.svg
+	HF_HUB_OFFLINE=1 $(BIN)/spikesink scan --measure all --out runs/all --force
+	$(BIN)/python docs/pictures.py runs/first-look runs/all
 
 bench-amplifier: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/amplifier.py
@@ -56,6 +68,10 @@ $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "Installing the development tools ..."
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -e ".[docs]"
 	touch $@
 
 clean:
