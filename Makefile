@@ -41,7 +41,8 @@ notebook: $(VENV)/installed-dev
 
 pictures: scan
 	HF_HUB_OFFLINE=1 $(BIN)/spikesink scan --measure all --out runs/all --force
-	$(BIN)/python docs/pictures.py runs/first-look runs/all
+	HF_HUB_OFFLINE=1 $(BIN)/spikesink intervene --out runs/interventions --force
+	$(BIN)/python docs/pictures.py runs/first-look runs/all runs/interventions
 
 bench-amplifier: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/amplifier.py

@@ -1,7 +1,7 @@
 """Runs every command of a page and puts what it prints under it: python docs/tutorial.py [PAGE] [--only N]
 
 A place looks like `<!-- run: COMMAND -->` ... `<!-- end -->`. Commands run in the order of the page, in the root of the
-repository, 80 columns wide; one that fails stops everything, and the page stays as it was. `--only N` runs the N-th.
+repository, 80 columns wide; what one prints is written when it is done, and one that fails stops everything.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def printed(command: str) -> str:
         check=False,
     )
     if done.returncode != 0:
-        sys.exit(f"{command}\n{done.stdout}\nleft with {done.returncode}; the page was not changed.")
+        sys.exit(f"{command}\n{done.stdout}\nleft with {done.returncode}; nothing was written for it.")
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     return "\n".join(lines).strip("\n")
 
@@ -45,21 +45,24 @@ def block(command: str, output: str) -> str:
     return f"<!-- run: {command} -->\n```text\n$ {command}\n{output}\n```\n<!-- end -->"
 
 
+def filled(text: str, command: str, output: str) -> str:
+    """The page with this under every place of the command."""
+    return PLACE.sub(lambda place: output if place["command"] == command else place[0], text)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("page", nargs="?", type=Path, default=ROOT / "docs" / "tutorial.md")
-    options.add_argument("--only", type=int, help="number of the one command to run, from 1")
+    options.add_argument("--only", type=int, action="append", help="number of a command to run, from 1; repeatable")
     chosen = options.parse_args()
-    text = chosen.page.read_text(encoding="utf-8")
-    numbers = iter(range(1, len(commands(text)) + 1))
-
-    def filled(place: re.Match) -> str:
-        if chosen.only not in (None, next(numbers)):
-            return place[0]
-        print(place["command"], file=sys.stderr)
-        return block(place["command"], printed(place["command"]))
-
-    chosen.page.write_text(PLACE.sub(filled, text), encoding="utf-8")
+    page: Path = chosen.page
+    for number, command in enumerate(commands(page.read_text(encoding="utf-8")), start=1):
+        if chosen.only is None or number in chosen.only:
+            print(command, file=sys.stderr)
+            output = block(command, printed(command))
+            # Read again: a command takes minutes, in which somebody may have gone on writing.
+            text = page.read_text(encoding="utf-8")
+            page.write_text(filled(text, command, output), encoding="utf-8")
 
 
 if __name__ == "__main__":
