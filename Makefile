@@ -28,7 +28,8 @@ bench-peer:
 controls: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py
 
-# The documentation as a site, build/site/index.html; a warning is an error.
+# The documentation as a site, build/site/index.html; a warning is an error. Its search needs a server, such as
+# python -m http.server -d build/site.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

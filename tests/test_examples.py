@@ -30,24 +30,27 @@ def printed(notebook: nbformat.NotebookNode) -> dict[str, float]:
     return {line[:26].strip(): float(line[26:].replace(",", "")) for line in lines}
 
 
-@pytest.mark.embedded
-def test_the_notebook_runs_and_shows_a_dissociation(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ran = run_notebook.run(EXAMPLES / "quickstart.ipynb")
-    found = printed(ran)
+def check_dissociation(notebook: nbformat.NotebookNode) -> None:
+    found = printed(notebook)
     unchanged = found["unchanged"]
     assert found["spikes zeroed"] > 1000 * unchanged
     assert found["control: other tokens"] == pytest.approx(unchanged, rel=0.02)
     assert found["spikes one constant"] == pytest.approx(unchanged, rel=0.02)
-    assert printed(nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)) == pytest.approx(found, rel=1e-2)
 
 
-def test_the_stored_notebook_has_its_outputs_and_is_small():
+@pytest.mark.embedded
+def test_the_notebook_runs_and_shows_a_dissociation():
+    check_dissociation(run_notebook.run(EXAMPLES / "quickstart.ipynb"))
+
+
+def test_the_stored_notebook_has_its_outputs():
     path = EXAMPLES / "quickstart.ipynb"
     codes = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
     assert any("text/html" in output.get("data", {}) for cell in codes for output in cell.outputs)
     assert path.stat().st_size < TOO_LARGE
+    # Made with whatever text this Python's version carries, so only what holds for any of them is compared.
+    check_dissociation(nbformat.read(path, as_version=4))
 
 
 def test_both_ways_of_watching_a_training(tmp_path, monkeypatch, capsys):
