@@ -7,9 +7,8 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
-
-.PHONY: scan test lint bench bench-peer bench-amplifier bench-probe fuzz soak scale controls pictures families results lock \
-        audit licences wheel clean
+.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
+        soak scale controls pictures families results lock audit licences wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -33,8 +32,22 @@ bench-peer:
 controls: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py
 
+# The documentation as a site, build/site/index.html; a warning is an error. Its search needs a server, such as
+# python -m http.server -d build/site.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The outputs in the tutorial, the notebook's, the pictures: made again from the embedded model, a few minutes each.
+tutorial: $(VENV)/installed
+	$(BIN)/python docs/tutorial.py
+
+notebook: $(VENV)/installed-dev
+	$(BIN)/python examples/run_notebook.py examples/quickstart.ipynb
+
 pictures: scan
-	$(BIN)/python docs/pictures.py runs/first-look docs/scan.svg
+	HF_HUB_OFFLINE=1 $(BIN)/spikesink scan --measure all --out runs/all --force
+	HF_HUB_OFFLINE=1 $(BIN)/spikesink intervene --out runs/interventions --force
+	$(BIN)/python docs/pictures.py runs/first-look runs/all runs/interventions
 
 bench-amplifier: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/amplifier.py
@@ -103,6 +116,10 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	@echo "Installing the development tools ..."
 	$(LOCKED) -r requirements-dev.lock
 	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) -e ".[docs]"
 	touch $@
 
 clean:

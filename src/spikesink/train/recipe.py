@@ -43,7 +43,7 @@ class TextData(Choice):
 
 
 class HubData(Choice):
-    """A hub data set, streamed once into a token file: NAME[@REVISION][:CONFIG[:SPLIT]]."""
+    """A hub data set, streamed once into a token file: `NAME[@REVISION][:CONFIG[:SPLIT]]`."""
 
     kind: Literal["hub"] = "hub"
     name: str
