@@ -20,7 +20,9 @@ def quiet(stage, done, total):
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
+    # By default Ray's workers are so nice that on a busy machine they never start.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     workers = [made.add_node(num_cpus=1) for _ in range(2)]
     made.wait_for_nodes()
@@ -31,7 +33,7 @@ def cluster():
 
 def test_a_lost_node_costs_no_cell(cluster, tmp_path):
     made, workers = cluster
-    study = Study("grid", GRID, base("training.steps=60"), tmp_path / "ray", seeds=1)
+    study = Study("grid", GRID, base("training.steps=200"), tmp_path / "ray", seeds=1)
     executor = Ray(made.address)
     killed = []
 
@@ -51,7 +53,7 @@ def test_a_lost_node_costs_no_cell(cluster, tmp_path):
     assert [(row.variant, row.seeds, row.failed) for row in record.rows] == [
         ("plain", [0], 0), ("wide", [0], 0), ("dyt", [0], 0),
     ]  # fmt: skip
-    undisturbed = Study("grid", GRID, base("training.steps=60"), tmp_path / "local", seeds=1)
+    undisturbed = Study("grid", GRID, base("training.steps=200"), tmp_path / "local", seeds=1)
     assert undisturbed.run(InProcess(), tmp_path / "local-work", quiet).rows == record.rows
 
 
