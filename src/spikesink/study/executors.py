@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import queue
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from spikesink.study.worker import pack, unpack
 Progress = Callable[[str, int, int], None]
 ATTEMPTS = 2
 LOG = "worker.log"
+CONNECT_S = 5.0
 
 
 class Executor(Protocol):
@@ -122,6 +124,7 @@ class Ray:
             import ray
         except ImportError as error:
             raise InputError("The ray executor needs Ray; pip install 'spikesink[cluster]'.") from error
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
@@ -148,6 +151,17 @@ class Ray:
 
     def _submit(self, cell: Cell, place: Path) -> Any:
         return self.task.remote(pack(with_threads(cell, self.threads)), str(place / cell.name))
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself would try an address that nobody answers at for minutes. Raises InputError."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
 
 
 def _ray_task(packed: str, folder: str) -> str:
