@@ -1,14 +1,35 @@
-"""Tables in README and docs are those of results/, and every relative link leads somewhere."""
+"""The documentation: what it names exists, what it shows the tool made, and the site builds without a warning."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
+from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
+import pictures
 import pytest
+import tutorial
+import typer
+import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+CONCEPTS = sorted((DOCS / "concepts").glob("*.md"))
+LARGEST_FIGURE = 100_000
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Fenced code of a page under docs."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def test_tables_are_made_from_the_results():
@@ -18,8 +39,202 @@ def test_tables_are_made_from_the_results():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links(page):
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Every `spikesink ...` line of a page's code, as arguments; a comment behind it does not count."""
+    found, fenced = [], False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        code = line.strip().removeprefix("$ ")
+        if (fenced or line.startswith("    ")) and code.startswith("spikesink "):
+            found.append(shlex.split(code.split("> ")[0], comments=True)[1:])
+    return found
+
+
+COMMANDS = [(name_of(page), arguments) for page in PAGES for arguments in commands_of(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"), COMMANDS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
+)
+def test_every_command_line_is_one(page, arguments):
+    """Parsed as the command line would, and not run: no option or argument is made up."""
+    from spikesink.cli.main import app
+
+    group = typer.main.get_command(app)
+    name, *rest = arguments
+    command = group.get_command(None, name)
+    assert command is not None, f"{page}: no command '{name}'"
+    with command.make_context(name, list(rest)) as context:
+        assert context.command is command
+
+
+def test_the_tutorial_shows_what_its_commands_printed():
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    places = list(tutorial.PLACE.finditer(page))
+    assert len(places) >= 5
+    for place in places:
+        opening, echo, *printed, closing = place["output"].strip().splitlines()
+        assert (opening, echo, closing) == ("```text", f"$ {place['command']}", "```")
+        assert len(printed) >= 2
+        assert "Traceback" not in place["output"]
+        assert max(map(len, printed)) <= 80
+
+
+def test_the_tutorials_generator_fills_its_own_places_alone():
+    page = "a\n<!-- run: spikesink one -->\nold\n<!-- end -->\nb\n<!-- run: spikesink two -->\n<!-- end -->\n"
+    assert tutorial.commands(page) == ["spikesink one", "spikesink two"]
+    filled = tutorial.filled(page, "spikesink two", tutorial.block("spikesink two", "printed"))
+    kept = "a\n<!-- run: spikesink one -->\nold\n<!-- end -->\nb\n"
+    assert filled == f"{kept}<!-- run: spikesink two -->\n```text\n$ spikesink two\nprinted\n```\n<!-- end -->\n"
+
+
+@pytest.mark.parametrize("page", CONCEPTS, ids=name_of)
+def test_every_concept_has_its_picture_with_words_and_conditions(page):
+    text = page.read_text(encoding="utf-8")
+    names = pictures.shown(text)
+    assert names
+    for name in names:
+        place = next(found[0] for found in pictures.PLACE.finditer(text) if found["name"] == name)
+        words, file = re.search(r"!\[(.+)\]\(\.\./(.+\.svg)\)", place).groups()
+        assert file == f"figures/{name}.svg"
+        assert len(words) > 20
+        assert "SmolLM2" in place and "tokens of" in place, "a caption says its conditions"
+        svg = (DOCS / file).read_text(encoding="utf-8")
+        assert svg.startswith("<svg")
+        assert len(svg) < LARGEST_FIGURE
+
+
+def test_no_figure_is_left_over():
+    named = {name for page in CONCEPTS for name in pictures.shown(page.read_text(encoding="utf-8"))}
+    assert {file.stem for file in (DOCS / "figures").iterdir()} == named
+
+
+def rows_of_the_map() -> list[list[str]]:
+    lines = (DOCS / "paper-map.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return [row for row in cells if row[2] not in ("function", "---")]
+
+
+@pytest.mark.parametrize("row", rows_of_the_map(), ids=lambda row: f"{row[0]} {row[1][:30]}")
+def test_the_map_of_the_paper(row):
+    """Every function can be imported, every test is there, and the status is one of those that the page explains."""
+    _, _, functions, tests, status = row
+    named = re.findall(r"`(spikesink\.[\w.]+)`", functions)
+    assert named
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(import_module(module), attribute)), name
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests):
+        assert re.search(rf"^def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), test
+    assert "::" in tests
+    assert re.search(r"done|erratum|ours|GPU|differs", status)
+
+
+def test_the_map_leaves_out_no_figure_or_table():
+    figures, tables = ({row[0] for row in rows_of_the_map() if row[0] == str(n)} for n in (7, 9))
+    assert figures and tables
+    text = (DOCS / "paper-map.md").read_text(encoding="utf-8")
+    parts = dict(zip(("equations", "figures", "tables", "claims"), text.split("\n## ")[1:], strict=True))
+    for part, last in (("figures", 8), ("tables", 9), ("claims", 4)):
+        first_cells = re.findall(r"^\| (\d+) \|", parts[part], re.MULTILINE)
+        assert [int(number) for number in dict.fromkeys(first_cells)] == list(range(1, last + 1))
+
+
+def test_fields_of_records_that_pages_name_exist():
+    from spikesink import Anatomy
+
+    for page in PAGES:
+        for section, field in re.findall(r"\brecord\.(\w+)\.(\w+)", page.read_text(encoding="utf-8")):
+            if section in Anatomy.model_fields and hasattr(Anatomy.model_fields[section].annotation, "model_fields"):
+                assert field in Anatomy.model_fields[section].annotation.model_fields, f"{page.name}: {section}.{field}"
+
+
+def test_the_how_to_of_an_architecture(monkeypatch):
+    """Its code block, on a model whose modules have the names that it gives."""
+    from tiny import tiny
+
+    import spikesink
+    from spikesink.access import families
+
+    my_model = tiny("llama")
+    my_model.config.model_type = "my_model_type"
+    for layer in my_model.model.layers:
+        layer.norm_1, layer.norm_2 = layer.input_layernorm, layer.post_attention_layernorm
+        layer.attention, layer.feed_forward = layer.self_attn, layer.mlp
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    code = next(code for code in blocks("howto/architecture.md", "python") if "import" in code)
+    found = {"spikesink": spikesink, "my_model": my_model}
+    exec(code, found)
+    assert found["model"].layers[1].ffn.input_norm is my_model.model.layers[1].norm_2
+
+
+def test_the_refusal_that_the_how_to_shows(monkeypatch):
+    from tiny import tiny
+
+    from spikesink.access import access, families
+    from spikesink.errors import UnsupportedModelError
+
+    monkeypatch.delitem(families.FAMILIES, "opt")
+    shown = next(code for code in blocks("howto/architecture.md", "") if code.startswith("error: "))
+    with pytest.raises(UnsupportedModelError) as refusal:
+        access(tiny("opt"))
+    expected = " ".join(shown.split()).removeprefix("error: ").removesuffix(" ...")
+    assert str(refusal.value).startswith(expected)
+
+
+def test_the_how_to_of_a_study():
+    from spikesink.study.grid import Grid, variant_changes
+    from spikesink.train.recipe import load_recipe
+
+    grid = Grid.parse(yaml.safe_load(blocks("howto/study.md", "yaml")[0]))
+    base = load_recipe("nano")
+    changes = {name: variant_changes(base, variant) for name, variant in grid.variants.items()}
+    assert changes.pop("plain") == []
+    assert all(changes.values())
+
+
+class Loaded(HTMLParser):
+    """What a page fetches by itself, and whether it has a script or font from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source") and given.get("src"):
+            self.sources.append(given["src"] or "")
+        if tag == "link" and given.get("rel") in ("stylesheet", "preconnect", "icon", "preload"):
+            self.sources.append(given.get("href") or "")
+
+
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
+    pytest.importorskip("mkdocs")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", ROOT / "mkdocs.yml", "-d", site]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > len(PAGES) - 2
+    for page in pages:
+        loaded = Loaded()
+        loaded.feed(page.read_text(encoding="utf-8"))
+        assert loaded.sources
+        assert not [source for source in loaded.sources if "//" in source], page.name
+    reference = (site / "reference" / "spikesink.html").read_text(encoding="utf-8")
+    assert "Measure spikes, sinks, life cycle and perplexity" in reference
+    assert not list(site.rglob("*.py"))
