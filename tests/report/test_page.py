@@ -219,8 +219,10 @@ def test_a_study_page_by_file_by_folder_of_cells_and_by_folder(tmp_path):
     ]
     assert pages[0] == pages[1] == pages[2]
     words = re.sub(r"\s+", " ", pages[0])
-    assert "Spikes go, sinks stay.</strong> sandwich (spike × 0.03 of the baseline&#39;s) and gate" in words
-    assert "of the baseline&#39;s); 2 of 2 variants." in words
+    assert (
+        "Spikes go, sinks stay.</strong> sandwich (spike × 0.03 falls) and gate (spike × 0.03 falls); 2 of 2" in words
+    )
+    assert "2 of 2 variants, against baseline." in words
     assert "Claim 1 supported.</strong> They come apart. 2 variants." in words
     assert '<td class="n">44 % ± 4 % (3)</td>' in words and '<td class="n">3,818</td>' in words
     assert "× 0.03 [0.02, 0.05] falls" in words and "sandwich, 1 diverged" in words and "sandwich-3: diverged" in words

@@ -46,7 +46,8 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
     statements = []
     for verdict in counts:
         names = [_effects_in_words(found) for found in study.verdicts if found.verdict == verdict]
-        text = f"{listed(names, 12)}; {counts[verdict]} of {counted(len(study.verdicts), 'variant')}."
+        text = f"{listed(names, 12)}; {counts[verdict]} of {counted(len(study.verdicts), 'variant')}, against "
+        text += f"{study.baseline}."
         statements.append(
             Statement(f"{prefix}{verdict[0].upper()}{verdict[1:]}", text, measured=verdict != "undecided")
         )
@@ -64,10 +65,14 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
 
 
 def _effects_in_words(found: VariantVerdict) -> str:
-    """sandwich (spike × 0.037, sink ratio × 1.05 of the baseline's)."""
-    ratios = {effect.metric: effect.ratio for effect in found.effects}
-    parts = [f"{METRICS[name][0]} × {number(ratios[name])}" for name in ("spike", "sink_ratio") if name in ratios]
-    return f"{found.variant} ({', '.join(parts)} of the baseline's)" if parts else found.variant
+    """sandwich (spike × 0.037 falls, sink ratio × 0.67 unclear)."""
+    effects = {effect.metric: effect for effect in found.effects}
+    parts = [
+        f"{METRICS[name][0]} × {number(effects[name].ratio, 2)} {effects[name].change}"
+        for name in ("spike", "sink_ratio")
+        if name in effects
+    ]
+    return f"{found.variant} ({', '.join(parts)})" if parts else found.variant
 
 
 def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
@@ -104,25 +109,31 @@ def _sections(study: StudyRecord, several: bool) -> list[Section]:
 
 
 def _table(study: StudyRecord) -> tables.Table:
-    header = ["variant", *(title for title, _ in METRICS.values()), *(f"paper: {METRICS[name][0]}" for name in PAPER)]
+    columns = ["variant"]
+    for name, (title, _) in METRICS.items():
+        columns += [title, "paper"] if name in PAPER else [title]
     return tables.Table(
-        "Mean ± standard deviation (seeds)", header, [_row(row) for row in study.rows],
+        "Mean ± standard deviation (seeds)", columns, [_row(row) for row in study.rows],
         ["strong" if row.variant == study.baseline else "" for row in study.rows],
         note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
     )  # fmt: skip
 
 
 def _row(row: VariantRow) -> list[str]:
+    """Each figure of ours, and behind it the paper's where it has one."""
     lost = "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
-    measured = [_spread(row.measured.get(name), show) for name, (_, show) in METRICS.items()]
-    paper = [METRICS[name][1](getattr(row.paper, name)) if row.paper else "–" for name in PAPER]
-    return [row.variant + lost, *measured, *paper]
+    cells = [row.variant + lost]
+    for name, (_, show) in METRICS.items():
+        cells.append(_spread(row.measured.get(name), show))
+        if name in PAPER:
+            cells.append(show(getattr(row.paper, name)) if row.paper else "–")
+    return cells
 
 
 def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
     if found is None:
         return "–"
-    sd = "" if found.sd is None else f" ± {show(found.sd)}"
+    sd = "" if found.sd is None else f" ± {percent(found.sd) if show is percent else number(found.sd, 2)}"
     return f"{show(found.mean)}{sd} ({found.n})"
 
 

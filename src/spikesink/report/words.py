@@ -12,7 +12,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.{max(digits - 1, 1)}g}"
     if size >= 1e6:
         return f"{value / 1e6:.{digits}g} million"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.{digits}g}"
+    # Where rounding to so many digits would give an exponent, 999.6 or 131 to two digits, all of the integer is shown.
+    return f"{value:,.0f}" if size >= 10 ** min(digits, 3) - 0.5 else f"{value:.{digits}g}"
 
 
 def signed(value: float) -> str:

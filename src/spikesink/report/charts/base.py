@@ -142,8 +142,8 @@ def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
 
 def line_legend(*, above_marks: bool = False) -> alt.Legend:
     """A legend that shows lines as lines, with their dashes; it leaves room for the names of step blocks if asked."""
-    room = {"offset": 26} if above_marks else {}
-    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1, **room)
+    room = 26 if above_marks else alt.Undefined
+    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1, offset=room)
 
 
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:

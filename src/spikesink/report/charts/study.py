@@ -9,6 +9,7 @@ import numpy as np
 from spikesink.records.study import StudyRecord, VariantRow
 from spikesink.report.charts.base import (
     BLUE,
+    GREY,
     HEIGHT,
     ORANGE,
     Figure,
@@ -31,6 +32,8 @@ CURVES = {
     "sink_ratio": ("Sink ratio while training", "sink ratio", False),
 }
 POINTS = 200
+PLANE = ("sink_ratio", "spike", "max_over_median", "perplexity")
+SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
 SOURCES = ("here", "paper (7B, 100B tokens)")
 PAPER = {"sink_ratio": "Sink ratio", "spike": "Spike", "perplexity": "Perplexity"}
 
@@ -62,60 +65,50 @@ def conditions(study: StudyRecord) -> str:
 
 
 def _plane(study: StudyRecord) -> Figure | None:
-    """Every seed of every variant: sink ratio against the largest magnitude over the median."""
+    """Every seed of every variant: sink ratio against the largest magnitude, which the verdicts are made from."""
     rows: Rows = [
-        {
-            "variant": row.variant, "seed": seed, "kind": "baseline" if row.variant == study.baseline else "variant",
-            "sink_ratio": row.values["sink_ratio"][index], "max_over_median": row.values["max_over_median"][index],
-            "spike": row.values["spike"][index], "perplexity": row.values["perplexity"][index],
-        }
+        {"variant": row.variant, "seed": seed, **{name: row.values[name][index] for name in PLANE}}
         for row in _finished(study)
         for index, seed in enumerate(row.seeds)
-    ]  # fmt: skip
+    ]
     if not rows:
         return None
-    means: Rows = [
-        {"variant": row.variant, "kind": "baseline" if row.variant == study.baseline else "variant",
-         "sink_ratio": row.measured["sink_ratio"].mean,
-         "max_over_median": float(np.exp(np.mean(np.log(np.maximum(row.values["max_over_median"], 1e-9)))))}
-        for row in _finished(study)
-    ]  # fmt: skip
-    kinds = ("baseline", "variant")
-    ratios = [row["max_over_median"] for row in rows]
-    base = drawing().encode(
-        alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%"), scale=alt.Scale(padding=30)),
-        alt.Y("max_over_median:Q", title="max / median", scale=log_scale(ratios), axis=magnitude_axis(ratios)),
-        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
-        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=["diamond", "circle"])),
-    )
-    numbers = ("sink_ratio", "max_over_median", "spike", "perplexity")
-    tips = ["variant:N", "seed:N", *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in numbers]]
-    names = alt.Chart(alt.InlineData(values=table(means))).mark_text(align="left", dx=9, dy=-3)
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    spikes = [row["spike"] for row in rows]
+    shapes = alt.Scale(domain=variants, range=(SHAPES * len(variants))[: len(variants)])
+    legend = alt.Legend(columns=4)
+    x = alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[-0.02, 1.02]))
+    y = alt.Y("spike:Q", title="largest magnitude", scale=log_scale(spikes), axis=magnitude_axis(spikes))
+    tips = ["variant:N", "seed:N", *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in PLANE]]
+    points = drawing().mark_point(filled=True, size=70, opacity=0.9).encode(
+        x, y,
+        alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=legend),
+        alt.Shape("variant:N", title=None, scale=shapes, sort=variants, legend=legend),
+        tooltip=tips,
+    )  # fmt: skip
+    # A predicate, not an expression: a variant's name is anybody's text.
+    is_baseline = alt.FieldEqualPredicate(field="variant", equal=study.baseline)
+    rings = drawing().mark_point(size=220, filled=False, strokeWidth=1.5, color=GREY).encode(x, y)
     return Figure(
         name=name_of(study, "plane"),
         wide=True,
         title="Do spikes and sinks come apart?",
-        chart=layered(
-            base.mark_point(filled=True, size=60, opacity=0.8).encode(tooltip=tips),
-            names.encode(alt.X("sink_ratio:Q"), alt.Y("max_over_median:Q"), alt.Text("variant:N")),
-            height=HEIGHT + 80,
-        ),
+        chart=layered(rings.transform_filter(is_baseline), points, height=HEIGHT + 80),
         rows=table(rows),
-        caption="One point a seed, the name at a variant's mean; up, spikes; right, sinks. "
-        f"Baseline: {study.baseline}. {conditions(study)}",
-        alternative=f"Scatter of {counted(len(rows), 'run')} of {counted(len(means), 'variant')}; the table has "
+        caption="One point a seed: up, spikes; right, sinks. Ringed: the baseline, "
+        f"{study.baseline}. {conditions(study)}",
+        alternative=f"Scatter of {counted(len(rows), 'run')} of {counted(len(variants), 'variant')}; the table has "
         "every number.",
     )
 
 
 def _beside_paper(study: StudyRecord, metric: str) -> Figure | None:
-    """Ours with its standard deviation, and the paper's, one row a variant."""
+    """Our mean with the lowest and highest seed, and the paper's, one row a variant."""
     rows: Rows = []
     for row in _finished(study):
-        found = row.measured[metric]
-        sd = found.sd or 0.0
-        rows.append({"variant": row.variant, "source": SOURCES[0], "value": found.mean, "low": found.mean - sd,
-                     "high": found.mean + sd, "n": found.n})  # fmt: skip
+        values = row.values[metric]
+        ours = {"value": row.measured[metric].mean, "low": min(values), "high": max(values), "n": len(values)}
+        rows.append({"variant": row.variant, "source": SOURCES[0], **ours})
         if row.paper is not None:
             rows.append({"variant": row.variant, "source": SOURCES[1], "value": getattr(row.paper, metric)})
     if not any(row["source"] == SOURCES[1] for row in rows):
@@ -141,7 +134,7 @@ def _beside_paper(study: StudyRecord, metric: str) -> Figure | None:
         title=f"{PAPER[metric]} beside the paper's",
         chart=layered(bars, points, height=max(110, 26 * len(order))),
         rows=table(rows),
-        caption="Mean and standard deviation over seeds, and the paper's single run. Models and data differ in size by "
+        caption="Mean, lowest and highest seed, and the paper's single run. Models and data differ in size by "
         f"orders of magnitude: compare the order and the ratio to the baseline, not the values. {conditions(study)}",
         alternative=f"Dots of {PAPER[metric].lower()} by variant, ours and the paper's; the table has every number.",
     )
