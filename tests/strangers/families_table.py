@@ -85,7 +85,7 @@ def _verified(rows: list[Row]) -> str:
             lines.append(
                 f"| {row['model_type']} | {row['architecture']} | {row['attending']} of {row['layers']} | "
                 f"{', '.join(row['naive'])} | {row['anatomy']} | {wrong:.0e} ({name})"
-                f"{''.join('; not checked: ' + _short(said, 90) for said in row['unchecked'])} |"
+                f"{''.join('; note: ' + _short(said, 90) for said in row['unchecked'])} |"
             )
     return "\n".join(lines)
 

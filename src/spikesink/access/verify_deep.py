@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from spikesink.access.model import AccessedModel
@@ -140,7 +139,7 @@ def verify_deep(
         verified=all(check.holds is not False for check in found.checks),
         checks=found.checks,
         keys_seen=[found.keys_seen.get(layer.attention.block) for layer in accessed.layers],
-        range_share=found.largest / torch.finfo(accessed.dtype).max,
+        largest_residual=found.largest,
         not_guaranteed=_not_guaranteed(found, length),
         provenance=Provenance(
             model=accessed.provenance,

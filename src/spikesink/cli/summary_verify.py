@@ -18,6 +18,7 @@ HEADS = {
     "long attention": "long att.",
 }
 """Column heads by check."""
+FLOAT16_MAX = 65504
 
 
 def print_verification(record: VerificationRecord, console: Console | None = None) -> None:
@@ -65,9 +66,12 @@ def _cell(check: Check, index: int) -> Text:
 def _range(record: VerificationRecord) -> Text:
     model = record.provenance.model
     tokens = record.provenance.tokens["longest"]
+    share = record.largest_residual / FLOAT16_MAX
+    largest = f"{record.largest_residual:,.0f}" if record.largest_residual >= 1000 else f"{record.largest_residual:.3g}"
+    holds = f"{share:.0%} of what float16 can hold" if share < 1 else "more than float16 can hold"
     return Text(
-        f"Differences are relative, by layer_index; keys = most keys that one query saw in {tokens} tokens. "
-        f"The largest residual takes {record.range_share:.2g} of {model.get('dtype')}'s range. "
+        f"Differences are relative, by layer_index (0: to the last bit); keys = most keys that one query saw in "
+        f"{tokens} tokens. The largest residual is {largest}, {holds}. {model.get('dtype')} on {model.get('device')}, "
         f"{record.timing.total_s:.0f} s.",
         "dim",
     )

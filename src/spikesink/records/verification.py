@@ -37,8 +37,8 @@ class VerificationRecord(Record):
     checks: list[Check]
     keys_seen: list[int | None]
     """By layer_index: the most keys that one query saw in the longest check; None where a layer does not attend."""
-    range_share: float
-    """Largest residual magnitude as a share of the largest number of the dtype: 1 would be the overflow."""
+    largest_residual: float
+    """Largest residual magnitude in the longest check: what float16 can hold ends at 65,504."""
     not_guaranteed: list[str]
     provenance: Provenance
     timing: Timing
