@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -52,6 +53,8 @@ def main() -> None:
     options.add_argument("--page", type=Path, default=PAGE, help="the page whose tables are written")
     options.add_argument("--fresh", action="store_true", help="forget earlier figures")
     given = options.parse_args()
+    # Stopped politely, it cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     torch.set_num_threads(1)
     figures = json.loads(given.figures.read_text()) if given.figures.exists() and not given.fresh else {}
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
