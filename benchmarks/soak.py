@@ -8,6 +8,8 @@ import argparse
 import json
 import os
 import random
+import re
+import signal
 import sys
 import tempfile
 import time
@@ -46,11 +48,13 @@ def main() -> None:
     options.add_argument("--times", type=int, default=50, help="rounds of every fault")
     options.add_argument("--inputs", type=int, default=1000, help="inputs for every reader; 0 for none")
     options.add_argument("--seed", type=int, default=None, help="of the moments; default drawn, and printed")
-    options.add_argument("--only", default="", help="lines whose name holds this")
+    options.add_argument("--only", default="", help="lines whose name has this regular expression")
     options.add_argument("--figures", type=Path, default=FIGURES, help="where figures are kept")
     options.add_argument("--page", type=Path, default=PAGE, help="the page whose tables are written")
     options.add_argument("--fresh", action="store_true", help="forget earlier figures")
     given = options.parse_args()
+    # Stopped politely, it cleans up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     torch.set_num_threads(1)
     figures = json.loads(given.figures.read_text()) if given.figures.exists() and not given.fresh else {}
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
@@ -82,7 +86,7 @@ def _lines(given: argparse.Namespace, seed: int, figures: dict[str, Any]) -> Ite
             for row in rows(COMMANDS):
                 name = f"{row.name} | {row.command.name}"
                 counts = Counter({"rounds": 0, "faults": 0, "survived": 0, **figures.get(name, {})})
-                if given.only in name and row.due(counts, times):
+                if re.search(given.only, name) and row.due(counts, times):
                     try:
                         row.round(bench, counts, say)
                         yield name, counts
@@ -90,7 +94,7 @@ def _lines(given: argparse.Namespace, seed: int, figures: dict[str, Any]) -> Ite
                         say(f"{name}: skipped, {error}")
     for target in TARGETS:
         name = f"input | {target.name}"
-        if given.inputs and given.only in name and Counter(figures.get(name, {})).total() < given.inputs:
+        if given.inputs and re.search(given.only, name) and Counter(figures.get(name, {})).total() < given.inputs:
             try:
                 yield name, fuzz(target, given.inputs)
             except AssertionError as error:

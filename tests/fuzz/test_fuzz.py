@@ -9,7 +9,7 @@ import pytest
 
 from fuzz.targets import TARGETS, fuzz
 
-EXAMPLES = int(os.environ.get("SPIKESINK_FUZZ", "20"))
+EXAMPLES = int(os.environ.get("SPIKESINK_FUZZ", "12"))
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

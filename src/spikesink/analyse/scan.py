@@ -52,7 +52,7 @@ def scan(
     check_ids(given, accessed.vocab_size, accessed.max_positions)
     criteria = check_options(epsilon, sink_metric)
     # Copied only where torch could not read it in place: there may be more ids than memory holds twice.
-    ids = torch.from_numpy(np.require(given.ids, np.int64, "CW"))
+    ids = torch.from_numpy(np.require(given.ids, np.int64, ["C", "W"]))
     scanned, forward_s = measure(accessed, ids, criteria, valid=valid, batch_size=batch_size, progress=progress)
     sections, arrays = run_measures(scanned, measures, progress)
     return Anatomy.model_validate(
