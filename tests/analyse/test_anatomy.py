@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from spikesink.access import access, full_batch, observing, run
 from spikesink.access.attention_weights import output_projection, probe
 from spikesink.access.weights import gated_ffns, input_norm
 from spikesink.analyse import anatomy
-from spikesink.analyse.anatomy import sink_loss, trigger, vocabulary_probe
+from spikesink.analyse.anatomy import geometry, sink_loss, trigger, vocabulary_probe
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens
 from spikesink.analyse.scan import measure
 from spikesink.analyse.scanned import Criteria
@@ -288,6 +289,35 @@ def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
         points, kinds = (found.arrays[f"geometry.{plane.name}_{part}"] for part in ("points", "kinds"))
         assert points.shape == (len(kinds), 2)
         assert set(kinds.tolist()) == {0, 1, 2}
+    points, kinds = found.arrays["geometry.head_points"], found.arrays["geometry.head_kinds"]
+    assert points.shape == (30, 9, len(kinds), 2) and kinds.tolist() == sorted(kinds.tolist())
+    assert np.abs(points.mean(2)).max() < 1e-3 * np.abs(points).max()
+    spread = points.std(2)
+    assert (spread[..., 0] >= spread[..., 1]).all()
+    assert ((found.arrays["geometry.head_explained"] > 0) & (found.arrays["geometry.head_explained"] <= 1)).all()
+
+
+def test_every_head_has_its_own_plane():
+    """Queries of the head, keys of the KV head that it shares; 24 of each kind at most, spread over all."""
+    generator = np.random.default_rng(0)
+    is_sink = np.arange(40) < 7
+    watch = SimpleNamespace(
+        queries={block: torch.from_numpy(generator.normal(size=(40, 6, 5))) for block in (1, 3)},
+        keys={block: torch.from_numpy(generator.normal(size=(40, 2, 5))) for block in (1, 3)},
+    )
+    arrays = geometry._head_planes(watch, SimpleNamespace(is_sink=is_sink))
+    assert arrays["head_blocks"].tolist() == [1, 3]
+    assert arrays["head_kinds"].tolist() == [0] * 24 + [1] * 7 + [2] * 24
+    others = 7 + np.linspace(0, 32, 24).astype(int)
+    for row, block in enumerate((1, 3)):
+        for head in range(6):
+            queries, keys = watch.queries[block][:, head].numpy(), watch.keys[block][:, head // 3].numpy()
+            vectors = np.concatenate([queries[others], keys[:7], keys[others]])
+            centred = vectors - vectors.mean(0)
+            energy = np.linalg.svd(centred, compute_uv=False) ** 2
+            assert arrays["head_explained"][row, head] == pytest.approx(energy[:2].sum() / energy.sum(), rel=1e-5)
+            drawn = arrays["head_points"][row, head].astype(float)
+            assert np.square(drawn).sum(0) == pytest.approx(energy[:2], rel=1e-4)
 
 
 def naive_sinks(embedded, ids, rule):

@@ -77,6 +77,17 @@ def test_spike_tokens_and_channels(record, reference):
     assert {(sequence, 0) for sequence in range(len(hidden))} <= rows
 
 
+def test_the_text_around_a_spike_token(record, embedded, golden_ids):
+    for token in record.summary.spike_tokens:
+        ids, place = golden_ids[token.sequence].tolist(), token.position
+        texts = [embedded.token_text(token_id) for token_id in ids]
+        assert token.before == "".join(texts[max(0, place - 8) : place])
+        assert token.after == "".join(texts[place + 1 : place + 9])
+    assert any(token.before for token in record.summary.spike_tokens) or all(
+        token.position == 0 for token in record.summary.spike_tokens
+    )
+
+
 def test_life_cycle(record, reference):
     """The blocks and the channel that an independent measurement of this model names."""
     summary = record.summary

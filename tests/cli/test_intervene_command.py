@@ -71,6 +71,7 @@ def test_a_killed_run_goes_on_and_the_table_reads(checkpoint, tmp_path):
     assert not list((tmp_path / "run").glob(".interventions-*"))
     record = Interventions.read(tmp_path / "run")
     assert finished < len(record.interventions)
+    assert "Page: " in done.stderr and (tmp_path / "run" / "report.html").read_text().startswith("<!doctype html>")
     for heading in (
         "Remove one, keep the rest",
         "Verdict",

@@ -1,7 +1,6 @@
 """`spikesink report` as one types it."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,13 +8,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
 from made import anatomy, interventions
-
-
-def report(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "spikesink", "report", *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=cwd,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +18,23 @@ def folder(tmp_path_factory):
     return made
 
 
-def test_the_page_lies_in_the_run(folder):
-    done = report(folder)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Page: {folder / 'report.html'}")
+def test_the_page_lies_in_the_run(cli, folder):
+    ran = cli("report", folder)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith(f"Page: {folder / 'report.html'}")
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
 
 
-def test_json_and_figures(folder, tmp_path):
-    done = report(folder / "anatomy.json", "--out", tmp_path / "page.html", "--figures", tmp_path / "figures", "--json")
-    found = json.loads(done.stdout)
-    assert found["page"] == str(tmp_path / "page.html") and found["bytes"] == (tmp_path / "page.html").stat().st_size
+def test_several_runs_make_a_page_here(cli, folder, tmp_path):
+    anatomy(name="other", measures=()).save(tmp_path / "other")
+    ran = cli("report", folder, tmp_path / "other")
+    assert ran.out.startswith("Page: report.html") and (tmp_path / "report.html").exists()
+
+
+def test_json_and_figures(cli, folder, tmp_path):
+    ran = cli("report", folder / "anatomy.json", "--out", "page.html", "--figures", "figures", "--json")
+    found = json.loads(ran.out)
+    assert found["page"] == "page.html" and found["bytes"] == (tmp_path / "page.html").stat().st_size
     assert sorted(Path(file).name for file in found["figures"]) == [
         "head_importance.svg", "lifecycle_residual.svg", "lifecycle_shares.svg", "lifecycle_write.svg", "sink_map.svg"
     ]  # fmt: skip
@@ -51,6 +49,6 @@ def test_json_and_figures(folder, tmp_path):
         ((), "Missing argument"),
     ],
 )
-def test_bad_input_is_one_message(tmp_path, arguments, message):
-    done = report(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_is_one_message(cli, arguments, message):
+    ran = cli("report", *arguments)
+    assert ran.code == 2 and message in ran.err and "Traceback" not in ran.err

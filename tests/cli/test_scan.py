@@ -52,7 +52,18 @@ def test_json_with_out_does_both(cli, checkpoint, text_file, tmp_path):
     ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json", "--out", "made")
     assert ran.code == 0
     assert json.loads(ran.out) == json.loads((tmp_path / "made" / "anatomy.json").read_text())
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["anatomy.json", "arrays.safetensors"]
+    made = ["anatomy.json", "arrays.safetensors", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == made
+    assert f"Page: {Path('made', 'report.html')}" in ran.err
+
+
+def test_a_page_in_the_way_is_kept_and_costs_no_record(cli, checkpoint, text_file, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "report.html").write_text("mine")
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--out", "made")
+    assert ran.code == 0 and "No page: " in ran.err and "no page of spikesink's" in ran.err
+    assert (tmp_path / "made" / "report.html").read_text() == "mine"
+    Anatomy.read(tmp_path / "made")
 
 
 def test_conditions_are_in_the_record(cli, checkpoint, text_file):

@@ -10,9 +10,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'\"&<!--{{7*7}}"
-"""What a vocabulary or a model's name may hold."""
-
 CHROMIUM = os.environ.get("SPIKESINK_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 

@@ -6,6 +6,9 @@ from spikesink.records import Anatomy, TrainingRun
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import StudyRecord
 
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\">'\"&<!--{{7*7}}"
+"""What a vocabulary or a model's name may hold."""
+
 PROVENANCE_TOKENS = {"source": "made up", "sequences": 4, "seq_len": 6, "bos_added": False, "source_sha256": "ab"}
 VERSIONS = {"spikesink": "0", "torch": "0", "transformers": "0", "python": "0"}
 TIMING = {"created": "2026-11-24T00:00:00+00:00", "load_s": 1.0, "forward_s": 2.0, "total_s": 3.0}

@@ -4,8 +4,7 @@ import csv
 import io
 
 import pytest
-from conftest import HOSTILE
-from made import anatomy, interventions, study, training
+from made import HOSTILE, anatomy, interventions, study, training
 
 from spikesink.report import write_page
 
@@ -139,6 +138,16 @@ def test_hostile_names_in_a_comparison(watched, tmp_path):
         fine(watch, path)
 
 
+def test_a_study_of_a_hostile_name_is_drawn(watched, tmp_path):
+    study(HOSTILE, {HOSTILE: (900.0, 0.4), "baseline": (30.0, 0.3)}).write(tmp_path / "s.json")
+    path = write_page([tmp_path / "s.json"], tmp_path / "report.html")
+    with watched(path) as watch:
+        page = watch.page
+        assert page.evaluate("document.documentElement.dataset.drawn") == str(page.locator("[data-figure]").count())
+        assert page.locator("h1").inner_text() == f"{HOSTILE} at nano" and page.locator("img").count() == 0
+        fine(watch, path)
+
+
 def test_a_script_from_elsewhere_is_refused(watched, page_file):
     """The policy works: neither an inline script nor eval nor a request gets through."""
     with watched(page_file) as watch:
@@ -147,7 +156,6 @@ def test_a_script_from_elsewhere_is_refused(watched, page_file):
             "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
         )
         page.evaluate("const i = new Image(); i.src = 'https://example.invalid/x.png'; document.body.append(i)")
-        page.add_script_tag  # noqa: B018  (what playwright itself would be refused)
         assert page.evaluate("window.owned") is None
         assert any("Content Security Policy" in text for text in watch.wrong)
 

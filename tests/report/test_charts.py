@@ -8,11 +8,12 @@ import pytest
 from made import anatomy, interventions, study, training
 
 from spikesink.report.charts import anatomy_figures, interventions_figures
-from spikesink.report.charts.base import ROWS
+from spikesink.report.charts.base import PALETTE, ROWS, colours, dashes
 from spikesink.report.charts.compare import compare_figures, steps_of
 from spikesink.report.charts.sink_map import importance_rows
 from spikesink.report.charts.study import study_figures
 from spikesink.report.charts.training import training_figures
+from spikesink.report.page import TEMPLATES
 from spikesink.report.write import drawn
 
 SIZES = {f"{family}_x{size}": (size * 300.0, 0.1 * size) for family in ("pre", "post") for size in (1, 2, 4)}
@@ -158,6 +159,12 @@ def test_a_study_without_a_finished_run_has_no_charts():
     assert study_figures(study(seeds=0)) == []
 
 
+def test_a_papers_map_has_no_picked_head():
+    figure = by_name(anatomy_figures(anatomy()))["sink_map"]
+    assert [param["value"] for param in figure.spec()["params"]] == ["1-1"]
+    assert [param["value"] for param in figure.with_rows()["params"]] == [None]
+
+
 def test_importance_of_a_head_is_that_heads():
     rows = importance_rows(anatomy(), block=3, head=1)
     assert [row["importance"] for row in rows] == pytest.approx([0.1, 0.7, 0.01, 0.01, 0.01, 0.01], abs=1e-6)
@@ -173,6 +180,27 @@ def test_costs_keep_their_order_and_controls_their_kind():
     ]
     assert [row["kind"] for row in rows].count("control of the same size") == 1
     assert (rows[0]["cost_low"], rows[0]["cost_high"]) == pytest.approx((11.29, 11.31))
+
+
+def luminance(colour):
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+@pytest.mark.parametrize("ground", ["#ffffff", "#12161d"])
+def test_colours_stand_out_from_both_grounds(colour, ground):
+    """3 : 1, what WCAG 2.2 asks of graphics (1.4.11)."""
+    dark, light = sorted((luminance(colour), luminance(ground)))
+    assert (light + 0.05) / (dark + 0.05) >= 3
+    assert ground in (TEMPLATES / "page.css").read_text()
+
+
+def test_no_two_names_look_the_same():
+    names = [f"name {index}" for index in range(20)]
+    looks = list(zip(colours(names).range, map(tuple, dashes(names).range), strict=True))
+    assert len(set(looks)) == 20
 
 
 def test_steps_are_read_from_names():

@@ -3,8 +3,7 @@
 import base64
 import re
 
-from conftest import HOSTILE
-from made import anatomy, interventions, study, training
+from made import HOSTILE, anatomy, interventions, study, training
 
 
 def pictures(html):

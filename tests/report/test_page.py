@@ -9,8 +9,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from conftest import HOSTILE
-from made import MEASURES, anatomy, interventions, study, training
+from made import HOSTILE, MEASURES, anatomy, interventions, study, training
 
 from spikesink.errors import InputError, OutputError, RecordError
 from spikesink.report import write_figures, write_page
@@ -178,7 +177,7 @@ def test_two_models_are_compared(tmp_path):
     training(name="third").save(tmp_path / "c")
     text = write_page([tmp_path / name for name in "abc"], tmp_path / "report.html").read_text()
     assert "one/a, two/b and third" in text
-    assert "1 of 2 have spikes: one/a." in text
+    assert "1 of 2 scans find spikes: one/a." in text
     assert "figure-compare_lifecycle" in text and "figure-training_loss" in text and "figure-sink_map" not in text
 
 
@@ -220,7 +219,8 @@ def test_a_study_page_by_file_by_folder_of_cells_and_by_folder(tmp_path):
     ]
     assert pages[0] == pages[1] == pages[2]
     words = re.sub(r"\s+", " ", pages[0])
-    assert "Spikes go, sinks stay.</strong> sandwich and gate (2 of 2 variants)." in words
+    assert "Spikes go, sinks stay.</strong> sandwich (spike × 0.03 of the baseline&#39;s) and gate" in words
+    assert "of the baseline&#39;s); 2 of 2 variants." in words
     assert "Claim 1 supported.</strong> They come apart. 2 variants." in words
     assert '<td class="n">44 % ± 4 % (3)</td>' in words and '<td class="n">3,818</td>' in words
     assert "× 0.03 [0.02, 0.05] falls" in words and "sandwich, 1 diverged" in words and "sandwich-3: diverged" in words
@@ -237,6 +237,14 @@ def test_several_studies_on_one_page(tmp_path):
 def test_a_study_without_results_says_so(tmp_path):
     study(seeds=0, variants={"baseline": (1.0, 0.1)}, claim="not tested").write(tmp_path / "s.json")
     assert "No variant has finished beside the baseline." in write_page([tmp_path], tmp_path / "p.html").read_text()
+
+
+def test_a_study_of_a_hostile_name_stays_in_its_folder(tmp_path):
+    study("../../" + HOSTILE).write(tmp_path / "s.json")
+    files = write_figures([tmp_path / "s.json"], tmp_path / "figures")
+    assert len(files) >= 6 and all(file.parent == tmp_path / "figures" and file.exists() for file in files)
+    text = write_page([tmp_path / "s.json"], tmp_path / "report.html").read_text()
+    assert all(re.fullmatch(r"[\w-]+", name) for name in re.findall(r' id="([^"]*)"', text))
 
 
 def test_studies_and_models_do_not_mix(tmp_path, run):

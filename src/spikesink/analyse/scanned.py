@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spikesink.access import AccessedModel
+from spikesink.analyse.passes import Progress, stream
 from spikesink.measure.lifecycle import StepCriteria, StepResult
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import SinkCriteria, SinkResult
@@ -38,3 +39,11 @@ class Scanned:
     """Of the shape of ids, False where padding; None without padding."""
     batch_size: int | None = None
     """As asked for; None for the default."""
+
+    def replay(self, observers: list, stage: str, progress: Progress, rows: Tensor | slice = slice(None)) -> None:
+        """Show the scanned text, or some sequences of it, to further observers, under the conditions of the scan."""
+        valid = None if self.valid is None else self.valid[rows]
+        stream(
+            self.accessed, self.ids[rows], observers, valid=valid, batch_size=self.batch_size, stage=stage,
+            progress=progress,
+        )  # fmt: skip

@@ -47,12 +47,15 @@ def default_page(runs: list[Path]) -> Path:
     return (runs[0].parent if runs[0].is_file() else runs[0]) / "report.html"
 
 
-def page_beside(folder: Path) -> None:
-    """Write the page of a run that was just made, and say where it is; a page that fails never costs the record."""
+def page_beside(run: Path, page: Path | None = None) -> None:
+    """Write the page of what was just made, by default report.html in its folder, and say where it is.
+
+    A page that cannot be written never costs the record.
+    """
     from spikesink.errors import SpikesinkError
     from spikesink.report import write_page
 
     try:
-        print(f"Page: {write_page([folder], folder / 'report.html')}", file=sys.stderr)
+        print(f"Page: {write_page([run], page or run / 'report.html')}", file=sys.stderr)
     except SpikesinkError as error:
         print(f"No page: {error}", file=sys.stderr)

@@ -174,7 +174,7 @@ def print_prompt(record: Anatomy, texts: list[str], console: Console | None = No
     console = console or Console(highlight=False)
     spikes = {token.position for token in record.summary.spike_tokens}
     importance = record.arrays["key_importance"]
-    limit = max(record.sinks.epsilon, record.sinks.uniform_factor_min * record.sinks.uniform_first_key)
+    limit = record.sinks.importance_min
     heads = (importance > limit).sum((0, 1))
     row = Text()
     for position, text in enumerate(texts):

@@ -120,6 +120,11 @@ class Sinks(Frozen):
     """Mean attention mass on virtual keys (learned sinks, key-value bias), None where there are none."""
     heads: list[SinkHead]
 
+    @property
+    def importance_min(self) -> float:
+        """Importance from which a key counts as a sink of a head."""
+        return max(self.epsilon, self.uniform_factor_min * self.uniform_first_key)
+
 
 class Summary(Frozen):
     """The answer in one place. Spec sections 2 ("Ours, exactly") and 3."""

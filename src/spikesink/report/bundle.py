@@ -1,16 +1,35 @@
 """Vega, Vega-Lite and Vega-Embed as one script, from what vl-convert carries; and the licences they come under."""
 
+import os
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import altair as alt
 import vl_convert
 
+from spikesink.errors import OutputError
+from spikesink.records.files import write_files
+
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+
 
 @cache
 def bundle() -> str:
-    """The JavaScript that draws charts; takes over a second to put together."""
-    return vl_convert.javascript_bundle(vl_version=vl_version())
+    """The JavaScript that draws charts. Putting it together takes longer than the rest of a page, so it is kept."""
+    kept = _cache_file()
+    with suppress(OSError):
+        return kept.read_text(encoding="utf-8")
+    made = vl_convert.javascript_bundle(SNIPPET, vl_version())
+    with suppress(OutputError):
+        write_files(kept.parent, {kept.name: made.encode()}, force=True)
+    return made
+
+
+def _cache_file() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
+    return base / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
 
 
 def vl_version() -> str:

@@ -9,7 +9,7 @@ from spikesink.report.charts.training import training_figures
 from spikesink.report.model_page import provenance
 from spikesink.report.runs import Model, labels
 from spikesink.report.sections import Page, Section
-from spikesink.report.words import blocks, interval, listed, number, percent
+from spikesink.report.words import blocks, counted, interval, listed, number, percent
 
 
 def compare_page(models: Sequence[Model]) -> Page:
@@ -51,8 +51,8 @@ def _statements(named: Sequence[tuple[str, Model]]) -> list[Statement]:
     if anatomies:
         n = len(anatomies)
         statements = [
-            Statement("Spikes", f"{len(with_spikes)} of {n} have spikes{_which(with_spikes, n)}."),
-            Statement("Sinks", f"{len(with_sinks)} of {n} have sinks{_which(with_sinks, n)}."),
+            Statement("Spikes", f"{len(with_spikes)} of {counted(n, 'scan')} find spikes{_which(with_spikes, n)}."),
+            Statement("Sinks", f"{len(with_sinks)} of {counted(n, 'scan')} find sinks{_which(with_sinks, n)}."),
         ]
     differing = _differing(named)
     if differing:

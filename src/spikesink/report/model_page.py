@@ -158,9 +158,9 @@ def _token_lines(record: Anatomy) -> list[dict[str, Any]]:
     return [
         {
             "place": f"sequence {token.sequence}, position {token.position}",
-            "before": tables.shown(token.before) if token.before else "",
+            "before": tables.printable(token.before or ""),
             "text": tables.shown(token.text) or "(empty)",
-            "after": tables.shown(token.after) if token.after else "",
+            "after": tables.printable(token.after or ""),
             "value": number(token.value),
             "shade": max(1, min(5, round(5 * token.value / top))),
         }

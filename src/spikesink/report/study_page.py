@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow
+from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow, VariantVerdict
 from spikesink.report import tables
 from spikesink.report.answer import Statement
-from spikesink.report.charts.study import conditions, study_figures
+from spikesink.report.charts.study import conditions, name_of, study_figures
 from spikesink.report.model_page import provenance
 from spikesink.report.sections import Page, Section, Tile
 from spikesink.report.words import counted, listed, number, percent
@@ -16,7 +16,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "sink_ratio": ("sink ratio", percent),
     "spike": ("spike", lambda value: number(value, 4)),
     "max_over_median": ("max / median", number),
-    "first_token_importance": ("first-token importance", number),
+    "first_token_importance": ("first token", number),
 }
 PAPER = ("perplexity", "sink_ratio", "spike")
 UNBOUNDED = 1e30
@@ -45,8 +45,8 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
     counts = Counter(found.verdict for found in study.verdicts)
     statements = []
     for verdict in counts:
-        names = [found.variant for found in study.verdicts if found.verdict == verdict]
-        text = f"{listed(names, 12)} ({counts[verdict]} of {counted(len(study.verdicts), 'variant')})."
+        names = [_effects_in_words(found) for found in study.verdicts if found.verdict == verdict]
+        text = f"{listed(names, 12)}; {counts[verdict]} of {counted(len(study.verdicts), 'variant')}."
         statements.append(
             Statement(f"{prefix}{verdict[0].upper()}{verdict[1:]}", text, measured=verdict != "undecided")
         )
@@ -54,9 +54,20 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
     statements += [
         Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {claim.evidence}") for claim in decided
     ]
+    few = min((len(row.seeds) for row in study.rows), default=0)
+    if counts["undecided"] and few < study.rules.get("seeds_min", 0):
+        text = f"{counted(few, 'seed')} of a variant finished; at least {study.rules['seeds_min']:g} decide."
+        statements.append(Statement(f"{prefix}Seeds", text, measured=False))
     return statements or [
         Statement(f"{prefix}No verdict", "No variant has finished beside the baseline.", measured=False)
     ]
+
+
+def _effects_in_words(found: VariantVerdict) -> str:
+    """sandwich (spike × 0.037, sink ratio × 1.05 of the baseline's)."""
+    ratios = {effect.metric: effect.ratio for effect in found.effects}
+    parts = [f"{METRICS[name][0]} × {number(ratios[name])}" for name in ("spike", "sink_ratio") if name in ratios]
+    return f"{found.variant} ({', '.join(parts)} of the baseline's)" if parts else found.variant
 
 
 def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
@@ -72,11 +83,10 @@ def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
 
 def _sections(study: StudyRecord, several: bool) -> list[Section]:
     title = f"{study.study} at {study.preset}" if several else ""
-    key = f"{study.study}-{study.preset}".replace(".", "-").replace(" ", "-")
 
     def section(name: str, heading: str, intro: str, **parts: object) -> Section:
         whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
-        return Section(f"{key}-{name}", whole, intro, **parts)  # type: ignore[arg-type]
+        return Section(name_of(study, f"section_{name}"), whole, intro, **parts)  # type: ignore[arg-type]
 
     figures = study_figures(study)
     curves = [figure for figure in figures if "_curve_" in figure.name]

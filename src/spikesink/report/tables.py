@@ -135,10 +135,15 @@ def exceptions_table(record: Anatomy) -> Table | None:
 
 
 def shown(text: str) -> str:
-    """A token as text in which blanks and control characters can be seen."""
+    """A token as text in which blanks at its ends and control characters can be seen."""
+    visible = printable(text)
+    return visible.replace(" ", "␣") if visible != visible.strip() else visible
+
+
+def printable(text: str) -> str:
+    """Text on one line, with control characters written out."""
     plain = text.replace("\n", "⏎").replace("\t", "⇥")
-    visible = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in plain)
-    return visible.replace(" ", "␣") if visible != visible.strip() or not visible else visible
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in plain)
 
 
 def interventions_table(record: Interventions) -> Table:

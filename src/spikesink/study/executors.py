@@ -1,6 +1,7 @@
 """Where cells run: processes of this machine, or a Ray cluster. Both try a failed cell once more, and drop none."""
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -122,7 +123,7 @@ class Ray:
         except ImportError as error:
             raise InputError("The ray executor needs Ray; pip install 'spikesink[cluster]'.") from error
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
         self.ray, self.threads = ray, threads

@@ -10,7 +10,7 @@ from spikesink.access.rotary import Rotary, unrotating
 from spikesink.analyse.anatomy.heads import rule
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
 from spikesink.analyse.anatomy.sink_tokens import sequences_with_sinks, sink_tokens
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.measure.geometry import GapSums, add_gaps, effective_rank, energy_rank, principal_plane, separability
 from spikesink.measure.statistics import rank_correlation
@@ -34,15 +34,7 @@ def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geome
     picked.is_spike = (spike_mask(scanned)[sequences][picked.rows, picked.positions]).numpy() & picked.is_sink
     with unrotating(scanned.accessed) as rotary:
         watch = _Watch(rotary, found.mask[sequences], picked)
-        stream(
-            scanned.accessed,
-            scanned.ids[sequences],
-            [watch],
-            valid=None if scanned.valid is None else valid,
-            batch_size=scanned.batch_size,
-            stage="geometry",
-            progress=progress,
-        )
+        scanned.replay([watch], "geometry", progress, sequences)
     gaps = _gaps(scanned, watch)
     keys = []
     for done, block in enumerate(sorted(watch.keys)):

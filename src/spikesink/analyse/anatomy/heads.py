@@ -6,7 +6,7 @@ from torch import Tensor
 from spikesink.access.attention_weights import Probe, output_projection, probe
 from spikesink.analyse.anatomy.sink_loss import LossEffects, loss_effects
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.heads import REST_MIN, HeadMeasure
@@ -22,15 +22,7 @@ def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, d
     seen = probe(scanned.accessed)
     projections, writes_reason = _projections(scanned, seen)
     measure = HeadMeasure(found.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
-    stream(
-        scanned.accessed,
-        scanned.ids,
-        [measure],
-        valid=scanned.valid,
-        batch_size=scanned.batch_size,
-        stage="heads",
-        progress=progress,
-    )
+    scanned.replay([measure], "heads", progress)
     effects, loss_reason = None, writes_reason
     if not writes_reason:
         try:

@@ -6,7 +6,7 @@ from torch import Tensor
 from spikesink.access import Batch
 from spikesink.access.weights import input_norm
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.normalisation import GroupStatistics, explained_by_others
@@ -26,15 +26,7 @@ def measure_normalisation(scanned: Scanned, progress: Progress) -> tuple[record.
     kinds = {None if norm is None else "layer norm" if norm.centred else "rms norm" for norm in norms}
     norm = next((norm for norm in norms if norm is not None), PLAIN)
     watch = _Watch(scanned, norm)
-    stream(
-        scanned.accessed,
-        scanned.ids,
-        [watch],
-        valid=scanned.valid,
-        batch_size=scanned.batch_size,
-        stage="normalisation",
-        progress=progress,
-    )
+    scanned.replay([watch], "normalisation", progress)
     blocks = [
         record.NormalisationBlock(block=block, spike=_statistics(spike), other=_statistics(other))
         for block, (spike, other) in sorted(watch.groups.items())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spikesink.access import Batch
 from spikesink.access.weights import input_norm
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.measure.spikes import TOP
 
@@ -82,15 +82,7 @@ def residual_at(scanned: Scanned, sample: TokenSample, wanted: dict[int, int], p
     """Residuals at the sampled tokens, (token, d) each. wanted: name -> the block after which (0 = the embedding)."""
     rows, index = torch.unique(sample.sequence, return_inverse=True)
     gather = _Gather(TokenSample(index, sample.position, sample.is_spike), wanted, scanned.accessed.d_model)
-    stream(
-        scanned.accessed,
-        scanned.ids[rows],
-        [gather],
-        valid=None if scanned.valid is None else scanned.valid[rows],
-        batch_size=scanned.batch_size,
-        stage="tokens",
-        progress=progress,
-    )
+    scanned.replay([gather], "tokens", progress, rows)
     return gather.hidden
 
 

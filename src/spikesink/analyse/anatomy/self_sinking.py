@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from spikesink.access import AttentionRows, Batch
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.analyse.anatomy.sample import valid_mask
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.statistics import bootstrap_mean
@@ -32,8 +32,7 @@ def self_sinking(scanned: Scanned, last_block: int, progress: Progress) -> list[
     if not known:
         raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
     watched = _Watch(blocks, known, (len(ids), ids.shape[1]))
-    mask = None if scanned.valid is None else valid
-    stream(accessed, ids, [watched], valid=mask, batch_size=scanned.batch_size, stage="self-sinking", progress=progress)
+    scanned.replay([watched], "self-sinking", progress, slice(MAX_SEQUENCES))
     classes = _classes(scanned, ids, valid)
     return [
         record.SelfSinkingBlock(block=block, classes=[_class(watched, block, name, classes[name]) for name in CLASSES])

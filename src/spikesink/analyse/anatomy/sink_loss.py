@@ -15,7 +15,7 @@ from spikesink.access import AttentionRows, Batch
 from spikesink.access.attention_weights import Probe, unembedding
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sequences_with_sinks
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.heads import sink_output
@@ -83,15 +83,7 @@ def loss_effects(
     sequences = sequences_with_sinks(found, SEQUENCES)
     rows, positions = _queries(scanned, found, sequences)
     gather = _Gather(found.mask[sequences], rows, positions, accessed.n_blocks)
-    stream(
-        accessed,
-        scanned.ids[sequences],
-        [gather],
-        valid=None if scanned.valid is None else scanned.valid[sequences],
-        batch_size=scanned.batch_size,
-        stage="sink parts",
-        progress=progress,
-    )
+    scanned.replay([gather], "sink parts", progress, sequences)
     targets = scanned.ids[sequences][rows, positions + 1].to(gather.final.device)
     losses = _Losses(unembed, gather.final, targets)
     heads = [(block, head) for block in sorted(projections) for head in range(gather.parts[block].shape[1])]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikesink.analyse.passes import Progress, stream
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.cooccurrence import SinkTokenMeasure
@@ -33,15 +33,7 @@ def sink_tokens(scanned: Scanned, progress: Progress) -> SinkTokens:
     if scanned not in _known:
         importance_min = scanned.sinks.importance_min
         measure = SinkTokenMeasure((len(scanned.ids), scanned.ids.shape[1]), importance_min)
-        stream(
-            scanned.accessed,
-            scanned.ids,
-            [measure],
-            valid=scanned.valid,
-            batch_size=scanned.batch_size,
-            stage="sink tokens",
-            progress=progress,
-        )
+        scanned.replay([measure], "sink tokens", progress)
         heads_min = max(1, math.ceil(HEADS_SHARE_MIN * measure.head_count))
         _known[scanned] = SinkTokens(measure.heads >= heads_min, measure.heads, importance_min, heads_min)
     found = _known[scanned]

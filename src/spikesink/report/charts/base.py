@@ -14,6 +14,8 @@ DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 """Beside colour, so that a chart survives a grey printer."""
 RAMP = "viridis"
 DIGITS = 6
+PADDING = 6
+"""Pixels between the outermost values and the ends of an axis that does not start at 0."""
 ROWS = "rows"
 """Name of a figure's data set in its specification."""
 WIDTH, HEIGHT = 560, 280
@@ -35,7 +37,7 @@ def config(ink: str, dim: str, grid: str, font: str = _FONT) -> dict[str, Any]:
         },
         "legend": {
             "labelColor": ink, "titleColor": ink, "labelFontSize": 11, "titleFontSize": 11, "orient": "top",
-            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 26,
+            "titleFontWeight": "normal", "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 10, "columns": 4,
         },
         "axisXQuantitative": {"tickCount": 10},
         "axisYQuantitative": {"tickCount": 6},
@@ -77,8 +79,9 @@ class Figure:
         return {**spec, "width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
 
     def with_rows(self, width: int = WIDTH) -> dict[str, Any]:
-        """The whole specification for a file: rows, white ground, the paper's config."""
+        """The whole specification for a file: rows, white ground, the paper's config, nothing picked."""
         spec = self.spec(width)
+        spec |= {"params": [{**param, "value": None} for param in spec["params"]]} if "params" in spec else {}
         return {
             **spec,
             "datasets": {**spec.get("datasets", {}), ROWS: self.rows},
@@ -115,15 +118,17 @@ def colours(domain: Sequence[str], colours: Sequence[str] | None = None) -> alt.
 
 
 def dashes(domain: Sequence[str]) -> alt.Scale:
-    return alt.Scale(domain=list(domain), range=(DASHES * 4)[: len(domain)])
+    """A dash for each name; shifted where colours start again, so that no two names look the same."""
+    shifted = [DASHES[(index + index // len(PALETTE)) % len(DASHES)] for index in range(len(domain))]
+    return alt.Scale(domain=list(domain), range=shifted)
 
 
 def log_scale(values: Iterable[float | None]) -> alt.Scale:
     """Logarithmic where all values are positive, else symmetric about 0."""
     known = [value for value in values if value is not None]
     if known and min(known) > 0:
-        return alt.Scale(type="log", nice=False)
-    return alt.Scale(type="symlog", constant=0.01)
+        return alt.Scale(type="log", nice=False, padding=PADDING)
+    return alt.Scale(type="symlog", constant=0.01, padding=PADDING)
 
 
 def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
@@ -135,9 +140,10 @@ def magnitude_axis(values: Iterable[float | None]) -> alt.Axis:
     )
 
 
-def line_legend() -> alt.Legend:
-    """A legend that shows lines as lines, with their dashes."""
-    return alt.Legend(symbolType="stroke", symbolSize=300)
+def line_legend(*, above_marks: bool = False) -> alt.Legend:
+    """A legend that shows lines as lines, with their dashes; it leaves room for the names of step blocks if asked."""
+    room = 26 if above_marks else alt.Undefined
+    return alt.Legend(symbolType="stroke", symbolSize=300, symbolOpacity=1, offset=room)
 
 
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:
@@ -161,9 +167,9 @@ def step_marks(up: Sequence[int], down: Sequence[int]) -> alt.LayerChart | None:
         .transform_filter(f"datum.line === {line}")
         for line in range(min(2, len(rows)))
     ]
-    return alt.layer(rule, *labels)
+    return alt.LayerChart(layer=[rule, *labels])
 
 
 def layered(*layers: alt.Chart | alt.LayerChart | None, height: int = HEIGHT) -> alt.LayerChart:
     """Layers without the absent ones."""
-    return alt.layer(*[layer for layer in layers if layer is not None]).properties(height=height)
+    return alt.LayerChart(layer=[layer for layer in layers if layer is not None]).properties(height=height)

@@ -90,7 +90,12 @@ def _lines(rows: Rows, record: Anatomy, title: str) -> alt.LayerChart:
     base = drawing().encode(
         block_axis(),
         alt.Y("magnitude:Q", title=title, scale=log_scale(values), axis=magnitude_axis(values)),
-        alt.Color("which:N", title=None, scale=colours(names, [ORANGE, BLUE, GREEN, GREY]), legend=line_legend()),
+        alt.Color(
+            "which:N",
+            title=None,
+            scale=colours(names, [ORANGE, BLUE, GREEN, GREY]),
+            legend=line_legend(above_marks=True),
+        ),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("which:N", title=None, scale=dashes(names)))
     point = base.mark_point(filled=True, size=28, opacity=1).encode(

@@ -64,7 +64,7 @@ def _figure(
     base = drawing().encode(
         block_axis(),
         alt.Y("value:Q", title=axis),
-        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE]), legend=line_legend()),
+        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE]), legend=line_legend(above_marks=True)),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("kind:N", title=None, scale=dashes(KINDS)))
     tips = ["block:Q", "kind:N", alt.Tooltip("value:Q", format=".4f"), "tokens:Q", "prompts:Q"]

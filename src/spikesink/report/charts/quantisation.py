@@ -7,7 +7,6 @@ import altair as alt
 from spikesink.records.interventions import Damage, Interventions
 from spikesink.report.charts.base import (
     BLUE,
-    GREY,
     HEIGHT,
     ORANGE,
     Figure,
@@ -17,6 +16,7 @@ from spikesink.report.charts.base import (
     drawing,
     layered,
     line_legend,
+    log_scale,
     table,
 )
 from spikesink.report.conditions import conditions, name
@@ -55,16 +55,16 @@ def _sites(record: Interventions) -> Figure:
         label = f"{row.kind} int{row.bits}, per {row.granularity}{static}"
         kind = "as it is"
         if row.remedy:
-            label, kind = f"{label} + {row.remedy}", "with a remedy"
+            label, kind = f"{row.kind} int{row.bits} + {row.remedy}", "with a remedy"
         rows.append({"configuration": label, "kind": kind, **_damage(row)})
     order = [row["configuration"] for row in rows]
     kinds = ("as it is", "with a remedy")
     y = alt.Y("configuration:N", title=None, sort=order)
     base = drawing().encode(y, alt.Color("kind:N", title=None, scale=colours(kinds, [BLUE, ORANGE])))
-    x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01),
+    x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01, nice=False),
               axis=alt.Axis(values=[-0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g"))  # fmt: skip
     bars = base.mark_bar(opacity=0.75, height=10).encode(x, tooltip=_tips("configuration", "kind"))
-    ranges = base.mark_rule(strokeWidth=2).encode(alt.X("low:Q"), alt.X2("high:Q"), color=alt.value(GREY))
+    ranges = drawing().mark_rule(strokeWidth=2).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
     n = record.provenance.settings["evaluated_sequences"]
     worst = max(rows, key=lambda row: row["cost"])
     return Figure(
@@ -123,7 +123,7 @@ def _cache(record: Interventions) -> Figure:
     lines = list(dict.fromkeys(row["line"] for row in rows))
     base = drawing().encode(
         alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
-        alt.Y("perplexity:Q", title="perplexity", scale=alt.Scale(type="log", nice=False)),
+        alt.Y("perplexity:Q", title="perplexity", scale=log_scale(row["perplexity"] for row in rows)),
         alt.Color("line:N", title=None, scale=colours(lines), legend=line_legend()),
     )
     tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),

@@ -85,8 +85,9 @@ def head_importance(record: Anatomy) -> Figure:
     """Importance by key position of the strongest head; on the page, of the head that was picked."""
     head = strongest_head(record)
     rows = importance_rows(record, head.block, head.head)
+    keys, axis = record.arrays["key_importance"].shape[-1], alt.Axis(grid=False, tickMinStep=1)
     bars = drawing().mark_bar(color=BLUE).encode(
-        alt.X("position:Q", title="key position", axis=alt.Axis(grid=False, tickMinStep=1)),
+        alt.X("position:Q", title="key position", scale=alt.Scale(domain=[-0.5, keys - 0.5], nice=False), axis=axis),
         alt.Y("importance:Q", title="importance", scale=alt.Scale(domainMin=0)),
         tooltip=["position:Q", alt.Tooltip("importance:Q", format=".4f")],
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """A study in charts: where the variants stand, what the paper has, learning curves, scaling."""
 
+import re
 from collections.abc import Callable
 
 import altair as alt
@@ -18,6 +19,7 @@ from spikesink.report.charts.base import (
     layered,
     line_legend,
     log_scale,
+    magnitude_axis,
     table,
 )
 from spikesink.report.words import counted, listed, number
@@ -42,8 +44,9 @@ def study_figures(study: StudyRecord) -> list[Figure]:
 
 
 def name_of(study: StudyRecord, name: str) -> str:
-    """Name of a chart: several studies may stand on one page."""
-    return f"study_{study.study}_{study.preset}_{name}".replace("-", "_").replace(".", "_")
+    """Name of a chart or section, as a file or an id may be called: several studies may stand on one page, and a
+    study's own name is anybody's text."""
+    return re.sub(r"\W", "_", f"study_{study.study}_{study.preset}_{name}", flags=re.ASCII)
 
 
 def _finished(study: StudyRecord) -> list[VariantRow]:
@@ -78,9 +81,10 @@ def _plane(study: StudyRecord) -> Figure | None:
         for row in _finished(study)
     ]  # fmt: skip
     kinds = ("baseline", "variant")
+    ratios = [row["max_over_median"] for row in rows]
     base = drawing().encode(
-        alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%")),
-        alt.Y("max_over_median:Q", title="max / median", scale=log_scale(row["max_over_median"] for row in rows)),
+        alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%"), scale=alt.Scale(padding=30)),
+        alt.Y("max_over_median:Q", title="max / median", scale=log_scale(ratios), axis=magnitude_axis(ratios)),
         alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=["diamond", "circle"])),
     )
@@ -119,7 +123,7 @@ def _beside_paper(study: StudyRecord, metric: str) -> Figure | None:
     logarithmic = metric != "sink_ratio"
     values = [row["value"] for row in rows] + [row["low"] for row in rows if "low" in row]
     scale = log_scale(values) if logarithmic else alt.Scale(domainMin=0)
-    axis = alt.Axis(format="%") if metric == "sink_ratio" else alt.Axis(format="~s")
+    axis = alt.Axis(format="%") if metric == "sink_ratio" else magnitude_axis(values)
     order = [row.variant for row in study.rows]
     base = drawing().encode(
         alt.Y("variant:N", title=None, sort=order, axis=alt.Axis(grid=True)),
@@ -190,7 +194,7 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
         alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(
-        alt.Y("value:Q", title=axis, scale=scale),
+        alt.Y("value:Q", title=axis, scale=scale, axis=magnitude_axis(lows) if logarithmic else alt.Axis()),
         alt.StrokeDash("variant:N", title=None, scale=dashes(variants), sort=variants),
     )
     band = base.mark_area(opacity=0.15).encode(alt.Y("low:Q"), alt.Y2("high:Q"))

@@ -13,6 +13,7 @@ from spikesink.report.charts.base import (
     layered,
     line_legend,
     log_scale,
+    magnitude_axis,
     table,
 )
 from spikesink.report.words import listed, number
@@ -85,11 +86,13 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
 
 
 def _lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
-    scale = log_scale(row["value"] for row in rows) if logarithmic else alt.Scale(zero=False, nice=True)
+    values = [row["value"] for row in rows]
+    scale = log_scale(values) if logarithmic else alt.Scale(zero=False, nice=True)
+    ticks = magnitude_axis(values) if logarithmic else alt.Axis()
     legend = line_legend() if len(names) > 1 else None
     base = drawing().encode(
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
-        alt.Y("value:Q", title=axis, scale=scale),
+        alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
         alt.Color(f"{field}:N", title=None, scale=colours(names), legend=legend),
     )
     line = base.mark_line(strokeWidth=2)

@@ -49,11 +49,14 @@
     spec.datasets = { ...spec.datasets, rows: data.get(name) };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
-    spec.config = { ...look, axis, aria: false };
+    const legend = { ...look.legend, columns: Math.max(2, Math.floor(holder.clientWidth / 140)) };
+    spec.config = { ...look, axis, legend };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
       tooltip,
     });
+    // The words of the figure and its table say it better than hundreds of marks.
+    holder.querySelector("svg").setAttribute("aria-hidden", "true");
     views.set(name, result.view);
     if (name === "sink_map") {
       result.view.addEventListener("click", (_event, item) => { if (item?.datum?.id) pick(item.datum.id); });
