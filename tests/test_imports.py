@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
-EVERYWHERE = {"records", "errors", "weights"}
+EVERYWHERE = {"records", "errors", "weights", "whole"}
 ALLOWED = {
     "access": set(),
     "measure": set(),
@@ -24,6 +24,7 @@ ALLOWED = {
     "records": {"report"},
     "errors": set(),
     "weights": set(),
+    "whole": set(),
 }
 
 

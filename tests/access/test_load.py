@@ -1,5 +1,6 @@
 """From a name to a model: folders, GGUF, the embedded model and its cache, devices and dtypes."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -107,11 +108,12 @@ def test_two_processes_fill_one_cache(tmp_path):
 
 
 @pytest.mark.embedded
-def test_a_partial_cache_is_made_again(embedded, tmp_path, monkeypatch):
-    """A folder without its config is no checkpoint, whoever damaged it."""
+@pytest.mark.parametrize("damage", ["gone", "cut", "bit", "no hashes"])
+def test_a_damaged_cache_is_made_again(embedded, tmp_path, monkeypatch, damage):
+    """Whoever damaged it: a file that is not as it was written is never read."""
     made = []
 
-    def copy(_gguf, folder):
+    def copy(_gguf, _header, folder):
         made.append(folder)
         shutil.copytree(embedded.path, folder, dirs_exist_ok=True)
 
@@ -119,10 +121,20 @@ def test_a_partial_cache_is_made_again(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_dequantise", copy)
     whole = find_checkpoint(None, revision=None, allow_pickle=False).folder
     assert find_checkpoint(None, revision=None, allow_pickle=False).folder == whole
-    assert made == [whole]
-    (whole / "config.json").unlink()
-    assert find_checkpoint(None, revision=None, allow_pickle=False).folder == whole
-    assert made == [whole, whole]
+    assert len(made) == 1
+    if damage == "cut":
+        os.truncate(whole / "model.safetensors", 100_000_000)
+    elif damage == "bit":
+        with (whole / "model.safetensors").open("r+b") as file:
+            file.seek(300_000_000)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+    else:
+        (whole / ("config.json" if damage == "gone" else "SHA256SUMS")).unlink()
+    again = find_checkpoint(None, revision=None, allow_pickle=False)
+    assert again.folder == whole and len(made) == 2
+    assert again.provenance()["file_sha256"] == embedded.provenance["file_sha256"]
 
 
 @pytest.mark.embedded

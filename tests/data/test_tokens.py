@@ -62,6 +62,12 @@ def test_packing_puts_eos_between_documents_and_bos_before_sequences(corpus):
     assert plain.ids.tolist() == [[3, 4, 5, 6, 7], [8, 9, 10, 11, 12]]
 
 
+def test_packing_never_doubles_a_bos_that_also_ends_documents(corpus):
+    """The cut after w3 w4 w5 w6 w7 w8 falls on the end of the document, whose token is BOS too."""
+    made = tokenise(corpus, tokenizer(eos_token="<s>"), seq_len=7, sequences=2, pack=True, bos="always")
+    assert made.ids.tolist() == [[BOS, 3, 4, 5, 6, 7, 8], [BOS, 9, 10, BOS, 11, 12, 13]]
+
+
 def test_fewer_sequences_than_asked_for_and_none(corpus):
     assert tokenise(corpus, tokenizer(), seq_len=6, sequences=5).ids.tolist() == [[3, 4, 5, 6, 7, 8]]
     with pytest.raises(InputError, match="longest has 6"):

@@ -52,7 +52,7 @@ def test_overrides():
         ("training.loss_max=0", "^training.loss_max: .*greater than 0"),
         ("running.log_every=2", "save_every is 3, log_every 2; expected a multiple"),
         ("data.source.path=x", "data.source has no 'path'"),
-        ("training.steps=[1", "is no YAML value"),
+        ("training.steps=[1", r"'\[1' is no YAML"),
     ],
 )
 def test_errors_name_the_path(change, message):

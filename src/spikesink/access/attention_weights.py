@@ -61,6 +61,8 @@ def output_projection(accessed: AccessedModel, block: int, seen: Probe) -> tuple
     Raises DoesNotApplyError where `W_O output` is not what the block writes (a gate, an unknown module).
     """
     sites = accessed.blocks()[block - 1]
+    if block not in seen.outputs:
+        raise DoesNotApplyError(f"Block {block} ({type(sites.inner).__name__}) mixes tokens without attending")
     for name in ("o_proj", "out_proj", "c_proj", "dense"):
         module = getattr(sites.inner, name, None)
         if module is not None:

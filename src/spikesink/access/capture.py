@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from spikesink.access import attention
+from spikesink.access.finite import explain_not_finite, finite
 from spikesink.access.heap import release_freed
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
 from spikesink.access.protocol import Batch, listeners
@@ -60,8 +61,12 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     for listen in listeners(tap.observers, "on_batch"):
         listen(batch)
     with without_gradient(accessed.model):
-        logits = accessed.model(input_ids=batch.ids, use_cache=False, **_padding(batch)).logits
-        for listen in listeners(tap.observers, "on_logits"):
+        logits = accessed.model(**inputs_of(batch, device), use_cache=False).logits
+        found = listeners(tap.observers, "on_logits")
+        # Minus infinity is how some families rule out a token.
+        if found and not finite(logits.clamp_min(torch.finfo(logits.dtype).min)):
+            raise NumericError(explain_not_finite("The logits", logits))
+        for listen in found:
             listen(logits)
     for listen in listeners(tap.observers, "on_batch_end"):
         listen()
@@ -74,14 +79,16 @@ def without_gradient(model: nn.Module) -> AbstractContextManager[None]:
     return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
 
-def _padding(batch: Batch) -> dict[str, Tensor]:
-    """The mask of a padded batch; on the left, also positions that start at the first real token."""
-    if not batch.padded:
-        return {}
-    mask = {"attention_mask": batch.valid.long()}
-    if not bool(batch.valid[:, 0].all()):
-        mask["position_ids"] = (batch.valid.cumsum(1) - 1).clamp(min=0)
-    return mask
+def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What the model is given: the ids and, of a padded batch, the mask; where padding is on the left, also positions
+    that start at the first real token."""
+    inputs = {"input_ids": batch.ids.to(device)}
+    if batch.padded:
+        valid = batch.valid.to(device)
+        inputs["attention_mask"] = valid.long()
+        if not bool(valid[:, 0].all()):
+            inputs["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
+    return inputs
 
 
 @contextmanager
@@ -170,13 +177,18 @@ class _LayerHooks:
         self.tap = tap
         self.entering: Tensor | None = None
         self.before_skipping: Tensor | None = None
+        self.parts: list[Tensor] = []
+        """Of a write that several modules make: what the first ones made."""
 
     def register(self) -> list[Any]:
         sites = self.sites
         handles = [
             sites.layer.register_forward_pre_hook(self.enter, with_kwargs=True),
-            sites.attention.write.register_forward_hook(self.written(sites.attention)),
-            sites.ffn.write.register_forward_hook(self.written(sites.ffn)),
+            *(
+                writer.register_forward_hook(self.written(block, multiplier))
+                for block in (sites.attention, sites.ffn)
+                for writer, multiplier in block.writers
+            ),
             sites.layer.register_forward_hook(self.leave),
         ]
         if not sites.parallel:
@@ -185,6 +197,7 @@ class _LayerHooks:
 
     def enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         hidden = _first_input(args, kwargs)
+        self.parts = []
         if self.sites.attention.block == 1:
             hidden = self.edited(0, hidden)
             self.show("on_residual", 0, hidden)
@@ -211,20 +224,26 @@ class _LayerHooks:
         self.entering = None
         return _with_first(output, hidden)
 
-    def written(self, sites: BlockSites) -> Callable:
+    def written(self, sites: BlockSites, multiplier: float) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-            shape = _first(output).shape
-            write = (
-                self.shaped(_first(output)) * sites.multiplier if sites.multiplier != 1 else self.shaped(_first(output))
-            )
+            part = self.shaped(_first(output))
+            self.parts.append(part * multiplier if multiplier != 1 else part)
+            if len(self.parts) < len(sites.writers):
+                return None
+            (*earlier, write), self.parts = self.parts, []
+            for other in earlier:
+                write = write + other
             for edit in listeners(self.tap.editors, "edit_write"):
                 write = edit(sites.block, write)
-            if sites.kind == "attention" and not (self.sites.parallel or self.sites.post_norm):
+            if sites.kind != "ffn" and not (self.sites.parallel or self.sites.post_norm):
                 write = self.edited_through_write(sites.block, write)
             self.show("on_write", sites.block, write)
             if not self.tap.editors:
                 return None
-            return _with_first(output, (write / sites.multiplier).reshape(shape))
+            # The last of several writers answers for an edit of their sum.
+            for other in earlier:
+                write = write - other
+            return _with_first(output, (write / multiplier).reshape(_first(output).shape))
 
         return hook
 
@@ -250,18 +269,11 @@ class _LayerHooks:
 
     def show(self, method: str, block: int, tensor: Tensor) -> None:
         found = listeners(self.tap.observers, method)
-        if found and not _finite(tensor):
-            raise NumericError(
-                f"Block {block} produced values that are not finite in {tensor.dtype}. Load the model in float32 "
-                "(--dtype float32), or check the checkpoint."
-            )
+        if found and not finite(tensor):
+            what = f"The residual after block {block}" if method == "on_residual" else f"What block {block} writes"
+            raise NumericError(explain_not_finite(what, tensor))
         for listen in found:
             listen(block, tensor)
-
-
-def _finite(tensor: Tensor) -> bool:
-    # A sum is finite unless an element is not (or the sum itself overflows, then the elements decide).
-    return bool(torch.isfinite(tensor.float().sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _first(output: Any) -> Tensor:

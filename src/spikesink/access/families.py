@@ -6,7 +6,7 @@ refused and never measured.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -17,14 +17,27 @@ from spikesink.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class BlockNames:
-    """Modules of one residual block inside a layer; what goes into the residual is the output norm's output, else
-    `inner`'s."""
+    """Modules of one residual block inside a layer, by (dotted) name; what goes into the residual is the output of the
+    output norm, else of `write`, else of `inner`."""
 
     inner: str
     input_norm: str | None = None
     output_norm: str | None = None
     first: str | None = None
     """First module that reads the residual, where neither `input_norm` nor `inner` does."""
+    write: str | None = None
+    """What writes to the residual, where `inner` does not."""
+    multiplier: str = "residual_multiplier"
+    """Attribute of the layer that the write is multiplied with, where it has one."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further modules whose outputs, each times an attribute of the layer, are part of the same write, where a layer
+    has them: a shared FFN beside experts, a recurrence beside attention."""
+    mixers: tuple[str, ...] = ()
+    """What stands in the place of `inner` in the layers of a hybrid model that do not attend."""
+
+    def names(self) -> list[str]:
+        """Everything that a layer must have, but for `inner` or its substitutes."""
+        return [name for name in (self.input_norm, self.output_norm, self.first, self.write) if name is not None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,12 @@ class Layout:
     """True where the residual itself is normed after each block: H' = Norm(H + F)."""
 
 
+MIXERS = ("linear_attn", "mamba", "conv")
+RECURRENT_TYPES = frozenset({"linear_attention", "conv", "recurrent"})
+"""Layer types of a config whose layers mix tokens without attending."""
+
 SEQUENTIAL = Layout(
-    attention=BlockNames("self_attn", input_norm="input_layernorm"),
+    attention=BlockNames("self_attn", input_norm="input_layernorm", mixers=MIXERS),
     ffn=BlockNames("mlp", input_norm="post_attention_layernorm"),
 )
 SANDWICH = Layout(
@@ -58,18 +75,21 @@ GPT2 = Layout(
 GPT_NEOX = Layout(
     attention=BlockNames("attention", input_norm="input_layernorm"),
     ffn=BlockNames("mlp", input_norm="post_attention_layernorm"),
-    parallel=lambda config: bool(config.use_parallel_residual),
+    parallel=lambda config: bool(getattr(config, "use_parallel_residual", False)),
 )
 OPT = Layout(
     attention=BlockNames("self_attn", input_norm="self_attn_layer_norm"),
     ffn=BlockNames("fc2", input_norm="final_layer_norm", first="fc1"),
     post_norm=lambda config: not config.do_layer_norm_before,
 )
+BART = replace(OPT, post_norm=lambda config: True)
+MBART = replace(OPT, post_norm=lambda config: False)
 ONE_NORM_PARALLEL = Layout(
     attention=BlockNames("self_attn", input_norm="input_layernorm"),
     ffn=BlockNames("mlp", input_norm="input_layernorm"),
     parallel=lambda config: True,
 )
+STABLELM = replace(ONE_NORM_PARALLEL, parallel=lambda config: bool(getattr(config, "use_parallel_residual", False)))
 GPTJ = Layout(
     attention=BlockNames("attn", input_norm="ln_1"),
     ffn=BlockNames("mlp", input_norm="ln_1"),
@@ -80,6 +100,67 @@ ZOO = Layout(
     ffn=BlockNames("mlp", input_norm="ffn_layernorm", output_norm="post_ffn_norm"),
     post_norm=lambda config: bool(getattr(config, "is_post_norm", False)),
 )
+BERT = Layout(
+    attention=BlockNames("attention", write="attention.output.dense", output_norm="attention.output.LayerNorm"),
+    ffn=BlockNames("output.dense", first="intermediate.dense", output_norm="output.LayerNorm"),
+    post_norm=lambda config: True,
+)
+PRE_NORM_ROBERTA = Layout(
+    attention=BlockNames("attention", write="attention.output.dense", input_norm="attention.LayerNorm"),
+    ffn=BlockNames("output.dense", input_norm="intermediate.LayerNorm"),
+)
+XLM_ROBERTA_XL = Layout(
+    attention=BlockNames("attention", write="attention.output.dense", input_norm="attention.self_attn_layer_norm"),
+    ffn=BlockNames("output.dense", input_norm="LayerNorm"),
+)
+GLM4 = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", output_norm="post_self_attn_layernorm"),
+    ffn=BlockNames("mlp", input_norm="post_attention_layernorm", output_norm="post_mlp_layernorm"),
+)
+AFMOE = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", output_norm="post_attention_layernorm"),
+    ffn=BlockNames("mlp", input_norm="pre_mlp_layernorm", output_norm="post_mlp_layernorm"),
+)
+HYPERCLOVA = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", output_norm="post_norm1"),
+    ffn=BlockNames("mlp", input_norm="post_attention_layernorm", output_norm="post_norm2"),
+)
+LFM3 = Layout(
+    attention=BlockNames("self_attn", input_norm="operator_norm", output_norm="post_operator_norm", mixers=MIXERS),
+    ffn=BlockNames("feed_forward", input_norm="ffn_norm", output_norm="post_ffn_norm"),
+)
+INKLING = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", write="attn_sconv"),
+    ffn=BlockNames("mlp", input_norm="post_attention_layernorm", write="mlp_sconv"),
+)
+GRANITE_MOE = Layout(
+    attention=BlockNames("self_attn", input_norm="input_layernorm", mixers=MIXERS),
+    ffn=BlockNames(
+        "block_sparse_moe", input_norm="post_attention_layernorm", also=(("shared_mlp", "residual_multiplier"),)
+    ),
+)
+FALCON_H1 = Layout(
+    attention=BlockNames(
+        "self_attn",
+        input_norm="input_layernorm",
+        multiplier="attn_out_multiplier",
+        also=(("mamba", "ssm_out_multiplier"),),
+    ),
+    ffn=BlockNames("feed_forward", input_norm="pre_ff_layernorm"),
+)
+DBRX = Layout(
+    attention=BlockNames("norm_attn_norm.attn", input_norm="norm_attn_norm.norm_1"),
+    ffn=BlockNames("ffn", input_norm="norm_attn_norm.norm_2"),
+)
+
+
+def _pre_norm(attention: str, attention_norm: str, ffn: str, ffn_norm: str) -> Layout:
+    """A plain pre-norm layer whose modules have other names."""
+    return Layout(
+        attention=BlockNames(attention, input_norm=attention_norm, mixers=MIXERS),
+        ffn=BlockNames(ffn, input_norm=ffn_norm),
+    )
+
 
 FAMILIES: dict[str, Layout] = {
     "llama": SEQUENTIAL,
@@ -102,48 +183,88 @@ FAMILIES: dict[str, Layout] = {
     "opt": OPT,
     "spikesink_decoder": ZOO,
 }
-GUESSES = (ZOO, SANDWICH, SEQUENTIAL, OUTPUT_NORM, GPT2, ONE_NORM_PARALLEL, GPTJ)
+GUESSES = (
+    *(ZOO, SANDWICH, AFMOE, GLM4, HYPERCLOVA, INKLING, SEQUENTIAL, OUTPUT_NORM, GPT2, GPT_NEOX, STABLELM),
+    *(ONE_NORM_PARALLEL, GPTJ, BART, MBART, BERT, PRE_NORM_ROBERTA, XLM_ROBERTA_XL, LFM3, DBRX),
+    _pre_norm("self_attn", "operator_norm", "feed_forward", "ffn_norm"),
+    _pre_norm("self_attn", "input_layernorm", "feed_forward", "pre_ff_layernorm"),
+    _pre_norm("self_attn", "input_layernorm", "feed_forward", "post_attention_layernorm"),
+    _pre_norm("self_attn", "input_layernorm", "mlp", "pre_feedforward_layernorm"),
+    GRANITE_MOE,
+    FALCON_H1,
+    _pre_norm("self_attn", "input_layernorm", "shared_mlp", "post_attention_layernorm"),
+    _pre_norm("self_attention", "input_layernorm", "mlp", "post_attention_layernorm"),
+    _pre_norm("self_attn", "attention_layernorm", "mlp", "feedforward_layernorm"),
+    _pre_norm("attn", "attn_norm", "mlp", "mlp_norm"),
+    _pre_norm("multi_head_attention", "layernorm1", "ffn", "layernorm2"),
+)
+"""Tried, in this order, on a model type that is not listed: a layout with more modules before one with some of them."""
 
 
-def layouts_for(model_type: str, layer: nn.Module) -> list[Layout]:
-    """Layouts to try for this model type: the listed one, or every guess whose modules the layer has."""
-    if model_type in FAMILIES:
-        return [FAMILIES[model_type]]
-    guesses = [layout for layout in GUESSES if _has_modules(layer, layout)]
-    if not guesses:
-        children = ", ".join(name for name, _ in layer.named_children())
+def layouts_for(model_type: str, layers: nn.ModuleList) -> list[list[Layout]]:
+    """Layouts to try for this model type, each a layout per layer: the listed one, or every guess whose modules the
+    layers have; last, in case the layers differ (OLMo hybrid), the first that fits each.
+
+    Raises UnsupportedModelError where nothing fits.
+    """
+    known = (FAMILIES[model_type],) if model_type in FAMILIES else GUESSES
+    fitting = [[layout for layout in known if _fits(layer, layout)] for layer in layers]
+    odd = next((layer for layer, found in zip(layers, fitting, strict=True) if not found), None)
+    if odd is not None:
+        children = ", ".join(name for name, _ in odd.named_children())
         raise UnsupportedModelError(
-            f"The layers of model type '{model_type}' ({type(layer).__name__}: {children}) have none of the layouts "
-            f"that spikesink can read. Supported: {', '.join(FAMILIES)}; to add one, see access/families.py."
+            f"The layers of model type '{model_type}' ({type(odd).__name__}: {children}) have none of the layouts "
+            f"that spikesink can read. To add one, see access/families.py."
         )
-    return guesses
+    same = [[layout] * len(layers) for layout in known if all(layout in found for found in fitting)]
+    return same or [[found[0] for found in fitting]]
 
 
-def _has_modules(layer: nn.Module, layout: Layout) -> bool:
-    names = [
-        name
-        for block in (layout.attention, layout.ffn)
-        for name in (block.inner, block.input_norm, block.output_norm, block.first)
-        if name is not None
-    ]
-    return all(isinstance(getattr(layer, name, None), nn.Module) for name in names)
+def _fits(layer: nn.Module, layout: Layout) -> bool:
+    return all(
+        token_mixer(layer, names) is not None and all(module_of(layer, name) is not None for name in names.names())
+        for names in (layout.attention, layout.ffn)
+    )
+
+
+def token_mixer(layer: nn.Module, names: BlockNames) -> nn.Module | None:
+    """What a block computes with: its `inner`, or what a hybrid model has in its place; None where it has neither."""
+    found = (module_of(layer, name) for name in (names.inner, *names.mixers))
+    return next((module for module in found if module is not None), None)
+
+
+def module_of(layer: nn.Module, name: str) -> nn.Module | None:
+    """The module of this dotted name, None where there is none."""
+    module: Any = layer
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    return module if isinstance(module, nn.Module) else None
+
+
+def attends(layer: nn.Module, names: BlockNames, config: Any, layer_index: int) -> bool:
+    """Whether this layer is declared to have attention: a hybrid model puts a recurrence or convolution into others."""
+    types = getattr(config, "layer_types", None)
+    linear = types is not None and len(types) > layer_index and types[layer_index] in RECURRENT_TYPES
+    return module_of(layer, names.inner) is not None and not linear
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal LM, of its text decoder if it is multimodal."""
     decoder, base = model.get_decoder(), model.base_model
-    inner = [getattr(root, name, None) for root in (decoder, base) for name in ("language_model", "decoder", "model")]
+    names = ("language_model", "decoder", "model", "encoder")
+    inner = [getattr(root, name, None) for root in (decoder, base) for name in names]
     for root in (decoder, base, *inner):
-        for name in ("layers", "h", "blocks"):
+        for name in ("layers", "h", "blocks", "layer"):
             layers = getattr(root, name, None)
             if isinstance(layers, nn.ModuleList) and len(layers) > 0:
                 return layers
     raise UnsupportedModelError(
-        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks); "
+        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks, layer); "
         "only decoder-only Transformers can be measured."
     )
 
 
-def residual_multiplier(layer: nn.Module) -> float:
-    """What a block's output is multiplied with before it is added (granite's residual_multiplier)."""
-    return float(getattr(layer, "residual_multiplier", 1.0))
+def multiplier_of(layer: nn.Module, name: str) -> float:
+    """The number that an output is multiplied with before it is added (granite, MiniCPM, Falcon H1); 1 without one."""
+    found = (getattr(layer, each, None) for each in (name, "residual_scale"))
+    return next((float(number) for number in found if isinstance(number, int | float)), 1.0)

@@ -48,6 +48,9 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     for layer in accessed.layers:
         inside = {id(module) for module in layer.attention.inner.modules()}
         for module in layer.layer.modules():
+            if layer.attention.kind == "mixer" and id(module) in inside:
+                # Neither q, k, v nor o: what a recurrence or convolution reads and writes has no kind here.
+                continue
             if isinstance(module, nn.Linear | Conv1D):
                 block = (layer.attention if id(module) in inside else layer.ffn).block
                 handles.append(module.register_forward_hook(_note(called.setdefault(block, []))))

@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
-from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
+from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
 from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.model import AccessedModel, find_layers
+from spikesink.access.plausible import check_plausible
+from spikesink.access.verify import PROBE_TOKENS
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
 
@@ -44,12 +46,29 @@ def load(
     config = _read_config(checkpoint, trust_remote_code)
     _refuse_unsuitable(config, checkpoint.name)
     torch_dtype = _resolve_dtype(dtype, device)
-    check_memory(checkpoint, torch_dtype, device)
+    stored = stored_weights(checkpoint)
+    check_memory(checkpoint, stored, torch_dtype, device)
+    if stored is not None:
+        check_plausible(config, checkpoint.name, stored)
     model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
-    accessed = access(model, _read_tokenizer(checkpoint, trust_remote_code), path=checkpoint.folder)
+    accessed = _accessed(model, _read_tokenizer(checkpoint, trust_remote_code), checkpoint)
     accessed.provenance.update(checkpoint.provenance())
     accessed.load_s = time.perf_counter() - started
     return accessed
+
+
+def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpoint) -> AccessedModel:
+    """`access`, where a config that loads but does not run is the checkpoint's fault and not ours."""
+    try:
+        return access(model, tokenizer, path=checkpoint.folder)
+    except (SpikesinkError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(
+            f"'{checkpoint.name}' loads, but cannot run {PROBE_TOKENS} tokens ({type(error).__name__}: {text}). Its "
+            "config.json is broken, or asks for something that spikesink does not know."
+        ) from error
 
 
 def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path | None = None) -> AccessedModel:
@@ -57,14 +76,14 @@ def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path |
 
     Raises UnsupportedModelError where no layout fits and VerificationError where none holds numerically.
     """
-    if not model._supports_attention_backend:
+    if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type '{model.config.model_type}') computes attention outside transformers' "
             "attention registry, so its attention cannot be measured exactly. Refused rather than guessed."
         )
     refusals: list[VerificationError] = []
-    for layout in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)[0]):
-        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layout))
+    for layouts in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)):
+        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layouts))
         try:
             verification = verify_layers(accessed)
         except VerificationError as error:
@@ -82,6 +101,7 @@ def _facts(accessed: AccessedModel) -> dict[str, Any]:
         "dtype": str(accessed.dtype).removeprefix("torch."),
         "device": str(accessed.device),
         "layers": accessed.n_layers,
+        "attention_layers": len(accessed.attending),
         "d_model": accessed.d_model,
         "vocab_size": accessed.vocab_size,
         "arrangement": "parallel" if accessed.parallel else "post_norm" if accessed.post_norm else "sequential",

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spikesink.access.families import BlockNames, Layout, decoder_layers, residual_multiplier
+from spikesink.access.families import (
+    BlockNames,
+    Layout,
+    attends,
+    decoder_layers,
+    module_of,
+    multiplier_of,
+    token_mixer,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class BlockSites:
 
     block: int
     kind: str
-    """`attention` or `ffn`."""
+    """`attention`, `ffn`, or `mixer` where a hybrid model has a recurrence or convolution in attention's place."""
     inner: nn.Module
     reader: nn.Module
     """The first module that reads the residual stream: its input is the block's input."""
@@ -28,11 +36,18 @@ class BlockSites:
     residual_norm: nn.Module | None
     """The norm that acts on the residual itself in a post-norm layer: H' = Norm(H + F)."""
     multiplier: float
+    also: tuple[tuple[nn.Module, float], ...] = ()
+    """Further modules whose outputs, each times a number, are part of the same write."""
+
+    @property
+    def writers(self) -> tuple[tuple[nn.Module, float], ...]:
+        """Every module whose output, times its number, is added to the residual stream."""
+        return ((self.write, self.multiplier), *self.also)
 
 
 @dataclass(frozen=True)
 class LayerSites:
-    """One decoder layer: an attention block and an FFN block."""
+    """One decoder layer: an attention block (a mixer in some layers of a hybrid model) and an FFN block."""
 
     layer: nn.Module
     attention: BlockSites
@@ -109,47 +124,72 @@ class AccessedModel:
         """The token as text; `<id>` where there is no tokenizer."""
         return f"<{token_id}>" if self.tokenizer is None else str(self.tokenizer.decode([token_id]))
 
+    @property
+    def attending(self) -> list[BlockSites]:
+        """The attention blocks, in order: one of each layer, except in a hybrid model."""
+        return [layer.attention for layer in self.layers if layer.attention.kind == "attention"]
+
+    @property
+    def hybrid(self) -> bool:
+        """True where some layers mix tokens without attending."""
+        return len(self.attending) < self.n_layers
+
     def blocks(self) -> list[BlockSites]:
         """All residual blocks in order, block 1 first."""
         return [sites for layer in self.layers for sites in (layer.attention, layer.ffn)]
 
 
-def find_layers(model: PreTrainedModel, layout: Layout) -> list[LayerSites]:
-    """The sites of every decoder layer under this layout."""
+def find_layers(model: PreTrainedModel, layouts: list[Layout]) -> list[LayerSites]:
+    """The sites of every decoder layer, each under its layout."""
     config = model.config.get_text_config(decoder=True)
-    post_norm = layout.post_norm(config)
-    return [
-        LayerSites(
-            layer=layer,
-            attention=_block_sites(layer, layout.attention, 2 * index + 1, "attention", post_norm),
-            ffn=_block_sites(layer, layout.ffn, 2 * index + 2, "ffn", post_norm),
-            parallel=layout.parallel(config),
-            post_norm=post_norm,
+    found = []
+    for index, (layer, layout) in enumerate(zip(decoder_layers(model), layouts, strict=True)):
+        kind = "attention" if attends(layer, layout.attention, config, index) else "mixer"
+        post_norm = layout.post_norm(config)
+        found.append(
+            LayerSites(
+                layer=layer,
+                attention=_block_sites(layer, layout.attention, 2 * index + 1, kind, post_norm),
+                ffn=_block_sites(layer, layout.ffn, 2 * index + 2, "ffn", post_norm),
+                parallel=layout.parallel(config),
+                post_norm=post_norm,
+            )
         )
-        for index, layer in enumerate(decoder_layers(model))
-    ]
+    return found
 
 
 def _block_sites(layer: nn.Module, names: BlockNames, block: int, kind: str, post_norm: bool) -> BlockSites:
-    inner = getattr(layer, names.inner)
+    inner = token_mixer(layer, names)
+    assert inner is not None, "a layout that does not fit its layer"
     # In a post-norm layer the norms act on the residual itself: they neither feed the block nor shape its write.
     input_norm = None if post_norm else _norm(layer, names.input_norm)
     output_norm = None if post_norm else _norm(layer, names.output_norm)
     residual_norm = _norm(layer, names.output_norm or names.input_norm) if post_norm else None
-    first = getattr(layer, names.first) if names.first else inner
+    first = _named(layer, names.first) if names.first else inner
     return BlockSites(
         block=block,
         kind=kind,
         inner=inner,
         reader=input_norm or first,
-        write=output_norm or inner,
+        write=output_norm or (_named(layer, names.write) if names.write else inner),
         input_norm=input_norm,
         output_norm=output_norm,
         residual_norm=residual_norm,
-        multiplier=residual_multiplier(layer),
+        multiplier=multiplier_of(layer, names.multiplier),
+        also=tuple(
+            (module, multiplier_of(layer, number))
+            for name, number in names.also
+            if (module := module_of(layer, name)) is not None and module is not inner
+        ),
     )
 
 
 def _norm(layer: nn.Module, name: str | None) -> nn.Module | None:
-    module = getattr(layer, name) if name else None
+    module = _named(layer, name) if name else None
     return None if isinstance(module, nn.Identity) else module
+
+
+def _named(layer: nn.Module, name: str) -> nn.Module:
+    module = module_of(layer, name)
+    assert module is not None, "a layout that does not fit its layer"
+    return module

@@ -81,6 +81,10 @@ def gated_ffns(accessed: AccessedModel, block: int) -> list[GatedFFN]:
     gain = None if scale is None else scale.gain
     found = []
     for part in parts:
+        if part.gate.shape[1] != accessed.d_model or part.down.shape[0] != accessed.d_model:
+            raise DoesNotApplyError(
+                f"The FFN of block {block} ({type(sites.inner).__name__}) keeps its weights in a way that is not known"
+            )
         gate, up = (matrix.detach().float() for matrix in (part.gate, part.up))
         ffn = GatedFFN(
             gate=gate if gain is None else gate * gain,
@@ -142,7 +146,8 @@ def _parts(sites: BlockSites) -> list[_Part]:
 
 
 def _dense(module: Any, block: int, expert: int | None) -> _Part:
-    linears = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj")]
+    found = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj")]
+    linears: list[Any] = [linear if isinstance(linear, nn.Module) else None for linear in found]
     gate, up, down, fused = linears
     if down is not None and fused is not None:
         halves = fused.weight.chunk(2, dim=0)
@@ -193,7 +198,7 @@ def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | Non
 
     hidden = probe_rows(ffn.d_model, part.gate)
     with torch.inference_mode():
-        shown = part.run(sites.input_norm(hidden) if sites.input_norm is not None else hidden)
+        shown = _run(part, sites, sites.input_norm(hidden) if sites.input_norm is not None else hidden)
         entering = scale.norm(hidden) if scale is not None else hidden.float()
         gate, up = entering @ ffn.gate.T, entering @ ffn.up.T
         found = difference((ACT2FN[ffn.activation](gate) * up) @ ffn.down.T, shown.reshape(len(hidden), -1))
@@ -202,6 +207,15 @@ def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | Non
             f"The FFN of block {sites.block} ({type(sites.inner).__name__}) differs from W_down(act(W_gate h) * W_up h)"
             f" by {found:.2g} (relative), so its amplifier is not known"
         )
+
+
+def _run(part: _Part, sites: BlockSites, hidden: Tensor) -> Tensor:
+    try:
+        return part.run(hidden)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DoesNotApplyError(
+            f"The FFN of block {sites.block} ({type(sites.inner).__name__}) cannot be run by itself ({error})"
+        ) from error
 
 
 def _activation_name(config: Any) -> str:

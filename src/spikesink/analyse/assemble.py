@@ -69,13 +69,14 @@ def _text(scanned: Scanned, sequence: int, places: slice) -> str:
 
 def lifecycle(scanned: Scanned) -> Lifecycle:
     measured, steps = scanned.spikes, scanned.steps
+    kinds = {sites.block: sites.kind for sites in scanned.accessed.blocks()}
     blocks = []
     for block in sorted(measured.writes):
         residual = measured.residuals.get(block)
         blocks.append(
             BlockCycle(
                 block=block,
-                kind="attention" if block % 2 else "ffn",
+                kind=kinds[block],
                 resid_top3=residual.peaks.top() if residual else None,
                 out_top3=measured.writes[block].top(),
                 resid_median=residual.median if residual else None,

@@ -1,6 +1,7 @@
 """`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
 
 import datetime
+import math
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -67,6 +68,12 @@ def parse_which(text: str | None) -> Choice:
     return Choice(ordered, tuple(part for part in PARTS if part in parts), "all" in names)
 
 
+def check_magnitude(magnitude: float | None) -> None:
+    """Refuse a threshold that no element or every element reaches. Raises InputError."""
+    if magnitude is not None and not 0 < magnitude < math.inf:
+        raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
+
+
 def _group(name: str) -> tuple[str, ...]:
     if name in ("default", "core"):
         return CORE
@@ -106,6 +113,7 @@ def dissociate(
     options = options or Options()
     started = time.perf_counter()
     choice = parse_which(options.which)
+    check_magnitude(options.magnitude)
     criteria = check_options(options.epsilon, options.sink_metric)
     accessed = accessed_model(model)
     given = _checked(tokens, accessed)

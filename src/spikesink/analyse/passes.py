@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, run
+from spikesink.access.padding import check_left_padding
 from spikesink.errors import ModelError
 
 Progress = Callable[[str, int, int], None]
@@ -46,6 +47,8 @@ def stream(
 ) -> float:
     """Run every sequence once under the observers; returns the seconds it took."""
     started = time.perf_counter()
+    if valid is not None:
+        check_left_padding(accessed, valid)
     size = batch_size or default_batch_size(ids.shape[1])
     progress(stage, 0, len(ids))
     with observing(accessed, observers):

@@ -69,12 +69,16 @@ def _summary(
     first: dict[int, np.ndarray],
     blocks: set[int],
 ) -> dict[str, float]:
-    """The four numbers over some blocks; residuals and attentions that are not among them do not count."""
-    return {
+    """The four numbers over some blocks; residuals and attentions that are not among them do not count.
+
+    Blocks none of which attends (a layer of a hybrid model) have the first two only.
+    """
+    found = {
         "spike": max(value for block, value in peak.items() if block in blocks),
         "max_over_median": max(value for block, value in ratio.items() if block in blocks),
-        "sink_ratio": float(np.concatenate([rates for block, rates in sinks.items() if block in blocks]).mean()),
-        "first_token_importance": float(
-            np.concatenate([values for block, values in first.items() if block in blocks]).mean()
-        ),
     }
+    for name, by_block in (("sink_ratio", sinks), ("first_token_importance", first)):
+        heads = [values for block, values in by_block.items() if block in blocks]
+        if heads:
+            found[name] = float(np.concatenate(heads).mean())
+    return found

@@ -78,7 +78,7 @@ class _Table:
 
     def blocks(self, kind: str) -> list[int]:
         if kind == "kv":
-            return [layer.attention.block for layer in self.bench.accessed.layers]
+            return [sites.block for sites in self.bench.accessed.attending]
         return sorted({site.block for site in self.calibration.sites[kind]})
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spikesink.errors import OutputError
+
 
 def settings_hash(settings: dict[str, Any]) -> str:
     """What must be equal for a finished pass to be taken over."""
@@ -23,7 +25,10 @@ class Memo:
         self.path = folder / f".interventions-{settings_hash(settings or {})}.partial.jsonl" if folder else None
         self._results: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
-            self._read(self.path)
+            try:
+                self._read(self.path)
+            except OSError as error:
+                raise OutputError(f"'{self.path}' cannot be used: {error.strerror or error}. Delete it.") from error
 
     def __len__(self) -> int:
         return len(self._results)
@@ -47,12 +52,21 @@ class Memo:
         if key not in self._results:
             self._results[key] = compute()
             if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "result": self._results[key]}) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+                self._append(self.path, json.dumps({"key": key, "result": self._results[key]}) + "\n")
         return self._results[key]
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"A finished pass cannot be kept in '{path.parent}': {error.strerror or error}. Free some space and "
+                "run the same command again: it goes on from there."
+            ) from error
 
 
 def remove_partial(folder: Path) -> None:

@@ -51,7 +51,8 @@ def scan(
     given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
     check_ids(given, accessed.vocab_size, accessed.max_positions)
     criteria = check_options(epsilon, sink_metric)
-    ids = torch.from_numpy(np.array(given.ids, dtype=np.int64))
+    # Copied only where torch could not read it in place: there may be more ids than memory holds twice.
+    ids = torch.from_numpy(np.require(given.ids, np.int64, "CW"))
     scanned, forward_s = measure(accessed, ids, criteria, valid=valid, batch_size=batch_size, progress=progress)
     sections, arrays = run_measures(scanned, measures, progress)
     return Anatomy.model_validate(

@@ -61,12 +61,13 @@ def intervene_command(
     if out is not None:
         check_output(out, Interventions.file, force=force)
     with progress_bar() as progress:
-        from spikesink.analyse.interventions import Options, dissociate, parse_which
+        from spikesink.analyse.interventions import Options, check_magnitude, dissociate, parse_which
         from spikesink.analyse.scan import check_options
         from spikesink.cli.sources import Source, load_with_progress, read_tokens
 
         source = Source(text, None, dataset, tokens, pack, sequences + held_out, seq_len, bos, chat_template)
         choice = parse_which(which)
+        check_magnitude(magnitude)
         check_options(epsilon, sink_metric)
         accessed = load_with_progress(
             progress, model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code,

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,6 +12,7 @@ from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
 from spikesink.cli.train import train_command
+from spikesink.cli.verify import verify_command
 from spikesink.errors import SpikesinkError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -30,6 +31,7 @@ app.command("intervene")(intervene_command)
 app.command("train")(train_command)
 app.command("study")(study_command)
 app.command("report")(report_command)
+app.command("verify")(verify_command)
 
 
 def _version(asked: bool) -> None:
@@ -58,8 +60,7 @@ def run() -> None:
     try:
         app(standalone_mode=True)
     except SpikesinkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(str(error))
     except SystemExit as left:
         if left.code == INTERRUPTED:
             print("interrupted; nothing half-written is left.", file=sys.stderr)
@@ -68,3 +69,16 @@ def run() -> None:
         # The reader has gone (`spikesink ... | head`); Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except MemoryError:
+        _leave("Not enough memory. Give fewer or shorter sequences, a smaller model, or --dtype bfloat16.")
+    except OSError as error:
+        # Whatever the system refuses is no defect of ours: a full disk, a folder that went away.
+        where = f" ('{error.filename}')" if error.filename else ""
+        _leave(f"The system refused: {error.strerror or error}{where}.")
+
+
+def _leave(message: str) -> NoReturn:
+    # Names from a file may hold what a terminal obeys.
+    plain = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    print(f"error: {plain}", file=sys.stderr)
+    sys.exit(2)

@@ -40,10 +40,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON and
 def output_folder(out: Path | None, json: bool, model_name: str) -> Path | None:
     """Where the record goes: `--out`, or runs/MODEL-TIME; nowhere where only JSON was asked for."""
     import time
+    from itertools import count
 
     if out is not None or json:
         return out
-    return Path("runs") / f"{safe_name(model_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{safe_name(model_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Two runs in one second, or a clock that was set back: never the folder of another run.
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(folder for folder in (Path("runs") / each for each in names) if not folder.exists())
 
 
 def safe_name(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spikesink.cli import options
+from spikesink.cli.report import page_beside
 from spikesink.errors import InputError, did_you_mean
 
 StudyName = Annotated[
@@ -74,6 +75,7 @@ def study_command(
     else:
         _print(record)
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
+    page_beside(out / f"{study.title}.json", out / f"{study.title}.html")
 
 
 def _executor(name: str, jobs: int | None, address: str | None, threads: int, gpus: float) -> Any:

@@ -41,7 +41,8 @@ def _headline(record: Anatomy) -> Table:
         table.add_row("  tokens", _spike_tokens(record))
         table.add_row("  channels", _listed(summary.spike_channels))
         table.add_row(
-            "  made by", _blocks(summary.step_up_blocks) + "; taken away by " + _blocks(summary.step_down_blocks)
+            "  made by",
+            _blocks(record, summary.step_up_blocks) + "; taken away by " + _blocks(record, summary.step_down_blocks),
         )
     else:
         table.add_row("Spike", _no_spikes(record))
@@ -84,10 +85,11 @@ def _grid() -> Table:
     return table
 
 
-def _blocks(blocks: list[int]) -> str:
+def _blocks(record: Anatomy, blocks: list[int]) -> str:
     if not blocks:
         return "no single block"
-    kinds = ", ".join(f"{block} ({'attention' if block % 2 else 'FFN'})" for block in blocks)
+    kind = {block.block: block.kind.replace("ffn", "FFN") for block in record.lifecycle.blocks}
+    kinds = ", ".join(f"{block} ({kind[block]})" for block in blocks)
     return f"block{'s' if len(blocks) > 1 else ''} {kinds}"
 
 

@@ -104,10 +104,10 @@ def _print_plan(recipe: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from spikesink.train.sharding import meta_model, plan
+    from spikesink.train.sharding import count_parameters, plan
 
     console = Console(highlight=False)
-    parameters = sum(parameter.numel() for parameter in meta_model(recipe).parameters())
+    parameters, _ = count_parameters(recipe)
     training = recipe.training
     console.print(f"[bold]{escape(recipe.name)}[/bold]: {parameters:,} parameters ({parameters / 1e9:.2f} B)")
     per_step = training.batch_size * recipe.data.seq_len

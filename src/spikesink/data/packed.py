@@ -6,22 +6,22 @@ the position in the data is the number of samples seen.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from spikesink.data.corpus import Corpus
 from spikesink.errors import InputError, OutputError
+from spikesink.whole import make_folder
 
 HELD_OUT_SHARE = 32
 """One document in so many is held out, chosen by a hash of its text: the same text is always on the same side."""
 META = "meta.json"
+STREAMS = {"train": "tokens", "held_out": "held_out_tokens"}
+"""Name of each stream's file, and of its length in the metadata."""
 BATCH_DOCUMENTS = 64
 
 
@@ -57,11 +57,7 @@ def write_token_file(
     `max_tokens` ends the training stream early, for corpora without an end.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes of one run may ask at once; one writes, the others wait and read.
-        with FileLock(f"{folder}.lock"):
-            if not (folder / META).is_file():
-                _write(corpus, tokenizer, folder, max_tokens, progress)
+        make_folder(folder, lambda empty: _fill(corpus, tokenizer, empty, max_tokens, progress), _is_whole)
     except OSError as error:
         raise OutputError(
             f"The token file '{folder}' cannot be written: {error.strerror}. Free some space, or set SPIKESINK_CACHE "
@@ -70,24 +66,20 @@ def write_token_file(
     return TokenFile(folder, json.loads((folder / META).read_text(encoding="utf-8")))
 
 
-def _write(
-    corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
-) -> None:
-    """Beside its place first, and renamed there, so that it is whole or absent."""
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+def _is_whole(folder: Path) -> bool:
+    """Whether both streams have the length that was written."""
     try:
-        meta = _fill(corpus, tokenizer, temporary, max_tokens, progress)
-        (temporary / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        width = np.dtype(meta["dtype"]).itemsize
+        return all((folder / f"{name}.bin").stat().st_size == width * meta[count] for name, count in STREAMS.items())
+    # Whatever else may stand in its place.
+    except Exception:
+        return False
 
 
 def _fill(
     corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+) -> None:
     dtype = np.dtype("<u2") if len(tokenizer) <= 2**16 else np.dtype("<u4")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     counts = {"train": 0, "held_out": 0}
@@ -104,7 +96,7 @@ def _fill(
             progress("tokenise", counts["train"], max_tokens or max(counts["train"], 1))
             if max_tokens is not None and counts["train"] >= max_tokens:
                 break
-    return {
+    meta = {
         "source": corpus.name,
         "source_sha256": corpus.sha256,
         "source_description": corpus.description,
@@ -115,6 +107,7 @@ def _fill(
         "dtype": dtype.str,
         "vocab_size": len(tokenizer),
     }
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _batches(corpus: Corpus) -> Any:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from spikesink.data.corpus import Corpus
+from spikesink.errors import OutputError
+from spikesink.whole import make_folder
 
 BOS, EOS = "<bos>", "<eos>"
 
@@ -24,11 +24,33 @@ def train_bpe(corpus: Corpus, vocab_size: int, folder: Path) -> Any:
     """A byte-level BPE of `vocab_size` tokens, BOS and EOS among them, trained on the corpus; cached in `folder`."""
     from transformers import PreTrainedTokenizerFast
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "tokenizer.json").is_file():
-            _trained(corpus, vocab_size).save_pretrained(folder)
+    try:
+        make_folder(folder, lambda empty: _save(_trained(corpus, vocab_size), empty), _is_whole)
+    except OSError as error:
+        raise OutputError(
+            f"The tokenizer '{folder}' cannot be written: {error}. Free some space, or set SPIKESINK_CACHE to a folder "
+            "that has it."
+        ) from error
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it reads, with its special tokens: a cache that something else damaged is made again."""
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        read = PreTrainedTokenizerFast.from_pretrained(folder)
+        return (read.bos_token, read.eos_token) == (BOS, EOS)
+    except Exception:
+        return False
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    # The Rust side has an exception of its own for a full disk.
+    except Exception as error:
+        raise OSError(str(error)) from error
 
 
 def _trained(corpus: Corpus, vocab_size: int) -> Any:

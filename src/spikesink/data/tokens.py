@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from spikesink.data.corpus import Corpus, check_file, file_sha256
 from spikesink.data.encode import Encoder
@@ -55,7 +56,7 @@ class Tokens:
             "source": self.source,
             "source_sha256": self.source_sha256,
             "source_description": self.source_description,
-            "ids_sha256": hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").tobytes()).hexdigest(),
+            "ids_sha256": hashlib.sha256(np.ascontiguousarray(self.ids, dtype="<i8").data).hexdigest(),
             "sequences": int(self.ids.shape[0]),
             "seq_len": int(self.ids.shape[1]),
             "bos": self.bos,
@@ -83,12 +84,13 @@ def load_token_ids(path: Path) -> Tokens:
     if not isinstance(ids, np.ndarray):
         ids.close()
         raise InputError(f"'{path}' is an archive (.npz), not one array; write the array of ids with numpy.save.")
+    # Asked before the first id is read: a file with holes may claim more than the disk has.
+    if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
+        raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")
     try:
         return Tokens.from_ids(np.asarray(ids), path.name, file_sha256(path))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
-    except MemoryError as error:
-        raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.") from error
 
 
 def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> None:
@@ -209,15 +211,22 @@ def _packed(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _
     waiting: list[int] = []
     for document in corpus.documents():
         made.documents += 1
-        body = encoder.body(document, (sequences - len(made.rows)) * length - len(waiting))
+        # One more than needed, since a token may be dropped below.
+        body = encoder.body(document, (sequences - len(made.rows)) * length - len(waiting) + 1)
         made.total += len(body)
         if not body:
             continue
         waiting += body + end
-        whole = min(len(waiting) // length, sequences - len(made.rows))
-        for start in range(0, whole * length, length):
+        start = 0
+        while len(made.rows) < sequences:
+            # Where BOS is also what ends a document, or stands in the text, it must not come twice.
+            if encoder.prefix and waiting[start : start + 1] == encoder.prefix[-1:] == [encoder.bos_id]:
+                start += 1
+            if len(waiting) - start < length:
+                break
             made.add(encoder.prefix + waiting[start : start + length])
-        del waiting[: whole * length]
+            start += length
+        del waiting[:start]
         if len(made.rows) == sequences:
             break
     made.longest = len(encoder.prefix) + len(waiting)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, AttentionInputs, Batch, Skipped, editing, full_batch, observing, run
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene.base import Context, Found, intervention, require_residual
 from spikesink.intervene.states import CONTROLS, StateEditor
 
@@ -27,6 +27,8 @@ def pin_spikes(
     """
     require_residual(accessed, found.edit_block)
     until = found.step_down_block or accessed.n_blocks + 1
+    if skip and accessed.hybrid:
+        raise DoesNotApplyError("layers without attention (a recurrence, a convolution) need every token")
     if not skip:
         return editing(accessed, PinEditor(accessed, found, until, control, seed))
     return editing(accessed, SkippingEditor(accessed, found, until, control, seed, max_tokens))

@@ -26,11 +26,13 @@ from spikesink.records.scan import (
     Summary,
 )
 from spikesink.records.training import TrainingRun
+from spikesink.records.verification import Check, VerificationRecord
 
 __all__ = [
     "SCHEMA",
     "Anatomy",
     "BlockCycle",
+    "Check",
     "Document",
     "Frozen",
     "Lifecycle",
@@ -47,6 +49,7 @@ __all__ = [
     "Summary",
     "Timing",
     "TrainingRun",
+    "VerificationRecord",
     "anatomy",
     "check_output",
     "package_versions",

@@ -84,10 +84,11 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
         raise RecordError(
-            f"'{path}' is no record of schema {SCHEMA}: {where}: {first['msg']}. Make it again with {command} --out."
+            f"'{path}' is no record of schema {SCHEMA}: {where}: {first['msg'][:300]}. Make it again with "
+            f"{command} --out."
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spikesink.errors import OutputError, RecordError
+from spikesink.whole import write_temporary
 
 
 def check_output(folder: Path, file: str, *, force: bool) -> None:
@@ -17,7 +18,7 @@ def check_output(folder: Path, file: str, *, force: bool) -> None:
         raise OutputError(f"'{folder}' already holds a record ({file}); pass --force to replace it or another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
@@ -32,11 +33,12 @@ def write_files(folder: Path, contents: dict[str, bytes], *, force: bool) -> Non
     """
     *_, last = contents
     check_output(folder, last, force=force)
-    temporaries: dict[str, str] = {}
+    temporaries: dict[str, Path] = {}
     try:
         for name, content in contents.items():
-            temporaries[name] = _write_temporary(folder, name, content)
-        (folder / last).unlink(missing_ok=True)
+            temporaries[name] = write_temporary(folder / name, content)
+        if len(contents) > 1:
+            (folder / last).unlink(missing_ok=True)
         for name, temporary in temporaries.items():
             os.replace(temporary, folder / name)
     except OSError as error:
@@ -45,55 +47,50 @@ def write_files(folder: Path, contents: dict[str, bytes], *, force: bool) -> Non
         ) from error
     finally:
         for temporary in temporaries.values():
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def read_files(folder: Path, file: str, arrays_file: str, command: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """JSON content and arrays of a record folder; raises RecordError for whatever is no record."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     content = read_json(folder / file, command)
+    _check_file(folder / arrays_file, command)
     try:
         return content, load_file(folder / arrays_file)
-    except FileNotFoundError:
-        raise _missing(folder / arrays_file, command) from None
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RecordError(f"The record in '{folder}' cannot be read: {error}.") from None
+    # safetensors has its own exception, and numpy lacks some of its types.
+    except Exception as error:
+        raise _unreadable(folder, error) from None
 
 
 def read_json(path: Path, command: str) -> dict[str, Any]:
     """The JSON object in a file; raises RecordError for whatever is none."""
+    _check_file(path, command)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _missing(path, command) from None
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"The record in '{path.parent}' cannot be read: {error}.") from None
+        raise _unreadable(path.parent, error) from None
     if not isinstance(content, dict):
         raise RecordError(f"'{path}' holds a {type(content).__name__}; expected a record, a JSON object.")
     return content
 
 
-def _missing(path: Path, command: str) -> RecordError:
-    return RecordError(f"'{path.parent}' holds no record ({path.name} is missing); make one with {command} --out.")
-
-
-def _write_temporary(folder: Path, name: str, content: bytes) -> str:
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=folder)
+def _check_file(path: Path, command: str) -> None:
+    """A pipe or a device in a record's place would block or never end."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return temporary
+        there, regular = path.exists(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path.parent, error) from None
+    if not there:
+        raise RecordError(f"'{path.parent}' holds no record ({path.name} is missing); make one with {command} --out.")
+    if not regular:
+        raise RecordError(f"The record in '{path.parent}' cannot be read: {path.name} is not a regular file.")
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _unreadable(folder: Path, error: Exception) -> RecordError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return RecordError(f"The record in '{folder}' cannot be read: {reason}.")

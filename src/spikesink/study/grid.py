@@ -6,11 +6,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.study import PaperResult
+from spikesink.train.plain_yaml import read_yaml
 from spikesink.train.recipe import Recipe, changed
 from spikesink.zoo.choice import Choice
 
@@ -77,14 +77,15 @@ def load_grid(name_or_path: str) -> tuple[str, Grid]:
     """(Name, grid) of a study by name or of a user's YAML file. Raises InputError."""
     if name_or_path in STUDIES:
         text = (resources.files("spikesink.study") / "grids" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-        return name_or_path, Grid.parse(yaml.safe_load(text))
+        return name_or_path, Grid.parse(read_yaml(text, name_or_path))
     path = Path(name_or_path)
     if not path.is_file():
         raise InputError(f"'{name_or_path}' is neither a study nor a YAML file{did_you_mean(name_or_path, STUDIES)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The grid '{path}' cannot be read: {' '.join(str(error).split())}.") from error
+    content = read_yaml(text, f"The grid '{path}'")
     if not isinstance(content, dict):
         raise InputError(f"The grid '{path}' holds a {type(content).__name__}; expected about, baseline and variants.")
     return path.stem, Grid.parse(content)

@@ -1,14 +1,18 @@
 """What a run logs: a JSONL that a resumed run goes on with as if it had never stopped, progress, and arrays."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
+from spikesink.errors import OutputError
 from spikesink.train.monitor import PREFIX
 from spikesink.train.streams import Progress
+from spikesink.whole import write_whole
 
 KEPT = ("loss", "grad_norm", "learning_rate", "eval_loss")
 
@@ -21,8 +25,9 @@ class Curves(TrainerCallback):
         self.lines = [line for line in _read(path) if line["step"] <= first_step]
         if writes:
             # What a killed run logged after its last checkpoint will be logged again.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            with _written(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         progress("train", first_step, steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -32,7 +37,7 @@ class Curves(TrainerCallback):
         line = {"step": state.global_step, **kept}
         self.lines.append(line)
         if self.writes:
-            with self.path.open("a", encoding="utf-8") as file:
+            with _written(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -60,14 +65,28 @@ class Curves(TrainerCallback):
         return arrays
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"The run's log '{path}' cannot be written: {error.strerror or error}. Free some space and go on with "
+            "--resume."
+        ) from error
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The lines that are whole: a killed run may leave half of one at the end."""
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
     return lines

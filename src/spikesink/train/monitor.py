@@ -67,11 +67,20 @@ class AnatomyMonitor:
         rank, world = _rank_and_world()
         if world == 1 or len(self.ids) < world:
             return self._probe(self.ids)
-        # The same number of rows everywhere: sharded models must run in step.
-        rows = self.ids[: len(self.ids) // world * world]
         parts: list[Any] = [None] * world
-        torch.distributed.all_gather_object(parts, self._probe(rows[rank::world]))
+        torch.distributed.all_gather_object(parts, self._share(rank, world))
         return merged(parts)
+
+    def _share(self, rank: int, world: int) -> ProbeSums:
+        """What this rank measures, so that every sequence counts once whatever the number of ranks."""
+        whole = len(self.ids) // world * world
+        share = self._probe(self.ids[:whole][rank::world])
+        if whole == len(self.ids):
+            return share
+        # Sharded models must run in step: a rank that no sequence is left for runs one that does not count.
+        left = whole + rank
+        last = self._probe(self.ids[min(left, len(self.ids) - 1)][None])
+        return merged([share, last]) if left < len(self.ids) else share
 
     def _probe(self, ids: Tensor) -> ProbeSums:
         sums = probe(self._accessed, ids, epsilon=self.epsilon, batch_size=self.batch_size)

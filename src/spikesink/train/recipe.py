@@ -10,7 +10,8 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from spikesink.errors import InputError, did_you_mean
-from spikesink.zoo.choice import BY_NAME, KIND, Choice
+from spikesink.train.plain_yaml import MAX_CHARACTERS, read_yaml
+from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 from spikesink.zoo.spec import DecoderSpec
 
 PRESETS = ("nano", "small", "paper")
@@ -62,7 +63,7 @@ class Data(Choice):
     bos: bool = True
     """Every sequence begins with BOS."""
     seed: NonNegativeInt = 0
-    held_out: PositiveInt = 64
+    held_out: Size = 64
     """Sequences for evaluation and the monitor."""
 
 
@@ -83,7 +84,7 @@ class Training(Choice):
     """How long, how much at a time, in what precision."""
 
     steps: PositiveInt = 50_000
-    batch_size: PositiveInt = 512
+    batch_size: Size = 512
     """Sequences per optimiser step, over all processes and accumulation steps."""
     micro_batch: PositiveInt | None = None
     """Sequences per forward pass and process; nothing for the whole share of a process."""
@@ -105,7 +106,7 @@ class Monitor(Choice):
 
     every: NonNegativeInt = 100
     """Steps; 0 for never."""
-    sequences: PositiveInt = 16
+    sequences: Size = 16
 
 
 class Running(Choice):
@@ -196,13 +197,11 @@ def load_recipe(name_or_path: str | Path, changes: list[str] | None = None) -> R
         if not path.is_file():
             raise InputError(f"'{text}' is neither a recipe file nor a preset{did_you_mean(text, PRESETS)}")
         try:
-            content = path.read_text(encoding="utf-8")
+            with path.open(encoding="utf-8") as file:
+                content = file.read(MAX_CHARACTERS + 1)
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe '{path}' cannot be read: {error}.") from error
-    try:
-        return Recipe.read(yaml.safe_load(content), changes)
-    except yaml.YAMLError as error:
-        raise InputError(f"The recipe '{text}' is no YAML: {' '.join(str(error).split())}.") from error
+    return Recipe.read(read_yaml(content, f"The recipe '{text}'"), changes)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any], where: str = "") -> list[str]:
@@ -240,10 +239,7 @@ def _override(content: dict[str, Any], change: str) -> None:
             here[key] = {"kind": here[key]}
         here = here[key]
     _check_key(here, keys, len(keys) - 1)
-    try:
-        new = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {path}: '{value}' is no YAML value: {error}.") from error
+    new = read_yaml(value, f"--set {path}: '{value[:100]}'")
     if keys[-1] == "kind":
         here.clear()
     here[keys[-1]] = _number(new)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 
@@ -15,9 +16,10 @@ from spikesink.train import checkpoints
 from spikesink.train.curves import Curves
 from spikesink.train.monitor import AnatomyCallback
 from spikesink.train.recipe import Recipe
-from spikesink.train.sharding import check_sharded
+from spikesink.train.sharding import GIB, STATE_BYTES, check_sharded, count_parameters
 from spikesink.train.streams import Progress, Stream, open_stream
 from spikesink.train.trainer import RecipeTrainer
+from spikesink.whole import replace_folder, write_whole
 from spikesink.zoo import SpikesinkDecoderForCausalLM, build
 
 CHECKPOINTS = "checkpoints"
@@ -46,6 +48,7 @@ def train(
     transformers.utils.logging.disable_progress_bar()
     root = out / CHECKPOINTS
     checkpoint = _starting_point(recipe, out, resume=resume, allow_changed=allow_changed)
+    _check_memory(recipe)
     if recipe.running.threads:
         torch.set_num_threads(recipe.running.threads)
     stream = open_stream(recipe, progress)
@@ -62,12 +65,13 @@ def train(
     trainer.add_callback(curves)
     if recipe.training.fsdp:
         trainer.add_callback(check_sharded())
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    # Not the trainer's own figure, which a clock that is set back makes negative.
+    begun = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    seconds = time.perf_counter() - begun
     held_out = curves.at("eval_loss", recipe.training.steps) or trainer.evaluate()["eval_loss"]
-    trainer.save_final(out / MODEL)
-    if main:
-        stream.tokenizer.save_pretrained(out / MODEL)
-    record = _record(recipe, stream, trainer, curves, held_out, result.metrics["train_runtime"], started, first_step)
+    _save_model(trainer, stream, out)
+    record = _record(recipe, stream, trainer, curves, held_out, seconds, started, first_step)
     if main:
         record.save(out, force=True)
     return record
@@ -95,13 +99,50 @@ def _starting_point(recipe: Recipe, out: Path, *, resume: bool, allow_changed: b
     return checkpoint
 
 
-def _write_inputs(recipe: Recipe, stream: Stream, out: Path) -> None:
-    import numpy as np
+def _check_memory(recipe: Recipe) -> None:
+    """Refuse on a CPU what cannot fit: the system would end the process, or swap for hours."""
+    if torch.cuda.is_available() or recipe.training.fsdp:
+        return
+    parameters, _ = count_parameters(recipe)
+    needed, available = STATE_BYTES * parameters, psutil.virtual_memory().available
+    if needed > available:
+        raise InputError(
+            f"{parameters:,} parameters need {needed / GIB:.1f} GiB for weights, gradients and optimiser; "
+            f"{available / GIB:.1f} GiB are free. Choose a smaller model, or see --plan for GPUs."
+        )
+
+
+def _save_model(trainer: RecipeTrainer, stream: Stream, out: Path) -> None:
+    """The final model with its tokenizer, whole or absent; every rank takes part in gathering it."""
+    if not trainer.is_world_process_zero():
+        trainer.save_final(out / MODEL)
+        return
+
+    def fill(folder: Path) -> None:
+        trainer.save_final(folder)
+        stream.tokenizer.save_pretrained(folder)
 
     try:
+        replace_folder(out / MODEL, fill)
+    # Each library has its own exception for a full disk.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OutputError(
+            f"The model could not be written to '{out / MODEL}' ({reason}). Free some space and go on with --resume."
+        ) from error
+
+
+def _write_inputs(recipe: Recipe, stream: Stream, out: Path) -> None:
+    import io
+
+    import numpy as np
+
+    held_out = io.BytesIO()
+    np.save(held_out, stream.held_out)
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-        np.save(out / HELD_OUT, stream.held_out)
+        write_whole(out / RECIPE, recipe.to_yaml().encode())
+        write_whole(out / HELD_OUT, held_out.getvalue())
     except OSError as error:
         raise OutputError(f"The run's folder '{out}' cannot be written: {error.strerror}.") from error
 

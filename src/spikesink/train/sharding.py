@@ -14,6 +14,8 @@ from spikesink.train.recipe import Recipe
 from spikesink.zoo import AttentionFFN, Linear, build
 
 GIB = 2**30
+STATE_BYTES = 16
+"""A parameter: fp32 weight, gradient and both Adam moments."""
 
 
 def shard(model: nn.Module, **options: Any) -> nn.Module:
@@ -54,7 +56,7 @@ class Plan:
 
     gpus: int
     states: float
-    """fp32 weights, gradients and both Adam moments, sharded: 16 bytes a parameter / gpus."""
+    """fp32 weights, gradients and both Adam moments, sharded: STATE_BYTES a parameter / gpus."""
     gathered: float
     """Two layers and the root's own parameters unsharded at once, in the compute precision, with their gradients."""
     activations: float
@@ -71,16 +73,23 @@ def meta_model(recipe: Recipe) -> nn.Module:
         return build(recipe.model)
 
 
+def count_parameters(recipe: Recipe) -> tuple[int, int]:
+    """Of the whole model and of one layer, without memory; layers are alike, so that only one is built."""
+    one = recipe.model_copy(update={"model": recipe.model.model_copy(update={"n_layers": 1})})
+    model: Any = meta_model(one)
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total + (recipe.model.n_layers - 1) * layer, layer
+
+
 def plan(recipe: Recipe, gpus: int) -> Plan:
     """Estimate the memory per GPU from exact parameter counts; activations are those that must be alive at the peak.
 
     With activation checkpointing: the inputs of every layer, one layer's intermediates, and logits three times (bf16,
     and fp32 with their gradient). Without: every layer's intermediates.
     """
-    model: Any = meta_model(recipe)
+    total, layer = count_parameters(recipe)
     spec, training = recipe.model, recipe.training
-    total = sum(parameter.numel() for parameter in model.parameters())
-    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
     width = 2 if training.precision == "bf16" else 4
     share = max(1, training.batch_size // gpus)
     tokens = min(training.micro_batch or share, share) * recipe.data.seq_len
@@ -94,7 +103,7 @@ def plan(recipe: Recipe, gpus: int) -> Plan:
     root = total - spec.n_layers * layer
     return Plan(
         gpus=gpus,
-        states=16 * total / gpus / GIB,
+        states=STATE_BYTES * total / gpus / GIB,
         gathered=2 * width * (2 * layer + root) / GIB,
         activations=(activations + logits) / GIB,
     )

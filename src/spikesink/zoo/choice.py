@@ -1,17 +1,25 @@
 """What every choice of the spec is: a small frozen model that owns its options and no others."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from spikesink.errors import InputError, did_you_mean
 
+MAX_SHOWN = 200
+"""Characters of a wrong value in a message."""
+MAX_PROBLEMS = 20
+"""Problems named in one message."""
+Size = Annotated[int, Field(gt=0, le=2**20)]
+"""A number of channels, heads, layers, ...: bounded, so that a product of three of them is still a number of bytes."""
+
 
 class Choice(BaseModel):
     """A node of the spec; a field that it does not own is refused, naming the field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Infinities would pass every lower bound, and no record can hold them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def parse(cls, content: object, where: str = "") -> Self:
@@ -19,7 +27,9 @@ class Choice(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError("\n".join(explain(error, content, where))) from None
+            lines = explain(error, content, where)
+            rest = [f"... and {len(lines) - MAX_PROBLEMS} more."] if len(lines) > MAX_PROBLEMS else []
+            raise InputError("\n".join([*lines[:MAX_PROBLEMS], *rest])) from None
 
 
 def _from_name(value: object) -> object:
@@ -63,14 +73,18 @@ def _kind(value: object) -> object:
 
 
 def _message(problem: Any) -> str:
-    got = problem["input"]
+    got = _shown(problem["input"])
     if problem["type"] == "extra_forbidden":
-        return f"no such option (got {got!r}); remove it, or choose the kind that has it."
+        return f"no such option (got {got}); remove it, or choose the kind that has it."
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         return f"unknown kind '{problem['ctx']['tag']}'{did_you_mean(problem['ctx']['tag'], tags)}"
     if problem["type"] == "union_tag_not_found":
-        return f"expected a kind, by name or as {{kind: ...}}; got {got!r}."
-    return (
-        f"{problem['msg'].removeprefix('Value error, ')}{'' if problem['type'] == 'value_error' else f'; got {got!r}'}."
-    )
+        return f"expected a kind, by name or as {{kind: ...}}; got {got}."
+    shown = "" if problem["type"] == "value_error" else f"; got {got}"
+    return f"{problem['msg'].removeprefix('Value error, ')}{shown}."
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."

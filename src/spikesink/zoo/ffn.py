@@ -2,18 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spikesink.zoo.choice import BY_NAME, KIND, Choice
+from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 
 
 class SwiGLU(Choice):
     """W_down (SiLU(W_gate h) * (W_up h)). Eq. 12. Width: 8/3 d_model, up to a multiple of 256, unless given."""
 
     kind: Literal["swiglu"] = "swiglu"
-    d_ffn: PositiveInt | None = None
+    d_ffn: Size | None = None
 
     def width(self, d_model: int) -> int:
         return self.d_ffn or -(-8 * d_model // (3 * 256)) * 256
@@ -26,7 +25,7 @@ class GeLU(Choice):
     """W_down GeLU(W_up h), GeLU by the error function. Width: 4 d_model unless given."""
 
     kind: Literal["gelu"] = "gelu"
-    d_ffn: PositiveInt | None = None
+    d_ffn: Size | None = None
 
     def width(self, d_model: int) -> int:
         return self.d_ffn or 4 * d_model
@@ -39,7 +38,7 @@ class ReLU2(Choice):
     """W_down max(W_up h, 0)^2 (So et al. 2021, arXiv 2109.08668). Width: 4 d_model unless given."""
 
     kind: Literal["relu2"] = "relu2"
-    d_ffn: PositiveInt | None = None
+    d_ffn: Size | None = None
 
     def width(self, d_model: int) -> int:
         return self.d_ffn or 4 * d_model

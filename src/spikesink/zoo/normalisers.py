@@ -4,10 +4,9 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from spikesink.zoo.choice import BY_NAME, KIND, Choice
+from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 
 
 class Softmax(Choice):
@@ -55,7 +54,7 @@ class KeyValueBias(Choice):
     """
 
     kind: Literal["key_value_bias"] = "key_value_bias"
-    n: PositiveInt = 1
+    n: Size = 1
 
 
 class Registers(Choice):
@@ -65,7 +64,7 @@ class Registers(Choice):
     """
 
     kind: Literal["registers"] = "registers"
-    n: PositiveInt = 1
+    n: Size = 1
 
 
 VirtualKeys = Annotated[NoVirtualKeys | KeyValueBias | Registers, KIND, BY_NAME]

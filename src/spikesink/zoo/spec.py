@@ -5,10 +5,10 @@ A variant is one replacement, `spec.model_copy(update={"norm": DyT()})`, and `di
 
 from typing import Any
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from spikesink.zoo.arrangements import Arrangement, PreNorm
-from spikesink.zoo.choice import Choice
+from spikesink.zoo.choice import Choice, Size
 from spikesink.zoo.ffn import FFN, SwiGLU
 from spikesink.zoo.gates import Gate, NoGate
 from spikesink.zoo.initialisers import Initialisation, Normal
@@ -20,13 +20,13 @@ from spikesink.zoo.positions import Position, RoPE
 class DecoderSpec(Choice):
     """A decoder-only language model; the defaults are the baseline of table 9 (6.74 B parameters)."""
 
-    vocab_size: PositiveInt = 32_000
-    d_model: PositiveInt = 4096
-    n_layers: PositiveInt = 32
-    n_heads: PositiveInt = 32
-    n_kv_heads: PositiveInt = 32
-    d_head: PositiveInt = 128
-    max_positions: PositiveInt = 4096
+    vocab_size: Size = 32_000
+    d_model: Size = 4096
+    n_layers: Size = 32
+    n_heads: Size = 32
+    n_kv_heads: Size = 32
+    d_head: Size = 128
+    max_positions: Size = 4096
     norm: Norm = RMSNorm()
     arrangement: Arrangement = PreNorm()
     ffn: FFN = SwiGLU()

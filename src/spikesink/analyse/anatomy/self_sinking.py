@@ -26,7 +26,7 @@ def self_sinking(scanned: Scanned, last_block: int, progress: Progress) -> list[
     if accessed.tokenizer is None:
         raise DoesNotApplyError("Without a tokenizer it is not known which tokens are delimiters")
     ids, valid = scanned.ids[:MAX_SEQUENCES], valid_mask(scanned)[:MAX_SEQUENCES]
-    blocks = list(range(1, last_block + 1, 2))
+    blocks = [sites.block for sites in accessed.attending if sites.block <= last_block]
     scales = {block: norm_scale(accessed.blocks()[block - 1], accessed.d_model) for block in blocks}
     known = {block: scale for block, scale in scales.items() if scale is not None}
     if not known:

@@ -1,0 +1,116 @@
+"""Layers without attention, and blocks that several modules write: measured where they are, and nothing pretended."""
+
+import numpy as np
+import pytest
+import torch
+from shrink import build, token_ids
+
+from spikesink import scan
+from spikesink.access import access, editing, full_batch, observing, run
+from spikesink.access.linears import find_linears
+from spikesink.access.verify import Sums
+from spikesink.access.verify_deep import verify_deep
+from spikesink.analyse.probe import probe
+from spikesink.errors import DoesNotApplyError, VerificationError
+from spikesink.intervene import Found
+from spikesink.intervene.pin_spikes import pin_spikes
+
+ATTENDS = 3
+"""The attention block among layers linear, full, linear."""
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    return access(build("qwen3_5_text"))
+
+
+def test_only_the_layers_that_attend_have_sinks(hybrid):
+    assert [sites.kind for sites in hybrid.blocks()] == ["mixer", "ffn", "attention", "ffn", "mixer", "ffn"]
+    assert hybrid.hybrid
+    assert hybrid.provenance["attention_layers"] == 1
+    record = scan(hybrid, token_ids(3, 13), epsilon=0.2)
+    assert {head.block for head in record.sinks.heads} == {ATTENDS}
+    assert record.summary.head_count == 4
+    assert record.arrays["attention_blocks"].tolist() == [ATTENDS]
+    assert record.arrays["key_importance"].shape == (1, 4, 13)
+    assert [block.kind for block in record.lifecycle.blocks] == [sites.kind for sites in hybrid.blocks()]
+    assert all(block.resid_top3 for block in record.lifecycle.blocks)
+
+
+def test_verify_says_which_layers_do_not_attend(hybrid):
+    record = verify_deep(hybrid, tokens=40)
+    assert record.verified
+    assert record.keys_seen == [None, 40, None]
+    assert any("layers without attention" in said for said in record.not_guaranteed)
+    assert next(check for check in record.checks if check.name == "maps").by_layer[0] is None
+
+
+def test_a_config_that_declares_no_attention():
+    model = build("qwen3_5_text")
+    model.config.layer_types = ["linear_attention"] * 3
+    with pytest.raises(VerificationError, match="No layer of the model attends"):
+        access(model)
+
+
+def test_readings_of_a_layer_without_attention(hybrid):
+    readings = probe(hybrid, token_ids(3, 13)).readings()
+    assert {"layer_1/sink_ratio", "layer_0/spike", "layer_2/spike", "sink_ratio"} <= readings.keys()
+    assert "layer_0/sink_ratio" not in readings
+    assert all(np.isfinite(value) for value in readings.values())
+
+
+def test_tokens_are_not_left_out_of_a_recurrence(hybrid):
+    with pytest.raises(DoesNotApplyError, match="need every token"):
+        pin_spikes(hybrid, _found(), skip=True)
+
+
+def _found():
+    return Found(
+        has_spikes=True,
+        spike=9.0,
+        edit_block=2,
+        step_up_block=2,
+        step_down_block=5,
+        channels=(1,),
+        magnitude_min=1.0,
+        sequences=1,
+    )
+
+
+def test_the_recurrence_has_no_quantisation_sites(hybrid):
+    blocks = {site.block for site in find_linears(hybrid)}
+    assert ATTENDS in blocks
+    assert not blocks & {1, 5}
+
+
+@pytest.mark.parametrize("family", ["granitemoeshared", "falcon_h1"])
+def test_a_block_that_two_modules_write(family):
+    """The write is their sum; scaled by an editor, the residual is what it would be if the block wrote that."""
+    accessed = access(build(family))
+    block = 2 if family == "granitemoeshared" else 1
+    assert len(accessed.blocks()[block - 1].writers) == 2
+    ids = full_batch(token_ids(2, 7))
+
+    class Half:
+        def edit_write(self, at, write):
+            return 0.5 * write if at == block else write
+
+    class Keep:
+        def __init__(self):
+            self.residuals, self.writes = {}, {}
+
+        def on_residual(self, at, hidden):
+            self.residuals[at] = hidden.clone()
+
+        def on_write(self, at, write):
+            self.writes[at] = write.clone()
+
+    plain, edited, sums = Keep(), Keep(), Sums(accessed)
+    with observing(accessed, [plain]):
+        run(accessed, ids)
+    with editing(accessed, Half()), observing(accessed, [edited, sums]):
+        run(accessed, ids)
+    expected = plain.residuals[block - 1] + 0.5 * plain.writes[block]
+    torch.testing.assert_close(edited.writes[block], 0.5 * plain.writes[block], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(edited.residuals[block], expected, rtol=1e-4, atol=1e-4)
+    assert max(sums.differences.values()) < 1e-5

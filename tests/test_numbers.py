@@ -1,0 +1,203 @@
+"""What may not change a number, and by how much what may does: repetition, batches, row blocks, ranks, dtype.
+
+The tolerances here are the ones that docs/verify.md states.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny, token_ids
+
+from spikesink import scan
+from spikesink.access import access, attention
+from spikesink.analyse.probe import merged, probe
+from spikesink.errors import NumericError
+from spikesink.train import AnatomyMonitor
+
+SOURCE = Path(__file__).parent.parent / "src"
+FAMILIES = ["llama", "gemma2", "gpt_oss", "gpt_neox", "opt"]
+RELATIVE = 1e-5
+"""What batch size and row blocks may change in float32: the order of sums, nothing else."""
+HALF = {
+    torch.bfloat16: {"spike": 0.03, "sink_ratio": 0.06, "loss_nats": 0.05},
+    torch.float16: {"spike": 0.005, "sink_ratio": 0.01, "loss_nats": 0.01},
+}
+"""Largest difference from float32 on the embedded model: spike relative, sink ratio and loss absolute."""
+DISCRETE = ("spike_block", "spike_channel", "has_spikes", "has_sinks", "sink_head_count", "massive_count")
+
+
+def same_numbers(record, reference, relative=RELATIVE):
+    """All that a scan says, floats within `relative`."""
+    for name, expected in reference.summary.model_dump().items():
+        found = getattr(record.summary, name)
+        if isinstance(expected, float):
+            assert found == pytest.approx(expected, rel=relative), name
+        elif name != "spike_tokens":
+            assert found == expected, name
+    for name, expected in reference.arrays.items():
+        np.testing.assert_allclose(record.arrays[name], expected, rtol=10 * relative, atol=relative, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("numbers")
+    tiny("llama", max_position_embeddings=128).save_pretrained(folder / "model")
+    np.save(folder / "ids.npy", token_ids(5, 40).numpy())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("scan", "--tokens", "ids.npy", "--measure", "all"), ("verify", "--seq-len", "30")],
+    ids=["scan", "verify"],
+)
+def test_the_same_command_twice_writes_the_same_bytes(checkpoint, command):
+    """In two processes with different hash seeds, since sets and dictionaries are where order hides."""
+    made = []
+    for seed in ("1", "2"):
+        out = checkpoint / f"{command[0]}-{seed}"
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        arguments = [sys.executable, "-m", "spikesink", command[0], "model", *command[1:], "--out", str(out), "--json"]
+        subprocess.run(arguments, cwd=checkpoint, env=environment, check=True, stdout=subprocess.DEVNULL)
+        made.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+        shutil.rmtree(out)
+    first, second = made
+    assert list(first) == list(second)
+    assert len(first) == 2
+    for name in first:
+        if name.endswith(".json"):
+            one, other = (json.loads(each[name]) for each in made)
+            assert one.pop("timing").keys() == other.pop("timing").keys()
+            assert json.dumps(one) == json.dumps(other)
+        else:
+            assert first[name] == second[name]
+            assert len(first[name]) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_batch_size_changes_nothing(family):
+    accessed, ids = access(tiny(family)), token_ids(5, 13)
+    reference = scan(accessed, ids, epsilon=0.2, batch_size=1)
+    for batch_size in (2, 5):
+        same_numbers(scan(accessed, ids, epsilon=0.2, batch_size=batch_size), reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_row_blocks_change_nothing(family, monkeypatch):
+    accessed, ids = access(tiny(family)), token_ids(3, 70)
+    reference = scan(accessed, ids, epsilon=0.2)
+    for rows in (1, 7, 64):
+        monkeypatch.setattr(attention.Call, "row_step", lambda _call, rows=rows: rows)
+        same_numbers(scan(accessed, ids, epsilon=0.2), reference)
+
+
+@pytest.mark.parametrize("sequences", [7, 8, 9])
+def test_the_number_of_ranks_changes_nothing(sequences):
+    """Every sequence counts once, also where the ranks do not divide them."""
+    monitor = AnatomyMonitor(tiny("llama"), token_ids(sequences, 13), epsilon=0.2)
+    whole = probe(access(tiny("llama")), token_ids(sequences, 13), epsilon=0.2).readings()
+    for world in (2, 3, 5):
+        shares = [monitor._share(rank, world) for rank in range(world)]
+        assert sum(share.sequences for share in shares) == sequences
+        assert merged(shares).readings() == pytest.approx(whole, rel=RELATIVE)
+
+
+def test_ranks_run_the_same_number_of_passes(monkeypatch):
+    """Sharded models gather their weights together: a rank that stops early would leave the others waiting."""
+    monitor = AnatomyMonitor(tiny("llama"), token_ids(7, 13))
+    honest = AnatomyMonitor._probe
+    for world in (2, 3, 4, 7):
+        passes = []
+        for rank in range(world):
+            rows = []
+            monkeypatch.setattr(
+                AnatomyMonitor, "_probe", lambda self, ids, rows=rows: rows.append(len(ids)) or honest(self, ids)
+            )
+            monitor._share(rank, world)
+            passes.append(rows)
+        assert len({tuple(rows) for rows in passes}) == 1, passes
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_is_within_its_tolerance(embedded_copy, golden_ids, dtype):
+    reference, model = embedded_copy
+    record = scan(access(model.to(dtype)), golden_ids[:8])
+    limits = HALF[dtype]
+    assert record.summary.spike == pytest.approx(reference.summary.spike, rel=limits["spike"])
+    assert abs(record.summary.sink_ratio - reference.summary.sink_ratio) <= limits["sink_ratio"]
+    loss, expected = (np.log(each.summary.perplexity) for each in (record, reference))
+    assert abs(loss - expected) <= limits["loss_nats"]
+    for name in ("spike_block", "spike_channel", "has_spikes", "has_sinks", "step_up_blocks"):
+        assert getattr(record.summary, name) == getattr(reference.summary, name), name
+
+
+@pytest.fixture
+def embedded_copy(embedded, golden_ids):
+    import copy
+
+    return scan(embedded, golden_ids[:8]), copy.deepcopy(embedded.model)
+
+
+def planted(spike, dtype):
+    """A Llama whose second FFN writes `spike` into one channel of every token."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    write = model.model.layers[1].mlp.forward
+
+    def spiking(hidden):
+        output = write(hidden)
+        output[..., 5] += spike
+        return output
+
+    model.model.layers[1].mlp.forward = spiking
+    return model.to(dtype)
+
+
+def test_a_spike_within_float16_is_measured_and_one_beyond_is_named():
+    """60,000 is a number there, 70,000 is not: it is reported as beyond the range, never as inf, a maximum or zero."""
+    ids = token_ids(2, 13)
+    assert scan(access(planted(60_000.0, torch.float16)), ids).summary.spike == pytest.approx(60_000, rel=2e-3)
+    with pytest.raises(
+        NumericError, match=r"block 4.*beyond the range of float16: \d+ of .* exceed 65,504.*--dtype float32"
+    ):
+        access(planted(70_000.0, torch.float16))
+    for dtype in (torch.bfloat16, torch.float32):
+        assert scan(access(planted(70_000.0, dtype)), ids).summary.spike == pytest.approx(70_000, rel=5e-3)
+
+
+def test_scores_that_overflow_are_named_and_are_no_sinks():
+    """Queries and keys so large that q k exceeds float16: weights that are not numbers must not pass as "no sinks"."""
+    from spikesink.access import observing, run
+    from spikesink.access.protocol import full_batch
+    from spikesink.measure.sinks import SinkMeasure
+
+    accessed = access(tiny("llama").to(torch.float16))
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj"):
+            getattr(accessed.model.model.layers[1].self_attn, name).weight.mul_(300)
+    with pytest.raises(NumericError, match="attention of block 3"), observing(accessed, [SinkMeasure()]):
+        run(accessed, full_batch(token_ids(2, 13)))
+
+
+def test_logits_that_are_not_numbers_are_no_perplexity():
+    from spikesink.access import observing, run
+    from spikesink.access.protocol import full_batch
+    from spikesink.measure.perplexity import LossMeasure
+
+    accessed = access(tiny("llama"))
+    with torch.no_grad():
+        accessed.model.lm_head.weight[3, 0] = float("nan")
+    with (
+        pytest.raises(NumericError, match="The logits: values that are not numbers"),
+        observing(accessed, [LossMeasure()]),
+    ):
+        run(accessed, full_batch(token_ids(2, 13)))

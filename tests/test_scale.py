@@ -1,0 +1,49 @@
+"""Memory does not grow with sequences, nor like T x T with length, and a 70 B model is planned without memory.
+
+Short versions of benchmarks/scale.py.
+"""
+
+from pathlib import Path
+
+import pytest
+from scaling import SEVENTY_B, forked, peak_of_plan, peak_of_scan
+
+from spikesink.train.recipe import Recipe
+from spikesink.train.sharding import count_parameters, meta_model, plan
+
+MIB = 2**20
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+
+
+def test_a_hundred_times_the_sequences_cost_only_their_own_numbers():
+    """A loss for each sequence, nothing else: a kilobyte of memory a sequence would show as 6 MiB."""
+    few, many = (forked(lambda n=n: peak_of_scan("tiny", n, 16)) for n in (64, 6_400))
+    assert many - few < 6 * MIB, (few / MIB, many / MIB)
+
+
+def test_length_costs_rows_and_no_map():
+    """At T = 4096 one map of one layer of four heads has 256 MiB."""
+    shape = {
+        "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    assert forked(lambda: peak_of_scan(shape, 1, 4096)) < 128 * MIB
+
+
+def test_seventy_billion_parameters_are_planned():
+    recipe = Recipe.read(SEVENTY_B)
+    total, layer = count_parameters(recipe)
+    # Llama 3 70B, counted by hand: two embeddings, 80 layers of four attention and three FFN matrices, norms.
+    attention = 2 * 8192 * 8192 + 2 * 8192 * 1024
+    assert layer == attention + 3 * 8192 * 28_672 + 2 * 8192
+    assert total == 2 * 128_256 * 8192 + 80 * layer + 8192 == 70_553_706_496
+    assert plan(recipe, 64).states == pytest.approx(16 * total / 64 / 2**30, rel=1e-12)
+    assert forked(lambda: peak_of_plan(SEVENTY_B)) < 64 * MIB
+
+
+def test_counting_one_layer_counts_all():
+    recipe = Recipe.read(
+        {**SEVENTY_B, "model": {**SEVENTY_B["model"], "n_layers": 3, "virtual_keys": "key_value_bias"}}
+    )
+    total, _ = count_parameters(recipe)
+    assert total == sum(parameter.numel() for parameter in meta_model(recipe).parameters())
