@@ -9,13 +9,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-TIMEOUT_S = 600
-
 
 def run(path: Path) -> nbformat.NotebookNode:
     """The notebook with its outputs. Raises CellExecutionError where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=TIMEOUT_S).execute()
+    NotebookClient(notebook, timeout=None).execute()
     for cell in notebook.cells:
         cell.metadata.clear()
         if cell.cell_type == "code":

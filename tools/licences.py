@@ -61,7 +61,8 @@ def licence(found: Distribution) -> str:
         return expression
     classifiers = [c.split(" :: ")[-1] for c in metadata.get_all("Classifier") or [] if c.startswith("License ::")]
     field = " ".join((metadata.get("License") or "").split())
-    if field and len(field) <= LONG:
+    # Old setuptools wrote UNKNOWN where an author wrote nothing.
+    if field and field != "UNKNOWN" and len(field) <= LONG:
         return field
     named = [name for name in classifiers if name != "OSI Approved"]
     return ", ".join(named) or _from_file(found) or "unknown"
