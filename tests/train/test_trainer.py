@@ -142,6 +142,13 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
         train(tiny_recipe("running.trackers=[wandb]"), tmp_path, progress=quiet)
 
 
+def test_a_run_shorter_than_its_logging_interval(tmp_path):
+    record = train(
+        tiny_recipe("training.steps=2", "running.log_every=5", "running.save_every=5"), tmp_path, progress=quiet
+    )
+    assert record.loss_nats == pytest.approx(2.5, abs=1.0)
+
+
 def test_readings_reach_tensorboard(tmp_path):
     """The event file of a real TensorBoard holds the monitor's readings, at their steps."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

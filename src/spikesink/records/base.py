@@ -4,13 +4,14 @@ Every figure and table can be made again from a record without the model.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spikesink.errors import RecordError
+from spikesink.errors import NumericError, RecordError
 from spikesink.records.files import read_files, read_json, write_files
 
 SCHEMA = 1
@@ -73,8 +74,21 @@ def package_versions() -> dict[str, str]:
 
 
 def as_json(record: BaseModel) -> str:
+    """Raises NumericError where a number is not finite (a ratio to a median of 0): JSON has none."""
     content = record.model_dump(mode="json", by_alias=True)
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError:
+        where = ", ".join(_not_finite(content)[:3])
+        raise NumericError(f"The result has numbers that are not finite: {where}. No record is written.") from None
+
+
+def _not_finite(content: object, where: str = "") -> list[str]:
+    """Dotted paths of numbers that are not finite."""
+    if isinstance(content, float):
+        return [] if math.isfinite(content) else [f"{where.removeprefix('.')} = {content}"]
+    parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [found for key, value in parts for found in _not_finite(value, f"{where}.{key}")]
 
 
 def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: str) -> Kind:

@@ -111,7 +111,8 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
         torch_compile=training.compile and on_gpu,
         activation_checkpointing=training.activation_checkpointing and not training.fsdp,
         use_cpu=not on_gpu,
-        logging_steps=running.log_every,
+        # A run shorter than that still says how it ended.
+        logging_steps=min(running.log_every, training.steps),
         # Zeroing a NaN would hide what the user must know.
         logging_nan_inf_filter=False,
         eval_strategy="steps" if running.eval_every else "no",
