@@ -1,6 +1,7 @@
 """Puts the tables of results/ into README and docs, between their markers: python docs/tables.py [--check]
 
-A place looks like `<!-- table: results/NAME.json -->` ... `<!-- end -->`; what stands between is made from the record.
+A place looks like `<!-- table: results/NAME.json -->` ... `<!-- end -->`, or `study:` for table, verdicts and claims;
+what stands between is made from the record.
 """
 
 import re
@@ -8,19 +9,20 @@ import sys
 from pathlib import Path
 
 from spikesink.records.study import StudyRecord
-from spikesink.study.table import markdown
+from spikesink.study.table import markdown, table_markdown
 
 ROOT = Path(__file__).parent.parent
-PLACE = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (table|study): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
     """The page with every table as its record has it."""
-    return PLACE.sub(lambda place: place[1] + _table(ROOT / place[2]) + place[3], text)
+    return PLACE.sub(lambda place: f"{place[1]}{_made(place[2], ROOT / place[3])}\n{place[4]}", text)
 
 
-def _table(path: Path) -> str:
-    return markdown(StudyRecord.read_file(path)).partition("\n\n")[2] + "\n"
+def _made(what: str, path: Path) -> str:
+    study = StudyRecord.read_file(path)
+    return table_markdown(study) if what == "table" else markdown(study).partition("\n\n")[2]
 
 
 def pages() -> list[Path]:

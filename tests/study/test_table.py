@@ -34,16 +34,16 @@ def test_text_of_the_table(study):
     header, body = table.texts(study.summarise())
     assert header[:4] == ["variant", "perplexity", "sink ratio", "spike"]
     assert [row[:4] for row in body] == [
-        ["plain", "5 ± 3.606 (3)", "50.0 ± 36.1 % (3)", "5,000 ± 3,606 (3)"],
-        ["wide, 1 diverged", "3 (1)", "100.0 % (1)", "1 (1)"],
+        ["plain", "5.000 ± 3.606 (3)", "50.0 ± 36.1 % (3)", "5,000 ± 3,606 (3)"],
+        ["wide, 1 diverged", "3.000 (1)", "100.0 % (1)", "1.000 (1)"],
     ]
-    assert body[0][-3:] == ["10.1", "46.0 %", "3,818"]
+    assert body[0][-3:] == ["10.1", "46 %", "3,818"]
     assert body[1][-3:] == ["-", "-", "-"]
 
 
 def test_files(study):
     lines = (study.out / "s-tiny.md").read_text().splitlines()
-    assert "| plain | 5 ± 3.606 (3) |" in lines[6]
+    assert "| plain | 5.000 ± 3.606 (3) |" in lines[6]
     assert any("wide, seed 0: diverged: lost" in line for line in lines)
     rows = list(csv.DictReader(io.StringIO((study.out / "s-tiny.csv").read_text())))
     assert [(row["variant"], row["seed"], float(row["perplexity"])) for row in rows] == [

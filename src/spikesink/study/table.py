@@ -2,20 +2,22 @@
 
 import csv
 import io
+import math
 import statistics
-from collections.abc import Callable
 
 from spikesink.records.study import CellRecord, Measured, Spread, StudyRecord, VariantRow
 from spikesink.study.grid import Grid, variant_changes
 from spikesink.train.recipe import Recipe
 
-COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "perplexity": ("perplexity", lambda value: f"{value:.4g}"),
-    "sink_ratio": ("sink ratio", lambda value: f"{100 * value:.1f} %"),
-    "spike": ("spike", lambda value: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"),
-    "max_over_median": ("max / median", lambda value: f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"),
-    "first_token_importance": ("first-token importance", lambda value: f"{value:.3f}"),
+COLUMNS = {
+    "perplexity": "perplexity",
+    "sink_ratio": "sink ratio",
+    "spike": "spike",
+    "max_over_median": "max / median",
+    "first_token_importance": "first-token importance",
 }
+"""Titles of the figures that the table shows."""
+PERCENT = ("sink_ratio",)
 PAPER = ("perplexity", "sink_ratio", "spike")
 
 
@@ -51,24 +53,34 @@ def spread(values: list[float]) -> Spread:
     return Spread(mean=statistics.fmean(values), sd=sd, n=len(values))
 
 
-def cell_text(found: Spread | None, show: Callable[[float], str]) -> str:
-    """`mean ± sd (n)`, a dash where nothing finished."""
+def cell_text(name: str, found: Spread | None) -> str:
+    """`mean ± sd (n)`, the sd with the mean's digits; a dash where nothing finished."""
     if found is None:
         return "-"
-    sd = "" if found.sd is None else f" ± {show(found.sd).removesuffix(' %')}"
-    mean = show(found.mean)
-    if mean.endswith(" %"):
-        return f"{mean.removesuffix(' %')}{sd} % ({found.n})"
-    return f"{mean}{sd} ({found.n})"
+    factor, unit = (100, " %") if name in PERCENT else (1, "")
+    mean = factor * found.mean
+    decimals = 1 if unit else _decimals(mean)
+    sd = "" if found.sd is None else f" ± {factor * found.sd:,.{decimals}f}"
+    return f"{mean:,.{decimals}f}{sd}{unit} ({found.n})"
+
+
+def paper_text(name: str, value: float) -> str:
+    """A figure of the paper with the digits that it has there."""
+    return f"{100 * value:.10g} %" if name in PERCENT else f"{value:,.10g}"
+
+
+def _decimals(value: float) -> int:
+    """So many that four digits are shown, of small ones no more than three decimals."""
+    return min(3, max(0, 3 - math.floor(math.log10(abs(value))))) if value else 3
 
 
 def texts(study: StudyRecord) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text: measured, then the paper's."""
-    header = ["variant", *(title for title, _ in COLUMNS.values()), *(f"paper: {COLUMNS[name][0]}" for name in PAPER)]
+    header = ["variant", *COLUMNS.values(), *(f"paper: {COLUMNS[name]}" for name in PAPER)]
     body = []
     for row in study.rows:
-        measured = [cell_text(row.measured.get(name), show) for name, (_, show) in COLUMNS.items()]
-        paper = [COLUMNS[name][1](getattr(row.paper, name)) if row.paper else "-" for name in PAPER]
+        measured = [cell_text(name, row.measured.get(name)) for name in COLUMNS]
+        paper = [paper_text(name, getattr(row.paper, name)) if row.paper else "-" for name in PAPER]
         body.append([row.variant + lost(row), *measured, *paper])
     return header, body
 
@@ -78,15 +90,22 @@ def lost(row: VariantRow) -> str:
     return "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
 
 
-def markdown(study: StudyRecord) -> str:
-    """The table, the verdicts and the claims as markdown."""
+def table_markdown(study: StudyRecord) -> str:
+    """The table alone as markdown."""
     header, body = texts(study)
     lines = [_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, body)]
-    lines += ["", "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run.", ""]
-    lines += [f"- {verdict.sentence}" for verdict in study.verdicts]
-    lines += ["", *(f"{claim.claim}. {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims)]
-    lines += ["", *(f"- {error}" for error in study.errors)] if study.errors else []
-    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n" + "\n".join(lines) + "\n"
+    return "\n".join(
+        [*lines, "", "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run.", ""]
+    )
+
+
+def markdown(study: StudyRecord) -> str:
+    """The table, the verdicts and the claims as markdown."""
+    verdicts = [f"- {verdict.sentence}" for verdict in study.verdicts]
+    claims = [f"{claim.claim}. {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
+    errors = ["", *(f"- {error}" for error in study.errors)] if study.errors else []
+    found = "\n".join([*verdicts, "", *claims, *errors])
+    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n{table_markdown(study)}\n{found}\n"
 
 
 def comma_separated(study: StudyRecord) -> str:
