@@ -93,10 +93,8 @@ def lost(row: VariantRow) -> str:
 def table_markdown(study: StudyRecord) -> str:
     """The table alone as markdown."""
     header, body = texts(study)
-    lines = [_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, body)]
-    return "\n".join(
-        [*lines, "", "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run.", ""]
-    )
+    note = "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run."
+    return "\n".join([_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, body), "", note, ""])
 
 
 def markdown(study: StudyRecord) -> str:
