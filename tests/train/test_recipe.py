@@ -86,5 +86,7 @@ def test_what_makes_another_recipe():
     assert base.sha256() == same.sha256() != other.sha256()
     assert changed(base.essence(), same.essence()) == []
     lines = changed(base.essence(), other.essence())
-    assert lines[0].startswith("model.norm: {'kind': 'rmsnorm'")
-    assert lines[1:] == ["optimiser.lr: 0.01 -> 0.02"]
+    assert lines == [
+        "model.norm: rmsnorm (eps=1e-05) -> dyt (alpha_init=0.5)",
+        "optimiser.lr: 0.01 -> 0.02",
+    ]
