@@ -90,7 +90,7 @@ def _decide(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], r
     """(Verdict, why it is undecided)."""
     seeds = min(len(row.seeds), len(baseline.seeds))
     if seeds < rules.seeds_min:
-        return UNDECIDED, f"{seeds} seeds, at least {rules.seeds_min} decide"
+        return UNDECIDED, f"{seeds} seed{'' if seeds == 1 else 's'}, at least {rules.seeds_min} decide"
     if not _has_sinks(baseline, rules):
         return UNDECIDED, "the baseline has no sinks that could fall or stay"
     spikes, sinks = effects["spike"].change, _sinks_change(effects)
