@@ -37,11 +37,18 @@ SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down"
 SOURCES = ("here", "paper (7B, 100B tokens)")
 PAPER = {"sink_ratio": "Sink ratio", "spike": "Spike", "perplexity": "Perplexity"}
 
+SCALED = {
+    "spike": ("~s", None),
+    "sink_ratio": ("%", alt.Scale(domainMin=0)),
+    "perplexity": ("~g", alt.Scale(zero=False)),
+}
+"""What is drawn over size: format and scale of its axis; without one, logarithmic."""
+
 
 def study_figures(study: StudyRecord) -> list[Figure]:
     """Where variants stand; beside the paper; learning curves; over size where sizes differ."""
     figures: list[Figure | None] = [_plane(study), *[_beside_paper(study, name) for name in PAPER]]
-    figures += [_scaling(study, name) for name in ("spike", "sink_ratio")]
+    figures += [_scaling(study, name) for name in SCALED]
     figures += [_curve(study, name) for name in CURVES]
     return [figure for figure in figures if figure is not None]
 
@@ -152,8 +159,8 @@ def _scaling(study: StudyRecord, metric: str) -> Figure | None:
         for value in row.values[metric]
     ]
     families = list(dict.fromkeys(row["family"] for row in rows))
-    scale = log_scale(row["value"] for row in rows) if metric == "spike" else alt.Scale(domainMin=0)
-    axis = alt.Axis(format="%") if metric == "sink_ratio" else alt.Axis(format="~s")
+    scale = SCALED[metric][1] or log_scale(row["value"] for row in rows)
+    axis = alt.Axis(format=SCALED[metric][0])
     base = drawing().encode(
         alt.X("parameters:Q", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(format="~s", grid=False)),
         alt.Color("family:N", title=None, scale=colours(families), legend=line_legend()),
