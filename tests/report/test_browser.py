@@ -109,7 +109,10 @@ def test_data_and_pictures_can_be_taken_along(watched, page_file):
         assert saved(page, "sink_map", "svg")[1].startswith(b"<svg")
         assert saved(page, "sink_map", "png")[1].startswith(b"\x89PNG")
         page.locator('[data-figure="lifecycle_residual"] details.rows summary').click()
-        assert page.locator('[data-figure="lifecycle_residual"] details.rows tbody tr').count() == 24
+        shown = page.locator('[data-figure="lifecycle_residual"] details.rows tbody tr')
+        # The browser tells of an opened table in its own time.
+        shown.first.wait_for()
+        assert shown.count() == 24
         fine(watch, page_file)
 
 
