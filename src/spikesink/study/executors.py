@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from spikesink.errors import InputError
 from spikesink.records.study import CellRecord
+from spikesink.study.cell import failed, run_cell
 from spikesink.study.grid import Cell
 from spikesink.study.worker import pack, unpack
 
@@ -145,7 +147,7 @@ class Ray:
                 if attempt < ATTEMPTS:
                     waiting[self._submit(cell, place)] = (cell, attempt + 1)
                     continue
-                record = _failed(cell, str(error).strip().splitlines()[-1], attempt)
+                record = failed(cell, str(error).strip().splitlines()[-1], attempt)
             progress("cells on Ray", len(cells) - len(waiting), len(cells))
             yield record
 
@@ -165,8 +167,6 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _ray_task(packed: str, folder: str) -> str:
-    from spikesink.study.cell import run_cell
-
     return run_cell(unpack(packed), Path(folder), lambda stage, done, total: None).to_json()
 
 
@@ -178,18 +178,10 @@ def _twice(cell: Cell, once: Callable[[], CellRecord]) -> CellRecord:
             return once().model_copy(update={"attempts": attempt})
         except CellFailedError as problem:
             error = str(problem)
-    return _failed(cell, error, ATTEMPTS)
-
-
-def _failed(cell: Cell, error: str, attempts: int) -> CellRecord:
-    from spikesink.study.cell import failed
-
-    return failed(cell, error, attempts)
+    return failed(cell, error, ATTEMPTS)
 
 
 def with_threads(cell: Cell, threads: int) -> Cell:
     """The cell with this number of CPU threads, which changes nothing about its result but rounding."""
-    from dataclasses import replace
-
     running = cell.recipe.running.model_copy(update={"threads": threads})
     return replace(cell, recipe=cell.recipe.model_copy(update={"running": running}))

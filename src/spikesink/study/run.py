@@ -9,6 +9,7 @@ from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord
 from spikesink.study import table, verdict
+from spikesink.study.cell import evaluation_sha256
 from spikesink.study.executors import Executor, Progress
 from spikesink.study.grid import Cell, Grid, cells
 from spikesink.train.recipe import Recipe
@@ -58,7 +59,8 @@ class Study:
         """The study as a record, from the records of all cells that have one: also of seeds not asked for now."""
         found = self.found()
         rows = table.rows(self.grid, self.base, found)
-        verdicts = verdict.verdicts(rows, self.grid.baseline) if any(map(self._is_baseline, rows)) else []
+        has_baseline = any(row.variant == self.grid.baseline for row in rows)
+        verdicts = verdict.verdicts(rows, self.grid.baseline) if has_baseline else []
         return StudyRecord(
             study=self.name,
             preset=self.base.name,
@@ -91,9 +93,6 @@ class Study:
         known = [record for record in records if record.variant in order]
         return sorted(known, key=lambda record: (order.index(record.variant), record.seed))
 
-    def _is_baseline(self, row: object) -> bool:
-        return getattr(row, "variant", None) == self.grid.baseline
-
     def _path(self, cell: Cell) -> Path:
         return self.records / f"{cell.name}.json"
 
@@ -114,8 +113,6 @@ class Study:
 
     def _from_another_study(self, cell: Cell) -> CellRecord | None:
         """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
-        from spikesink.study.cell import evaluation_sha256
-
         wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base))
         for path in sorted(self.out.glob(f"*/*-{cell.seed}.json")):
             try:
