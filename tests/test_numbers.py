@@ -190,16 +190,38 @@ def test_scores_that_overflow_are_named_and_are_no_sinks():
         run(accessed, full_batch(token_ids(2, 13)))
 
 
-def test_logits_that_are_not_numbers_are_no_perplexity():
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_logits_that_are_not_numbers_are_no_perplexity(value):
     from spikesink.access import observing, run
     from spikesink.access.protocol import full_batch
     from spikesink.measure.perplexity import LossMeasure
 
     accessed = access(tiny("llama"))
-    with torch.no_grad():
-        accessed.model.lm_head.weight[3, 0] = float("nan")
-    with (
-        pytest.raises(NumericError, match="The logits: values that are not numbers"),
-        observing(accessed, [LossMeasure()]),
-    ):
+    said = {"nan": "values that are not numbers", "inf": "1 of .* values exceed"}[value]
+
+    def spoil(module, inputs, output):
+        output[0, 2, 5] = float(value)
+
+    accessed.model.lm_head.register_forward_hook(spoil)
+    with pytest.raises(NumericError, match=f"The logits: .*{said}"), observing(accessed, [LossMeasure()]):
         run(accessed, full_batch(token_ids(2, 13)))
+
+
+def test_a_token_may_be_ruled_out():
+    """Minus infinity for a token that is not the next one: its probability is zero, and the loss a number."""
+    from spikesink.access import observing, run
+    from spikesink.access.protocol import full_batch
+    from spikesink.measure.perplexity import LossMeasure
+
+    accessed, ids = access(tiny("llama")), token_ids(2, 13)
+    unused = min(set(range(97)) - set(ids.flatten().tolist()))
+
+    def rule_out(module, inputs, output):
+        output[:, :, unused] = -torch.inf
+
+    with observing(accessed, [before := LossMeasure()]):
+        run(accessed, full_batch(ids))
+    accessed.model.lm_head.register_forward_hook(rule_out)
+    with observing(accessed, [after := LossMeasure()]):
+        run(accessed, full_batch(ids))
+    assert all(0 < now < then for now, then in zip(after.loss_sums, before.loss_sums, strict=True))

@@ -6,7 +6,7 @@ Short versions of benchmarks/scale.py.
 from pathlib import Path
 
 import pytest
-from scaling import SEVENTY_B, forked, peak_of_plan, peak_of_scan
+from scaling import SEVENTY_B, embedded_shape, forked, peak_of_plan, peak_of_scan
 
 from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import count_parameters, meta_model, plan
@@ -31,6 +31,13 @@ def test_length_costs_rows_and_no_map():
         "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 8192,
     }  # fmt: skip
     assert forked(lambda: peak_of_scan(shape, 1, 8192)) < 256 * MIB
+
+
+def test_logits_are_held_once():
+    """Beside them a scan needs rows and channels; a copy of them, however short-lived, would double the peak."""
+    shape = embedded_shape(1)
+    logits = 4 * 1024 * shape["vocab_size"]
+    assert 0.95 * logits < forked(lambda: peak_of_scan(shape, 1, 1024)) < 1.4 * logits
 
 
 def test_seventy_billion_parameters_are_planned():
