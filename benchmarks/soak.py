@@ -32,7 +32,8 @@ import torch
 from faults.commands import COMMANDS, write_inputs
 from faults.processes import import_everything
 from faults.scenarios import Bench, rows
-from fuzz.targets import TARGETS, fuzz
+from fuzz.target import fuzz
+from fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 PAGE, FIGURES = ROOT / "docs" / "trust.md", ROOT / "results" / "soak.json"

@@ -40,8 +40,19 @@ def test_a_torn_line_is_dropped_and_written_again(tmp_path, torn):
     again = Memo(tmp_path, {})
     assert len(again) == 1
     again.get("y", counted([], 2))
-    lines = [json.loads(line) for line in again.path.read_text().splitlines()]
+    lines = [json.loads(line.split(" ", 1)[1]) for line in again.path.read_text().splitlines()]
     assert [line["key"] for line in lines] == ["x", "y"]
+
+
+def test_a_line_that_changed_on_the_disk_is_computed_again(tmp_path):
+    memo = Memo(tmp_path, {})
+    for key, value in (("x", 1), ("y", 2), ("z", 3)):
+        memo.get(key, counted([], value))
+    memo.path.write_bytes(memo.path.read_bytes().replace(b'"value": 2', b'"value": 7'))
+    calls = []
+    again = Memo(tmp_path, {})
+    assert [again.get(key, counted(calls, 9))["value"] for key in "xyz"] == [1, 9, 9]
+    assert calls == [9, 9]
 
 
 def test_a_failed_pass_is_not_kept(tmp_path):

@@ -177,3 +177,25 @@ YAML_POISON = (
     ),
 )
 yaml_text = st.one_of(st.sampled_from(YAML_POISON), st.text(max_size=200))
+
+TEMPLATES = (
+    "{{ cycler.__init__.__globals__.os.popen('touch executed').read() }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% set b = messages | tojson %}{{ b * 1000 }}{% endfor %}",
+    *("{{ 'x' * 10000000000 }}", "{{ [0] * 10000000000 }}", "{{ '%1000000000d' % 1 }}"),
+    *("{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}", "{% include '/etc/passwd' %}", "{{ messages.pop() }}"),
+    *("{{ raise_exception('no') }}", "{{ messages[99].content }}", "{{ nothing.at.all }}", "{% if %}", "{{", "{#", ""),
+    *("{{ bos_token * 5 }}{{ messages[0].content }}", "{{ messages[0]['content'].__class__ }}", "\x00", "{{ 1 / 0 }}"),
+    *("{{ strftime_now('%Y' * 100000) }}", "{{ messages | map(attribute='__class__') | list }}", "{{ lipsum(10**9) }}"),
+)
+GOOD_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+chat_template = st.one_of(
+    st.sampled_from(TEMPLATES),
+    st.lists(st.sampled_from((*TEMPLATES, GOOD_TEMPLATE)), min_size=2, max_size=3).map("".join),
+    bent_bytes(GOOD_TEMPLATE.encode()).map(lambda content: content.decode("utf-8", errors="replace")),
+)
+"""A chat template is a program in Jinja's sandbox."""

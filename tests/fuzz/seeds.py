@@ -6,12 +6,28 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from study.study_cases import GRID, base, record
 from tiny import VOCAB, tiny, token_ids
 from tiny_gguf import write_tiny_gguf
 
 from spikesink import Anatomy, scan
 from spikesink.access import access
+from spikesink.access.model import AccessedModel
+from spikesink.access.verify_deep import verify_deep
+from spikesink.analyse.interventions import Options, dissociate
 from spikesink.records import Provenance, Timing, TrainingRun
+from spikesink.records.base import Document, Record
+from spikesink.records.interventions import Interventions
+from spikesink.records.verification import VerificationRecord
+from spikesink.study.run import Study
+from spikesink.train import checkpoints
+from spikesink.train.recipe import load_recipe
+
+RECORDS: dict[str, type[Record]] = {
+    "anatomy": Anatomy, "interventions": Interventions, "training": TrainingRun, "verification": VerificationRecord,
+}  # fmt: skip
+DOCUMENTS = ("cell", "study")
 
 
 @cache
@@ -25,15 +41,24 @@ def workplace() -> Path:
 
 
 @cache
-def anatomy() -> Anatomy:
-    return scan(access(tiny("llama")), token_ids())
+def model() -> AccessedModel:
+    """Four layers with a spike, so that every chart has something to show."""
+    made = tiny("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        made.model.layers[0].mlp.down_proj.weight[3] *= 3000
+    return access(made)
 
 
 @cache
-def record_files(kind: type) -> dict[str, bytes]:
+def record_files(kind: str) -> dict[str, bytes]:
     """The files of a good record by name."""
-    folder = workplace() / kind.__name__
-    (anatomy() if kind is Anatomy else training_run()).save(folder, force=True)
+    made = {
+        "anatomy": lambda: scan(model(), token_ids(), measures=("all",)),
+        "interventions": lambda: intervened(None),
+        "training": training_run,
+        "verification": lambda: verify_deep(model(), tokens=40),
+    }[kind]()
+    folder = made.save(workplace() / kind, force=True)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -45,6 +70,47 @@ def training_run() -> TrainingRun:
         timing=Timing(created="2026-01-01", load_s=0.0, forward_s=1.0, total_s=2.0),
         arrays={"loss": np.arange(3.0), "loss.step": np.arange(3)},
     )  # fmt: skip
+
+
+def intervened(folder: Path | None) -> Interventions:
+    """A few passes; they go on from what lies in the folder."""
+    options = Options("mask_sinks,drop_bos", held_out=3, draws=1)
+    return dissociate(model(), token_ids(8, 9), options=options, folder=folder)
+
+
+@cache
+def partial() -> tuple[str, bytes]:
+    """The file of finished passes that a run leaves when it is killed: its name, and all its lines."""
+    folder = workplace() / "partial"
+    folder.mkdir()
+    intervened(folder)
+    (path,) = folder.iterdir()
+    return path.name, path.read_bytes()
+
+
+@cache
+def study() -> Study:
+    """Of cells made by hand."""
+    made = Study("s", GRID, base(), workplace() / "study")
+    for variant, seed in ((variant, seed) for variant in GRID.variants for seed in range(3)):
+        figures = {"perplexity": 2.0 + seed, "sink_ratio": 0.5 + seed / 10, "spike": 900.0 - 400 * (variant == "dyt")}
+        record(variant, seed, **figures).write(made.records / f"{variant}-{seed}.json")
+    made.write()
+    return made
+
+
+def document(kind: str) -> Document:
+    return study().summarise() if kind == "study" else record("wide", 1, perplexity=3.0)
+
+
+@cache
+def marker() -> bytes:
+    """What makes a checkpoint count, of one whose only file has five bytes."""
+    folder = workplace() / "checkpoints" / "checkpoint-7"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"12345")
+    checkpoints.mark_complete(folder, load_recipe("nano"))
+    return (folder / checkpoints.MARKER).read_bytes()
 
 
 @cache

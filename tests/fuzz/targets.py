@@ -1,103 +1,16 @@
-"""Everything that reads what a user or a stranger wrote, each with the inputs that it is tried on.
-
-A target's `read` gets one input and an empty folder; it returns what it made of it or raises a SpikesinkError.
-"""
+"""Everything that reads what a user or a stranger wrote, each with the inputs that it is tried on."""
 
 import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from contained import GOOD, Outcome, contained
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz import hostile, seeds
-
-MARKER = "executed"
-"""What every payload makes: a file of this name in the current folder."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """One reader, and a strategy for what it is given; strategies are made late, since some need a model."""
-
-    name: str
-    inputs: Callable[[], st.SearchStrategy]
-    read: Callable[[Any, Path], object]
-
-    def tried(self, given: Any) -> Outcome:
-        """The outcome of one input, in a process and a folder of its own; running code or writing outside counts."""
-        outside = Path(tempfile.mkdtemp(prefix="spikesink-hostile-"))
-        inside = outside / "a" / "inside"
-        inside.mkdir(parents=True)
-
-        def read() -> None:
-            import os
-
-            os.chdir(inside)
-            self.read(given, inside)
-
-        try:
-            outcome = contained(read)
-            if any(outside.rglob(MARKER)):
-                return Outcome("executed", repr(given)[:2000])
-            if sorted(path.name for path in (*outside.iterdir(), *(outside / "a").iterdir())) != ["a", "inside"]:
-                return Outcome("escaped", repr(given)[:2000])
-            return outcome
-        finally:
-            shutil.rmtree(outside, ignore_errors=True)
-
-
-def fuzz(target: Target, examples: int) -> Counter:
-    """Try so many inputs; raises AssertionError with the first, made small, that is neither accepted nor refused."""
-    counts: Counter = Counter()
-
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(target.inputs())
-    def attempt(given: Any) -> None:
-        outcome = target.tried(given)
-        counts[outcome.kind] += 1
-        assert outcome.kind in GOOD, f"{target.name}: {outcome.kind}\n{outcome.text}"
-        assert outcome.kind == "accepted" or outcome.text.strip(), "refused without a word"
-
-    attempt()
-    return counts
-
-
-def _record(kind_name: str, file_name: str) -> Target:
-    def kind() -> Any:
-        from spikesink.records import Anatomy, TrainingRun
-
-        return {"anatomy": Anatomy, "training": TrainingRun}[kind_name]
-
-    def inputs() -> st.SearchStrategy:
-        import json
-
-        good = seeds.record_files(kind())[file_name]
-        if file_name.endswith(".safetensors"):
-            return hostile.bent_safetensors(good)
-        return st.one_of(hostile.bent_tree(json.loads(good)).map(hostile.as_json), hostile.bent_bytes(good))
-
-    def read(content: bytes, folder: Path) -> None:
-        for name, good in seeds.record_files(kind()).items():
-            (folder / name).write_bytes(content if name == file_name else good)
-        record = kind().read(folder)
-        record.to_json()
-
-    return Target(f"{kind_name} record, {file_name}", inputs, read)
+from fuzz import hostile, seeds, targets_results
+from fuzz.target import Target
 
 
 def _recipe_inputs() -> st.SearchStrategy:
@@ -233,6 +146,16 @@ def _tokenise(given: tuple, folder: Path) -> None:
         assert bos != "always" or (made.ids[:, 0] == begin).all()
 
 
+def _render(template: str, folder: Path) -> None:
+    from copy import copy
+
+    from spikesink.data import prompt_corpus, tokenise
+
+    tokenizer = copy(seeds.word_tokenizer())
+    tokenizer.chat_template = template
+    tokenise(prompt_corpus("w3 w4 w5"), tokenizer, seq_len=4, sequences=1, chat_template=True)
+
+
 def _checkpoint_reader(name: str) -> Callable[[bytes, Path], None]:
     """A good checkpoint with one file of it replaced, scanned by its own tokenizer."""
 
@@ -322,10 +245,7 @@ def _bent_file(name: str) -> Target:
 
 
 TARGETS = (
-    _record("anatomy", "anatomy.json"),
-    _record("anatomy", "arrays.safetensors"),
-    _record("training", "training.json"),
-    _record("training", "curves.safetensors"),
+    *targets_results.TARGETS,
     Target("recipe, a YAML file", _recipe_inputs, _read_recipe),
     Target("recipe, --set", _change_inputs, _read_changes),
     Target("--tokens, a .npy", lambda: hostile.npy_file(), _read_npy),
@@ -333,6 +253,7 @@ TARGETS = (
     Target("--text, a .jsonl", _jsonl_inputs, _text_reader(".jsonl")),
     Target("--text, a .parquet", lambda: hostile.bent_bytes(seeds.parquet()), _text_reader(".parquet")),
     Target("odd tokenizers", _tokenizer_inputs, _tokenise),
+    Target("chat template", lambda: hostile.chat_template, _render),
     _bent_file("config.json"),
     Target("checkpoint, weights", _weights_inputs, _checkpoint_reader("model.safetensors")),
     Target("checkpoint, index of shards", _index_inputs, _checkpoint_reader("model.safetensors.index.json")),

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from fuzz.targets import TARGETS, fuzz
+from fuzz.target import fuzz
+from fuzz.targets import TARGETS
 
 EXAMPLES = int(os.environ.get("SPIKESINK_FUZZ", "12"))
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from fuzz import hostile, seeds
-from fuzz.targets import MARKER
+from fuzz.target import MARKER
 from spikesink.access import load
 from spikesink.access.gguf_header import read_header
 from spikesink.data import load_token_ids, read_corpus

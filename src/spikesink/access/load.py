@@ -18,6 +18,7 @@ from spikesink.access.plausible import check_plausible
 from spikesink.access.verify import PROBE_TOKENS
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
+from spikesink.foreign import panics_raised
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -224,7 +225,8 @@ def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | No
     """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
     options = {"revision": checkpoint.revision} if checkpoint.revision else {}
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+        with panics_raised():
+            return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
     except Exception:
         return None
 

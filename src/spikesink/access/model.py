@@ -1,5 +1,6 @@
 """An accessed model: a Hugging Face causal LM whose residual blocks, weights and facts are found and named."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from spikesink.access.families import (
     multiplier_of,
     token_mixer,
 )
+from spikesink.foreign import panics_raised
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,11 @@ class AccessedModel:
         return self.layers[0].post_norm
 
     def token_text(self, token_id: int) -> str:
-        """The token as text; `<id>` where there is no tokenizer."""
-        return f"<{token_id}>" if self.tokenizer is None else str(self.tokenizer.decode([token_id]))
+        """The token as text; `<id>` where there is no tokenizer, or none that can say."""
+        if self.tokenizer is not None:
+            with suppress(Exception), panics_raised():
+                return str(self.tokenizer.decode([token_id]))
+        return f"<{token_id}>"
 
     @property
     def attending(self) -> list[BlockSites]:

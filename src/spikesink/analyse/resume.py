@@ -16,9 +16,9 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 class Memo:
-    """Results by key; with a folder also on disk, a JSON line each, until `remove`.
+    """Results by key; with a folder also on disk, a JSON line each with its hash, until `remove_partial`.
 
-    A line that was cut off when the process died is ignored.
+    A line that was cut off when the process died, or changed since, is computed again, and so are those behind it.
     """
 
     def __init__(self, folder: Path | None = None, settings: dict[str, Any] | None = None) -> None:
@@ -37,13 +37,11 @@ class Memo:
         whole = 0
         with path.open("rb") as file:
             for line in file:
-                try:
-                    entry = json.loads(line)
-                    self._results[entry["key"]] = entry["result"]
-                except (ValueError, KeyError, TypeError):
+                digest, _, content = line.partition(b" ")
+                if digest != _digest(content):
                     break
-                if not line.endswith(b"\n"):
-                    break
+                entry = json.loads(content)
+                self._results[entry["key"]] = entry["result"]
                 whole += len(line)
         os.truncate(path, whole)
 
@@ -52,13 +50,14 @@ class Memo:
         if key not in self._results:
             self._results[key] = compute()
             if self.path is not None:
-                self._append(self.path, json.dumps({"key": key, "result": self._results[key]}) + "\n")
+                content = json.dumps({"key": key, "result": self._results[key]}).encode() + b"\n"
+                self._append(self.path, _digest(content) + b" " + content)
         return self._results[key]
 
-    def _append(self, path: Path, line: str) -> None:
+    def _append(self, path: Path, line: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -67,6 +66,10 @@ class Memo:
                 f"A finished pass cannot be kept in '{path.parent}': {error.strerror or error}. Free some space and "
                 "run the same command again: it goes on from there."
             ) from error
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:16].encode()
 
 
 def remove_partial(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from spikesink.errors import InputError, did_you_mean
+from spikesink.foreign import bounded, panics_raised
 
 BOS_POLICIES = ("auto", "always", "never")
 PROBES = ("a", "the", "1", ".", "\n")
@@ -12,6 +13,10 @@ CHARACTERS_PER_TOKEN = 64
 MIN_CHARACTERS = 8192
 SEAM_TOKENS = 32
 """Tokens this near to where a text was cut may differ from those of the whole text."""
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 2.0, 2**29
+"""What a chat template may take for one message; it is a program of the checkpoint's author, if one in a sandbox."""
+TEMPLATE_CHARACTERS = 2**20
+"""What a template may add to a message: the longest system prompts have a tenth of it."""
 
 
 class Encoder:
@@ -75,7 +80,11 @@ class Encoder:
             return document
         messages = [{"role": "user", "content": document}]
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            with bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES + 8 * len(document)):
+                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            if len(text) > 2 * len(document) + TEMPLATE_CHARACTERS:
+                raise ValueError(f"it makes {len(text):,} characters of {len(document):,}")
+            return text
         except Exception as error:
             raise InputError(
                 f"The tokenizer's chat template cannot take a user's message ({_short(error)}); leave --chat-template "
@@ -85,7 +94,8 @@ class Encoder:
     def _ids(self, text: str, special: bool = False) -> list[int]:
         try:
             # No warning about the tokenizer's own length limit: sequences are cut, and the model's limit is checked.
-            return list(self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+            with panics_raised():
+                return list(self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
         except Exception as error:
             start = repr(text[:40])
             raise InputError(

@@ -1,12 +1,14 @@
 """From folders to files: which page these runs make, and where it goes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import vl_convert
 
-from spikesink.errors import InputError, OutputError, did_you_mean
+from spikesink.errors import InputError, OutputError, RecordError, SpikesinkError, did_you_mean
+from spikesink.foreign import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report import FORMATS
 from spikesink.report.bundle import vl_version
@@ -35,7 +37,9 @@ def make_page(paths: Sequence[Path]) -> Page:
 def write_page(paths: Sequence[Path], out: Path) -> Path:
     """See `spikesink.report.write_page`."""
     _check_target(out)
-    _write(out, render(make_page(paths)).encode())
+    with _explained(paths):
+        page = render(make_page(paths)).encode()
+    _write(out, page)
     return out
 
 
@@ -43,7 +47,25 @@ def write_figures(paths: Sequence[Path], folder: Path, file_format: str) -> list
     """See `spikesink.report.write_figures`."""
     if file_format not in FORMATS:
         raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
-    return [_write_figure(figure, folder, file_format) for figure in make_page(paths).figures()]
+    with _explained(paths):
+        figures = make_page(paths).figures()
+    return [_write_figure(figure, folder, file_format) for figure in figures]
+
+
+@contextmanager
+def _explained(paths: Sequence[Path]) -> Iterator[None]:
+    """A record may be well-formed and still contradict itself, in more ways than can be asked for one by one."""
+    try:
+        with panics_raised():
+            yield
+    except SpikesinkError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise RecordError(
+            f"No page can be made of {', '.join(map(str, paths))} ({reason}): a record contradicts itself. Make it "
+            "again with the command that it came from; if that does not help, the fault is spikesink's: report it."
+        ) from error
 
 
 def drawn(figure: Figure, file_format: str) -> bytes:

@@ -1,12 +1,13 @@
 """Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' sizes."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from spikesink.errors import InputError, OutputError
 from spikesink.train.recipe import Recipe, changed
@@ -15,13 +16,22 @@ MARKER = "complete.json"
 PREFIX = "checkpoint-"
 
 
+class _Marker(BaseModel):
+    """What the marker says; sizes in bytes by the file's path within the checkpoint."""
+
+    step: int
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    files: dict[str, int]
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
 def folders(root: Path) -> list[Path]:
     """Every checkpoint folder, the newest first, whole or not."""
-    found = [path for path in root.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
+    found = [path for path in root.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -31,9 +41,9 @@ def mark_complete(folder: Path, recipe: Recipe) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
         _sync(path)
         sizes[str(path.relative_to(folder))] = path.stat().st_size
-    content = {"step": step_of(folder), "recipe": recipe.essence(), "recipe_sha256": recipe.sha256(), "files": sizes}
+    content = _Marker(step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), files=sizes)
     temporary = folder / f".{MARKER}"
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _sync(temporary)
     temporary.rename(folder / MARKER)
     _sync(folder)
@@ -45,7 +55,7 @@ def is_complete(folder: Path) -> bool:
     marker = _marker(folder)
     if marker is None:
         return False
-    files = [(folder / name, size) for name, size in marker["files"].items()]
+    files = [(folder / name, size) for name, size in marker.files.items()]
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
 
 
@@ -74,9 +84,9 @@ def discard_half_written(root: Path) -> None:
 def check_recipe(folder: Path, recipe: Recipe, *, allow_changed: bool) -> None:
     """Refuse to go on from a checkpoint of another recipe, naming what changed. Raises InputError."""
     marker = _marker(folder)
-    if marker is None or marker["recipe_sha256"] == recipe.sha256() or allow_changed:
+    if marker is None or marker.recipe_sha256 == recipe.sha256() or allow_changed:
         return
-    lines = "\n  ".join(changed(marker["recipe"], recipe.essence()))
+    lines = "\n  ".join(changed(marker.recipe, recipe.essence()))
     raise InputError(
         f"The recipe has changed since '{folder}':\n  {lines}\nResume with the same recipe, use another --out, or pass "
         "--allow-changed-recipe."
@@ -99,9 +109,9 @@ def saving(root: Path, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _marker(folder: Path) -> dict[str, Any] | None:
+def _marker(folder: Path) -> _Marker | None:
     try:
-        return json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return _Marker.model_validate_json((folder / MARKER).read_bytes())
     except (OSError, ValueError):
         return None
 
