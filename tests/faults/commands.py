@@ -114,19 +114,24 @@ def _trained(out: Path) -> dict[str, Any]:
 
 
 def _studied(out: Path) -> dict[str, Any]:
-    """Every cell's record and the table in its four forms, each if it is there; the JSON form grows cell by cell."""
+    """Every cell's record and the table in its four forms, each if it is there; the JSON form grows cell by cell.
+
+    A cell that failed has a record that says so, no result: the same command tries it again.
+    """
     from spikesink.records.study import CellRecord, StudyRecord
 
     results = out / "results"
     found: dict[str, Any] = {}
     for path in (results / "grid-tiny").glob("*.json"):
-        found[path.name] = without_timing(json.loads(CellRecord.read_file(path).to_json()))
+        record = CellRecord.read_file(path)
+        if record.status != "failed":
+            found[path.name] = without_timing(json.loads(record.to_json()))
     table = results / "grid-tiny.json"
     cells = 0
     if table.exists():
         study = StudyRecord.read_file(table)
         cells = len(study.cells)
-        if cells == len(GRID["variants"]) * 2:
+        if cells == len(GRID["variants"]) * 2 and not study.errors:
             found[table.name] = without_timing(json.loads(study.to_json()))
     # Of the text forms only the last, complete one can be compared.
     if table.name in found and len(found) == cells + 1:

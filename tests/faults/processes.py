@@ -40,7 +40,7 @@ class Child:
         self.log = log
         self.pid = os.fork()
         if self.pid == 0:
-            _end_with_parent()
+            _as_started_afresh()
             os._exit(_run(arguments, log, before))
 
     def kill_after(self, cpu_s: float) -> bool:
@@ -73,8 +73,9 @@ class Child:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
 
 
-def _end_with_parent() -> None:
-    """A soak that is stopped leaves nothing running (Linux's PR_SET_PDEATHSIG)."""
+def _as_started_afresh() -> None:
+    """Signals do what they do to any process; and a soak that is stopped leaves nothing running (PR_SET_PDEATHSIG)."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults.commands import GGUF, SCAN, STUDY, TRAIN, Command
+from faults.commands import GGUF, SCAN, TRAIN, Command
 from faults.processes import Child, ran, small_disk
 
 
@@ -240,15 +240,12 @@ class Row:
 
 
 def rows(commands: tuple[Command, ...]) -> list[Row]:
-    """Every row of the table, the slowest last."""
-    quick = [command for command in commands if command is not STUDY]
+    """Every row of the table."""
     return [
-        *(Row("SIGKILL", command, killed) for command in quick),
+        *(Row("SIGKILL", command, killed) for command in commands),
         Row("cache damaged", GGUF, damaged_cache),
         Row("cache shared by two", GGUF, shared_cache),
-        # A study that lacks space says so cell by cell, and tries those again the next time.
-        *(Row("disk full", command, full_disk, every=5) for command in quick),
-        *(Row("read-only output", command, read_only, every=5) for command in quick),
+        *(Row("disk full", command, full_disk, every=5) for command in commands),
+        *(Row("read-only output", command, read_only, every=5) for command in commands),
         *(Row("clock jumps", command, clock_jumps, every=5) for command in (SCAN, TRAIN)),
-        Row("SIGKILL", STUDY, killed),
     ]

@@ -18,6 +18,10 @@ POISON: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+_poison = st.sampled_from(POISON).map(deepcopy)
+"""A copy each time: what is put into a tree may be bent further."""
+
+
 @st.composite
 def bent_bytes(draw: st.DrawFn, good: bytes, header: int | None = None) -> bytes:
     """A file cut, overwritten, lengthened or repeated in one to four places, mostly within its first `header` bytes."""
@@ -68,16 +72,15 @@ def bent_tree(draw: st.DrawFn, good: Any) -> Any:
         if change == "drop":
             del here[where[-1]]
         elif change == "add" and isinstance(here, dict):
-            here[draw(st.sampled_from(("unknown", "", "kind", "model_dump", "__class__", "schema_version")))] = draw(
-                st.sampled_from(POISON)
-            )
+            name = draw(st.sampled_from(("unknown", "", "kind", "model_dump", "__class__", "schema_version")))
+            here[name] = draw(_poison)
         elif change == "other":
             other = tree
             for key in draw(st.sampled_from(paths(tree))):
                 other = other[key]
             here[where[-1]] = deepcopy(other)
         else:
-            here[where[-1]] = draw(st.sampled_from(POISON))
+            here[where[-1]] = draw(_poison)
     return tree
 
 

@@ -8,7 +8,7 @@ import typer
 
 from spikesink.cli import options
 from spikesink.cli.report import page_beside
-from spikesink.errors import InputError, did_you_mean
+from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
 StudyName = Annotated[
     str | None, typer.Argument(help="A study (see --list) or a YAML file of your own grid.", show_default=False)
@@ -76,6 +76,12 @@ def study_command(
         _print(record)
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
     page_beside(out / f"{study.title}.json", out / f"{study.title}.html")
+    failed = sum(row.failed for row in record.rows)
+    if failed:
+        raise SpikesinkError(
+            f"{failed} of {len(study.cells)} cells failed, and the table lacks them ({record.errors[0]}). Their logs "
+            f"are in {work / study.title}; the same command tries them again and keeps what is finished."
+        )
 
 
 def _executor(name: str, jobs: int | None, address: str | None, threads: int, gpus: float) -> Any:

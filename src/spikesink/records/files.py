@@ -12,7 +12,7 @@ from spikesink.errors import OutputError, RecordError
 from spikesink.whole import write_temporary
 
 
-def check_output(folder: Path, file: str, *, force: bool) -> None:
+def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:
     """Refuse early what could not be written at the end: an existing record, a file in the way, no permission."""
     if (folder / file).exists() and not force:
         raise OutputError(f"'{folder}' already holds a record ({file}); pass --force to replace it or another --out.")
@@ -22,7 +22,7 @@ def check_output(folder: Path, file: str, *, force: bool) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another --out."
+            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another {option}."
         ) from error
 
 

@@ -33,6 +33,7 @@ class Study:
         Raises InputError where a record belongs to another recipe, OutputError where nothing can be written.
         """
         check_output(self.records, "", force=True)
+        check_output(work / self.title, "", force=True, option="--work")
         todo = [cell for cell in self.cells if not self._has_result(cell)]
         shared = {cell.name: found for cell in todo if (found := self._from_another_study(cell)) is not None}
         for record in shared.values():
