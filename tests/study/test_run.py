@@ -12,7 +12,9 @@ import pytest
 import yaml
 from study_cases import GRID, TINY, InProcess, base, without_timing
 
-from spikesink.errors import InputError
+from spikesink.cli.main import run
+from spikesink.errors import InputError, OutputError
+from spikesink.study.cell import failed
 from spikesink.study.executors import Local
 from spikesink.study.run import Study
 
@@ -141,3 +143,32 @@ def test_divergence_is_a_result(tmp_path):
     assert [(row.variant, row.diverged) for row in record.rows] == [("plain", 1), ("dyt", 1)]
     assert all("not finite" in line or "loss is" in line for line in record.errors)
     assert study.run(NoExecutor(), tmp_path / "work", quiet).rows == record.rows
+
+
+class LosesOne(InProcess):
+    def run(self, cells, folder, progress):
+        for cell in cells:
+            lost = cell.variant == "wide"
+            yield failed(cell, "the disk is full", 2) if lost else next(super().run([cell], folder, progress))
+
+
+def test_a_study_that_lacks_cells_ends_with_exit_code_2(tmp_path, monkeypatch, capsys):
+    """Its table is there, and says so too; typed again it is whole, and ends with 0."""
+    out = tmp_path / "study"
+    out.mkdir()
+    monkeypatch.setattr(sys, "argv", command(out, "--only", "wide")[2:])
+    message = "1 of 2 cells failed, and the table lacks them (wide, seed 0: failed: the disk is full)"
+    for executor, code in ((LosesOne(), 2), (InProcess(), 0)):
+        monkeypatch.setattr("spikesink.cli.study._executor", lambda *_, executor=executor: executor)
+        with pytest.raises(SystemExit) as left:
+            run()
+        assert (left.value.code or 0) == code
+        assert (message in " ".join(capsys.readouterr().err.split())) == (code == 2)
+        assert (out / "results" / "grid-tiny.md").exists()
+
+
+def test_a_work_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "work").write_text("in the way")
+    study = Study("grid", GRID, base(), tmp_path / "results", seeds=1)
+    with pytest.raises(OutputError, match="Choose another --work"):
+        study.run(NoExecutor(), tmp_path / "work", quiet)
