@@ -1,6 +1,7 @@
 """Files and folders that are whole or absent, whoever is killed and however many processes ask at once."""
 
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -9,6 +10,12 @@ from pathlib import Path
 
 Fill = Callable[[Path], None]
 """Writes into an empty folder."""
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content, hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: bytes) -> None:

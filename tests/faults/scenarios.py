@@ -147,6 +147,23 @@ def damaged_cache(bench: Bench, command: Command = GGUF) -> int:
     return damaged
 
 
+def damaged_checkpoint(bench: Bench, command: Command = TRAIN) -> int:
+    """The newest checkpoint of a killed run is damaged: the run goes on from an earlier one, or from the start."""
+    bench.undisturbed(command)
+    place = bench.fresh()
+    with_cache(place)
+    checkpoints: list[Path] = []
+    while not checkpoints:
+        child = Child([*bench.arguments(command, place / "out"), *command.again(place / "out")], place / "log")
+        child.kill_after(bench.cpu_s[command.name] * bench.random.uniform(0.5, 1))
+        checkpoints = sorted(place.glob("out/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        checkpoints = [path for path in checkpoints if any(path.iterdir())]
+    damaged = _damage(bench.random, [path for path in checkpoints[-1].rglob("*") if path.is_file()])
+    finishes(bench, command, place)
+    shutil.rmtree(place)
+    return damaged
+
+
 def _damage(chosen: random.Random, files: list[Path]) -> int:
     path = chosen.choice([path for path in files if path.stat().st_size])
     content = bytearray(path.read_bytes())
@@ -245,6 +262,7 @@ def rows(commands: tuple[Command, ...]) -> list[Row]:
         *(Row("SIGKILL", command, killed) for command in commands),
         Row("cache damaged", GGUF, damaged_cache),
         Row("cache shared by two", GGUF, shared_cache),
+        Row("checkpoint damaged", TRAIN, damaged_checkpoint),
         *(Row("disk full", command, full_disk, every=5) for command in commands),
         *(Row("read-only output", command, read_only, every=5) for command in commands),
         *(Row("clock jumps", command, clock_jumps, every=5) for command in (SCAN, TRAIN)),

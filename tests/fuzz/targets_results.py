@@ -87,11 +87,11 @@ def _resume(content: bytes, folder: Path) -> None:
     newest.mkdir(parents=True)
     (newest / "weights").write_bytes(b"12345")
     (newest / checkpoints.MARKER).write_bytes(content)
-    found = checkpoints.newest_complete(newest.parent)
+    found = checkpoints.newest_undamaged(newest.parent)
     if found is not None:
         checkpoints.check_recipe(found, load_recipe("nano"), allow_changed=False)
     checkpoints.prune(newest.parent, 1)
-    checkpoints.discard_half_written(newest.parent)
+    checkpoints.discard_newer(newest.parent, found)
 
 
 def _go_on(content: bytes, folder: Path) -> None:

@@ -92,6 +92,25 @@ def test_half_written_checkpoints_are_passed_over(uninterrupted, tmp_path):
     assert checkpoints.newest_complete(root) == root / "checkpoint-40"
 
 
+def test_a_checkpoint_that_changed_on_the_disk_is_passed_over(uninterrupted, tmp_path):
+    """One bit of a weight, one of the optimiser's state: sizes and formats are as they were."""
+    recipe = tiny_recipe("training.steps=40", "monitor.every=4")
+    out = tmp_path / "run"
+    train(recipe, out, progress=quiet)
+    root = out / "checkpoints"
+    for path in (root / "checkpoint-40" / "model.safetensors", root / "checkpoint-39" / "optimizer.pt"):
+        content = bytearray(path.read_bytes())
+        content[-200] ^= 1
+        path.write_bytes(content)
+    assert checkpoints.newest_complete(root) == root / "checkpoint-40"
+    assert checkpoints.newest_undamaged(root) == root / "checkpoint-36"
+    record = train(recipe, out, resume=True, progress=quiet)
+    assert record.provenance.settings["resumed_from"] == 36
+    assert losses(out) == uninterrupted[0]
+    assert anatomy(out) == uninterrupted[1]
+    assert checkpoints.newest_undamaged(root) == root / "checkpoint-40"
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_good(uninterrupted, tmp_path, monkeypatch):
     """The second checkpoint runs out of space in the middle of its optimiser state."""
     import torch

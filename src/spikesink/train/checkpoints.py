@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' sizes."""
+"""Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' hashes."""
 
 import os
 import shutil
@@ -11,18 +11,24 @@ from pydantic import BaseModel
 
 from spikesink.errors import InputError, OutputError
 from spikesink.train.recipe import Recipe, changed
+from spikesink.whole import file_sha256
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
 
 
+class _File(BaseModel):
+    bytes: int
+    sha256: str
+
+
 class _Marker(BaseModel):
-    """What the marker says; sizes in bytes by the file's path within the checkpoint."""
+    """What the marker says; files by their path within the checkpoint."""
 
     step: int
     recipe: dict[str, Any]
     recipe_sha256: str
-    files: dict[str, int]
+    files: dict[str, _File]
 
 
 def step_of(folder: Path) -> int:
@@ -37,11 +43,11 @@ def folders(root: Path) -> list[Path]:
 
 def mark_complete(folder: Path, recipe: Recipe) -> None:
     """Sync every file to disk, then write the marker."""
-    sizes = {}
+    files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
         _sync(path)
-        sizes[str(path.relative_to(folder))] = path.stat().st_size
-    content = _Marker(step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), files=sizes)
+        files[str(path.relative_to(folder))] = _File(bytes=path.stat().st_size, sha256=file_sha256(path))
+    content = _Marker(step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), files=files)
     temporary = folder / f".{MARKER}"
     temporary.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _sync(temporary)
@@ -55,13 +61,24 @@ def is_complete(folder: Path) -> bool:
     marker = _marker(folder)
     if marker is None:
         return False
-    files = [(folder / name, size) for name, size in marker.files.items()]
+    files = [(folder / name, file.bytes) for name, file in marker.files.items()]
     return all(path.is_file() and path.stat().st_size == size for path, size in files)
+
+
+def is_undamaged(folder: Path) -> bool:
+    """Whether every file also holds what was written; reads them all."""
+    marker = _marker(folder)
+    return marker is not None and all(file_sha256(folder / name) == file.sha256 for name, file in marker.files.items())
 
 
 def newest_complete(root: Path) -> Path | None:
     """The newest checkpoint that is whole; half-written ones are passed over."""
     return next((folder for folder in folders(root) if is_complete(folder)), None)
+
+
+def newest_undamaged(root: Path) -> Path | None:
+    """The newest checkpoint to go on from: whole, and as it was written."""
+    return next((folder for folder in folders(root) if is_complete(folder) and is_undamaged(folder)), None)
 
 
 def prune(root: Path, keep: int) -> None:
@@ -73,11 +90,10 @@ def prune(root: Path, keep: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def discard_half_written(root: Path) -> None:
-    """Delete what is newer than the newest complete checkpoint: it will be written again, into an empty folder."""
-    newest = newest_complete(root)
+def discard_newer(root: Path, checkpoint: Path | None) -> None:
+    """Delete what is newer than the checkpoint that a run goes on from: it is not whole, and will be written again."""
     for folder in folders(root):
-        if newest is None or step_of(folder) > step_of(newest):
+        if checkpoint is None or step_of(folder) > step_of(checkpoint):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -86,7 +86,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+        if not numbers or not isinstance(line.get("step"), int):
             break
         lines.append(line)
     return lines

@@ -55,7 +55,7 @@ def train(
     trainer = RecipeTrainer(recipe, fresh_model(recipe, stream), stream, root)
     main = trainer.is_world_process_zero()
     if main:
-        checkpoints.discard_half_written(root)
+        checkpoints.discard_newer(root, checkpoint)
         _write_inputs(recipe, stream, out)
     if recipe.monitor.every:
         probe_ids = torch.from_numpy(stream.held_out[: recipe.monitor.sequences])
@@ -93,7 +93,7 @@ def _starting_point(recipe: Recipe, out: Path, *, resume: bool, allow_changed: b
         return None
     if not (out / RECIPE).exists():
         raise InputError(f"There is no run to resume in '{out}'; leave --resume out to start one.")
-    checkpoint = checkpoints.newest_complete(root)
+    checkpoint = checkpoints.newest_undamaged(root)
     if checkpoint is not None:
         checkpoints.check_recipe(checkpoint, recipe, allow_changed=allow_changed)
     return checkpoint
