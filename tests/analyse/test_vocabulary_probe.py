@@ -94,11 +94,25 @@ def test_what_is_kept_belongs_to_the_model_and_the_settings(own_cache):
     assert len(list(own_cache.rglob("*.npz"))) == 4
     assert fingerprint(accessed) == fingerprint(access(tiny("llama")))
     assert fingerprint(accessed) != fingerprint(access(tiny("llama", 1)))
-    for kept in own_cache.rglob("*.npz"):
-        kept.write_bytes(b"PK broken")
-    again = probe_vocabulary(accessed, 4, batch_tokens=8)
-    assert np.isfinite(again.first).all()
-    assert np.isfinite(again.later).all()
+
+
+def test_what_is_kept_may_be_damaged_in_any_way(own_cache):
+    def interrupt(_stage, done, _total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    accessed = access(tiny("llama"))
+    whole = probe_vocabulary(accessed, 4, batch_tokens=8)
+    with pytest.raises(KeyboardInterrupt):
+        probe_vocabulary(accessed, 4, batch_tokens=8, progress=interrupt)
+    (kept,) = own_cache.rglob("*.npz")
+    good = kept.read_bytes()
+    flipped = [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(0, len(good), len(good) // 6)]
+    for content in (b"PK broken", good[:-40], b"", *flipped):
+        kept.write_bytes(content)
+        again = probe_vocabulary(accessed, 4, batch_tokens=8)
+        for name in ("first", "later", "embedding_norm"):
+            assert np.array_equal(getattr(again, name), getattr(whole, name)), name
 
 
 @pytest.mark.embedded
