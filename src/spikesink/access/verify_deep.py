@@ -4,7 +4,6 @@ The load-time checks of `verify`, layer by layer, and more of the same kind: the
 either side, sequences long enough for several row blocks and for the model's windows.
 """
 
-import datetime
 import math
 import sys
 import time
@@ -147,8 +146,7 @@ def verify_deep(
             versions=package_versions(),
             settings={"attention": "spikesink", "reference": "eager"},
         ),
-        timing=Timing(
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timing=Timing.now(
             load_s=accessed.load_s,
             forward_s=time.perf_counter() - started,
             total_s=time.perf_counter() - started + accessed.load_s,

@@ -1,6 +1,5 @@
 """`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
 
-import datetime
 import math
 import time
 from dataclasses import asdict, dataclass, fields
@@ -143,8 +142,7 @@ def dissociate(
         skipping=skipping,
         found=_facts(found),
         provenance=provenance,
-        timing=Timing(
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timing=Timing.now(
             load_s=accessed.load_s,
             forward_s=bench.seconds,
             total_s=time.perf_counter() - started + accessed.load_s,

@@ -1,6 +1,5 @@
 """A study from grid to table: cells that have a record are taken as they are, the others are run."""
 
-import datetime
 import time
 from pathlib import Path
 
@@ -78,9 +77,7 @@ class Study:
                 versions=package_versions(),
                 settings={"recipe": self.base.model_dump(mode="json", exclude={"running"})},
             ),
-            timing=Timing(
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                load_s=0.0,
+            timing=Timing.now(
                 forward_s=sum(record.timing.total_s for record in found),
                 total_s=time.perf_counter() - self.started,
             ),
