@@ -47,8 +47,9 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     handles = []
     for layer in accessed.layers:
         inside = {id(module) for module in layer.attention.inner.modules()}
+        mixing = {id(module) for mixer in layer.mixers for module in mixer.modules()}
         for module in layer.layer.modules():
-            if layer.attention.kind == "mixer" and id(module) in inside:
+            if id(module) in mixing:
                 # Neither q, k, v nor o: what a recurrence or convolution reads and writes has no kind here.
                 continue
             if isinstance(module, nn.Linear | Conv1D):

@@ -282,6 +282,6 @@ def _not_guaranteed(found: _Findings, tokens: int) -> list[str]:
     if any("expert" in name for name, _ in accessed.model.named_modules()):
         said.append("experts that no probe token was routed to")
     if accessed.hybrid:
-        said.append("layers without attention: their writes add up, but what they compute is not rebuilt")
+        said.append("recurrences and convolutions: their writes add up, but what they compute is not rebuilt")
     said += [f"{check.name}: {check.reason}" for check in found.checks if check.reason]
     return said

@@ -132,14 +132,14 @@ def dissociate(
     rows = dissociation_rows(bench, list(choice.interventions), options.draws)
     quantised = _quantisation(bench, held_out, choice)
     cache = _kv_cache(bench, long, choice)
-    skipping = measure_skipping(bench) if "pin_spikes" in [made.name for made in choice.interventions] else None
+    pinning = found.has_spikes and "pin_spikes" in [made.name for made in choice.interventions]
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
         recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
-        skipping=skipping,
+        skipping=measure_skipping(bench) if pinning else None,
         found=_facts(found),
         provenance=provenance,
         timing=Timing.now(
