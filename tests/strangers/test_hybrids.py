@@ -72,6 +72,7 @@ def test_a_recurrence_beside_attention_needs_every_token_too():
     assert len(accessed.attending) == accessed.n_layers
     with pytest.raises(DoesNotApplyError, match="needs every token"):
         pin_spikes(accessed, _found(), skip=True)
+    assert access(build("inkling_text")).hybrid, "a convolution behind attention"
     blocks = {(site.block, site.kind) for site in find_linears(accessed)}
     assert {(2, "ffn_in"), (2, "down_proj"), (1, "attention_in"), (1, "attention_out")} <= blocks
 
