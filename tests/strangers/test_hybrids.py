@@ -77,6 +77,17 @@ def test_a_recurrence_beside_attention_needs_every_token_too():
     assert {(2, "ffn_in"), (2, "down_proj"), (1, "attention_in"), (1, "attention_out")} <= blocks
 
 
+@pytest.mark.parametrize("family", ["granitemoehybrid", "granitemoeshared", "deepseek_v3", "glm4_moe"])
+def test_a_shared_expert_is_not_the_ffn(family):
+    """Beside routed experts, its projections were taken for the block's: cut and quantised, and the rest left."""
+    accessed = access(build(family))
+    for layer in accessed.layers:
+        sites = [site for site in find_linears(accessed) if site.block == layer.ffn.block]
+        # The first layers of some families are dense.
+        dense = not any("expert" in name for name, _ in layer.layer.named_modules()) and len(layer.ffn.writers) == 1
+        assert bool(sites) == dense
+
+
 def test_gated_ffns_under_other_names(monkeypatch):
     """LFM2 calls its gate, up and down projections w1, w3 and w2; what is extracted is held against the module."""
     monkeypatch.setitem(OVERRIDES, "lfm2", {"layer_types": ["conv", "full_attention", "conv"]})
