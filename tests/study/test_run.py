@@ -1,9 +1,7 @@
 """Whole studies in real processes: killed and gone on with, cells that crash, diverge, or are there already."""
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +12,7 @@ import pytest
 import yaml
 from study_cases import GRID, TINY, InProcess, base, without_timing
 
-from spikesink.cli.main import run
 from spikesink.errors import InputError
-from spikesink.records.study import StudyRecord
 from spikesink.study.executors import Local
 from spikesink.study.run import Study
 
@@ -94,40 +90,6 @@ def test_killed_and_started_again_ends_in_the_same_table(undisturbed, tmp_path):
     whole = without_timing(undisturbed[0] / "results" / "grid-tiny.json")
     assert without_timing(out / "results" / "grid-tiny.json") == whole
     assert json.loads(again.stdout)["rows"] == whole["rows"]
-
-
-def test_variants_that_are_too_small_are_named(undisturbed, tmp_path, monkeypatch, capfd):
-    """On stderr when a study starts, in the record and the table; not where --only chose others."""
-    out = tmp_path / "study"
-    shutil.copytree(undisturbed[0] / "results", out / "results")
-    content = GRID.model_dump(mode="json")
-    content["variants"]["half"] = {"summary": "half the key heads", "scale": {"model.n_kv_heads": 0.5}}
-    arguments = command(out, "--json")[3:]
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    said = "left out: half: scale model.n_kv_heads: 1 x 0.5 is no whole number; the base is too small for it."
-    ran = in_this_process(monkeypatch, capfd, arguments)
-    assert said in ran.err.splitlines()
-    record = json.loads(ran.out)
-    assert f"left out: half: {record['left_out']['half']}" == said
-    assert [row["variant"] for row in record["rows"]] == ["plain", "wide", "dyt"]
-    assert f"- {said}" in (out / "results" / "grid-tiny.md").read_text().splitlines()
-    assert said not in in_this_process(monkeypatch, capfd, [*arguments, "--only", "wide"]).err
-    assert StudyRecord.read_file(out / "results" / "grid-tiny.json").left_out == record["left_out"]
-
-
-def test_studies_written_before_what_was_left_out_was_said(undisturbed, tmp_path):
-    content = json.loads((undisturbed[0] / "results" / "grid-tiny.json").read_text())
-    del content["left_out"]
-    (tmp_path / "old.json").write_text(json.dumps(content))
-    assert StudyRecord.read_file(tmp_path / "old.json") == undisturbed[1]
-
-
-def in_this_process(monkeypatch, capfd, arguments):
-    capfd.readouterr()
-    monkeypatch.setattr(sys, "argv", ["spikesink", *arguments])
-    with contextlib.suppress(SystemExit):
-        run()
-    return capfd.readouterr()
 
 
 class NoExecutor:
