@@ -153,6 +153,46 @@ def test_every_pass_goes_through_every_piece_once(bos_id):
         PackedSampler(stream, 50, bos_id=None, seed=0)
 
 
+END = 9
+"""BOS and what ends a document, as in GPT-2's tokenizer."""
+ENDED = np.array([END, 1, 2, 3, END, END, 4, 5, 6, 7, END, 8, 10, 11, END, 12, END])
+
+
+def test_bos_is_never_doubled():
+    """Pieces of 4 begin at 0, 4, 8 and 12; the first two, which begin with BOS, are cut from behind it."""
+    sampler = PackedSampler(ENDED, 5, bos_id=END, seed=3)
+    expected = [[END, 1, 2, 3, END], [END, 4, 5, 6, 7], [END, 6, 7, END, 8], [END, 10, 11, END, 12]]
+    assert sampler.first(9).tolist() == expected
+    assert sorted(sampler.sample(index).tolist() for index in range(4)) == sorted(expected)
+    assert sampler.sample(6).tolist() == PackedSampler(ENDED, 5, bos_id=END, seed=3).sample(6).tolist()
+    assert PackedSampler(ENDED, 4, bos_id=None, seed=3).first(1).tolist() == [[END, 1, 2, 3]]
+
+
+def test_a_last_piece_without_room_behind_its_bos_is_left_out():
+    # The last piece, END 5, would need one token more.
+    assert PackedSampler(np.array([1, 2, 3, 4, END, 5]), 3, bos_id=END, seed=0).first(9).tolist() == [
+        [END, 1, 2],
+        [END, 3, 4],
+    ]
+    assert PackedSampler(np.array([1, 2, 3, 4, END, 5, 6]), 3, bos_id=END, seed=0).first(9)[2].tolist() == [END, 5, 6]
+    with pytest.raises(InputError, match="2 tokens make no sequence of 3"):
+        PackedSampler(np.array([END, 5]), 3, bos_id=END, seed=0)
+
+
+@pytest.mark.parametrize("bos_id", [None, 0])
+def test_where_bos_ends_no_document_batches_stay_what_they_were(bos_id):
+    """Byte for byte what a plain cut of the stream gives, over more than two passes."""
+    stream = np.random.default_rng(5).integers(1, 40, 1003).astype("<u2")
+    sampler = PackedSampler(stream, 17, bos_id=bos_id, seed=11)
+    piece = 17 - (bos_id is not None)
+    cut = stream[: len(stream) // piece * piece].reshape(-1, piece).astype(np.int64)
+    rows = cut if bos_id is None else np.pad(cut, ((0, 0), (1, 0)), constant_values=bos_id)
+    orders = [np.random.default_rng([11, number]).permutation(len(rows)) for number in range(3)]
+    for index in range(2 * len(rows) + 5):
+        assert sampler.sample(index).tobytes() == rows[orders[index // len(rows)][index % len(rows)]].tobytes()
+    assert sampler.pieces == len(rows)
+
+
 def test_python_source_is_the_standard_library():
     source = python_source()
     documents = source.documents()

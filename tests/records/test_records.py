@@ -1,17 +1,20 @@
 """Records: written whole or not at all, read back equal, and refused when they are something else."""
 
+import datetime
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import tiny, token_ids
 
+import spikesink
 from spikesink import Anatomy, scan
 from spikesink.access import access
 from spikesink.errors import OutputError, RecordError
-from spikesink.records import files
+from spikesink.records import Timing, files
 from spikesink.records.files import write_files
 
 
@@ -115,3 +118,15 @@ def test_missing_and_truncated_arrays(record, tmp_path):
     arrays.unlink()
     with pytest.raises(RecordError, match=r"arrays\.safetensors is missing"):
         Anatomy.read(tmp_path)
+
+
+def test_a_time_is_taken_in_one_place():
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    timing = Timing.now(forward_s=1.5, total_s=2.5)
+    created = datetime.datetime.fromisoformat(timing.created)
+    assert created.utcoffset() == datetime.timedelta(0)
+    assert before <= created <= datetime.datetime.now(datetime.UTC)
+    assert created.microsecond == 0
+    assert (timing.load_s, timing.forward_s, timing.total_s) == (0.0, 1.5, 2.5)
+    sources = Path(spikesink.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "datetime.now(" in path.read_text()] == ["base.py"]

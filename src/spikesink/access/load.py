@@ -1,6 +1,8 @@
 """From a name to a verified model: hub id, local folder, GGUF file, or nothing for the embedded SmolLM2."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 import spikesink
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
 from spikesink.access.families import decoder_layers, layouts_for
+from spikesink.access.hub import Progress, fetched, pinned
 from spikesink.access.model import AccessedModel, find_layers
 from spikesink.access.plausible import check_plausible
 from spikesink.access.verify import PROBE_TOKENS
@@ -31,22 +34,27 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    progress: Progress = lambda stage, done, total: None,
 ) -> AccessedModel:
     """Load a causal LM and verify every layer.
 
     Without a name, the embedded SmolLM2-135M-Instruct. `dtype`: a name in DTYPES; default float32 on CPU, the
     checkpoint's own on a GPU. `device`: `cpu`, `cuda`, `cuda:N` or `auto` (shards over all); default cuda if there is
     one. Only safetensors and GGUF weights are read unless `allow_pickle`; no code of the checkpoint runs unless
-    `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
+    `trust_remote_code`. `progress` hears of downloads. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
     for part in spikesink.REGISTERING:
         import_module(part)
     device = _resolve_device(device)
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
+    with _explained(checkpoint, trust_remote_code):
+        checkpoint = pinned(checkpoint)
     config = _read_config(checkpoint, trust_remote_code)
     _refuse_unsuitable(config, checkpoint.name)
     torch_dtype = _resolve_dtype(dtype, device)
+    with _explained(checkpoint, trust_remote_code):
+        checkpoint = fetched(checkpoint, config, allow_pickle, progress)
     stored = stored_weights(checkpoint)
     check_memory(checkpoint, stored, torch_dtype, device)
     if stored is not None:
@@ -136,13 +144,10 @@ def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
 
 
 def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    options = {"revision": checkpoint.revision} if checkpoint.revision else {}
-    try:
-        return AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
-    except SpikesinkError:
-        raise
-    except Exception as error:
-        raise _explain(checkpoint, error, trust_remote_code) from error
+    with _explained(checkpoint, trust_remote_code):
+        return AutoConfig.from_pretrained(
+            checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
+        )
 
 
 def _refuse_unsuitable(config: Any, name: str) -> None:
@@ -181,10 +186,10 @@ def _read_model(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"revision": checkpoint.revision} if checkpoint.revision else {}
+    options: dict[str, Any] = {**checkpoint.at_revision}
     if device == "auto":
         options["device_map"] = "auto"
-    try:
+    with _explained(checkpoint, trust_remote_code):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.source,
             config=config,
@@ -199,8 +204,6 @@ def _read_model(
         model, info = loaded
         if device != "auto":
             model = model.to(device)
-    except Exception as error:
-        raise _explain(checkpoint, error, trust_remote_code) from error
     _refuse_incomplete(checkpoint, info)
     return model.eval()
 
@@ -223,12 +226,23 @@ def _refuse_incomplete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
 
 def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | None:
     """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
-    options = {"revision": checkpoint.revision} if checkpoint.revision else {}
     try:
         with panics_raised():
-            return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+            return AutoTokenizer.from_pretrained(
+                checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
+            )
     except Exception:
         return None
+
+
+@contextmanager
+def _explained(checkpoint: Checkpoint, trust_remote_code: bool) -> Iterator[None]:
+    try:
+        yield
+    except SpikesinkError:
+        raise
+    except Exception as error:
+        raise _explain(checkpoint, error, trust_remote_code) from error
 
 
 def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) -> SpikesinkError:
@@ -242,6 +256,11 @@ def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) 
     if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
         return ModelError(
             f"The weights of '{name}' cannot be read ({text}): truncated or corrupt; download them again."
+        )
+    if "does not appear to have a file named model.safetensors" in text:
+        return ModelError(
+            f"'{name}' has no safetensors weights, but perhaps pickle weights, which can run code when read. Convert "
+            "them, or pass --allow-pickle if you trust their source."
         )
     if not checkpoint.local and ("connect" in text or "offline" in text.lower() or "hub" in text.lower()):
         return ModelError(

@@ -57,6 +57,13 @@ class LayerSites:
     parallel: bool
     post_norm: bool
 
+    @property
+    def mixers(self) -> list[nn.Module]:
+        """What mixes tokens without attending: a recurrence or convolution in attention's place or beside it."""
+        instead = [self.attention.inner] if self.attention.kind == "mixer" else []
+        beside = [module for module, _ in self.attention.also]
+        return [*instead, *beside, *(module for module in self.layer.modules() if isinstance(module, nn.Conv1d))]
+
 
 @dataclass
 class AccessedModel:
@@ -136,8 +143,8 @@ class AccessedModel:
 
     @property
     def hybrid(self) -> bool:
-        """True where some layers mix tokens without attending."""
-        return len(self.attending) < self.n_layers
+        """True where tokens are mixed by something else than attention as well."""
+        return any(layer.mixers for layer in self.layers)
 
     def blocks(self) -> list[BlockSites]:
         """All residual blocks in order, block 1 first."""

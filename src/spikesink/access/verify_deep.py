@@ -4,7 +4,6 @@ The load-time checks of `verify`, layer by layer, and more of the same kind: the
 either side, sequences long enough for several row blocks and for the model's windows.
 """
 
-import datetime
 import math
 import sys
 import time
@@ -147,8 +146,7 @@ def verify_deep(
             versions=package_versions(),
             settings={"attention": "spikesink", "reference": "eager"},
         ),
-        timing=Timing(
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timing=Timing.now(
             load_s=accessed.load_s,
             forward_s=time.perf_counter() - started,
             total_s=time.perf_counter() - started + accessed.load_s,
@@ -284,6 +282,6 @@ def _not_guaranteed(found: _Findings, tokens: int) -> list[str]:
     if any("expert" in name for name, _ in accessed.model.named_modules()):
         said.append("experts that no probe token was routed to")
     if accessed.hybrid:
-        said.append("layers without attention: their writes add up, but what they compute is not rebuilt")
+        said.append("recurrences and convolutions: their writes add up, but what they compute is not rebuilt")
     said += [f"{check.name}: {check.reason}" for check in found.checks if check.reason]
     return said

@@ -16,6 +16,8 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.weights import GatedFFN, InputNorm
 
 PROBE_ROWS = 8
+NAMES = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"), ("gate_up_proj",))
+"""What families call W_gate, W_up, W_down, and W_gate over W_up."""
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """By dtype: largest relative difference between what was extracted and the module itself."""
 
@@ -146,8 +148,7 @@ def _parts(sites: BlockSites) -> list[_Part]:
 
 
 def _dense(module: Any, block: int, expert: int | None) -> _Part:
-    found = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj")]
-    linears: list[Any] = [linear if isinstance(linear, nn.Module) else None for linear in found]
+    linears = [_linear(module, *names) for names in NAMES]
     gate, up, down, fused = linears
     if down is not None and fused is not None:
         halves = fused.weight.chunk(2, dim=0)
@@ -155,11 +156,18 @@ def _dense(module: Any, block: int, expert: int | None) -> _Part:
         halves = (gate.weight, up.weight)
     else:
         raise DoesNotApplyError(
-            f"The FFN of block {block} ({type(module).__name__}) is not gated, so its output is no quadratic form"
+            f"The FFN of block {block} ({type(module).__name__}) is not gated, so its output is no quadratic form, or "
+            "has its weights under names that are not known"
         )
     if any(linear is not None and _has_bias(linear) for linear in linears):
         raise DoesNotApplyError(f"The FFN of block {block} has biases, which add linear terms to the quadratic form")
     return _Part(halves[0], halves[1], down.weight, expert, module)
+
+
+def _linear(module: Any, *names: str) -> Any:
+    """The first of these modules that is there."""
+    found = (getattr(module, name, None) for name in names)
+    return next((linear for linear in found if isinstance(linear, nn.Module)), None)
 
 
 def _experts(experts: Any, block: int) -> list[_Part]:

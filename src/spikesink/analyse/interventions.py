@@ -1,6 +1,5 @@
 """`dissociate`: from a model and token ids to the record of what spikes and sinks do in it."""
 
-import datetime
 import math
 import time
 from dataclasses import asdict, dataclass, fields
@@ -133,18 +132,17 @@ def dissociate(
     rows = dissociation_rows(bench, list(choice.interventions), options.draws)
     quantised = _quantisation(bench, held_out, choice)
     cache = _kv_cache(bench, long, choice)
-    skipping = measure_skipping(bench) if "pin_spikes" in [made.name for made in choice.interventions] else None
+    pinning = found.has_spikes and "pin_spikes" in [made.name for made in choice.interventions]
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
         recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
-        skipping=skipping,
+        skipping=measure_skipping(bench) if pinning else None,
         found=_facts(found),
         provenance=provenance,
-        timing=Timing(
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        timing=Timing.now(
             load_s=accessed.load_s,
             forward_s=bench.seconds,
             total_s=time.perf_counter() - started + accessed.load_s,

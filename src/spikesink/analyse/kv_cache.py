@@ -19,6 +19,7 @@ TIMES_WINDOW = 2
 """A window is measured where sequences are at least this many times as long."""
 TOLERANCE_NATS = 0.02
 CONTROL_KEEP = 4
+HYBRID = "The window is attention's; recurrences and convolutions keep what they have of every token."
 
 
 def kv_cache(bench: Bench, ids: Tensor | np.ndarray) -> KvCache:
@@ -56,6 +57,7 @@ def kv_cache(bench: Bench, ids: Tensor | np.ndarray) -> KvCache:
         table=table,
         keep=fewest(table, windows[-1]),
         tolerance_nats=TOLERANCE_NATS,
+        note=HYBRID if bench.accessed.hybrid else None,
     )
 
 

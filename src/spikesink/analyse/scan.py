@@ -1,6 +1,5 @@
 """Scan: spikes and sinks of a model on given token ids, in one streaming pass, as an `Anatomy` record."""
 
-import datetime
 import time
 from dataclasses import asdict
 
@@ -63,8 +62,7 @@ def scan(
             "spikes": assemble.verdict(scanned),
             "sinks": assemble.sinks(scanned.sinks),
             "provenance": _provenance(accessed, given, criteria, batch_size, measures),
-            "timing": Timing(
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "timing": Timing.now(
                 load_s=load_s + accessed.load_s,
                 forward_s=forward_s,
                 total_s=time.perf_counter() - started + accessed.load_s,

@@ -15,11 +15,13 @@ from spikesink.intervene import Found, pin_spikes
 from spikesink.records.interventions import Skipping
 
 PAIRS = 6
+DIFFERENCE_MAX = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+"""By dtype: largest relative difference of the logits that rounding makes, with spikes of thousands."""
 STAGE = "skip pinned tokens"
 
 
-def measure_skipping(bench: Bench) -> Skipping | None:
-    """Pin with and without skipping, in turn, on the first batch; None where pinning or skipping does not apply."""
+def measure_skipping(bench: Bench) -> Skipping:
+    """Pin with and without skipping, in turn, on the first batch; not applicable where the logits are not the same."""
     accessed, found = bench.accessed, bench.found
     tokens = bench.ids.shape[1]
     batch = full_batch(bench.ids[: bench.batch_size or default_batch_size(tokens)])
@@ -33,17 +35,20 @@ def measure_skipping(bench: Bench) -> Skipping | None:
                 logits[skip], elapsed = _timed(accessed, found, batch, skip)
                 seconds[skip].append(elapsed)
         bench.progress(STAGE, PAIRS, PAIRS)
-    except (DoesNotApplyError, UnsupportedModelError):
-        return None
+    except (DoesNotApplyError, UnsupportedModelError) as reason:
+        return Skipping(applicable=False, reason=str(reason))
+    difference = float((logits[True] - logits[False]).abs().max() / logits[False].abs().max())
+    if not difference <= DIFFERENCE_MAX.get(accessed.dtype, DIFFERENCE_MAX[torch.bfloat16]):
+        reason = f"skipping changes the logits by {difference:.1g} (relative): something needs every token"
+        return Skipping(applicable=False, reason=reason)
     left_out = fewest_spikes(accessed, found, batch)
     layers = skipped_layers(accessed, found)
-    difference = (logits[True] - logits[False]).abs().max() / logits[False].abs().max()
     return Skipping(
         tokens_skipped=float(left_out),
         layers=layers,
         share_of_layer_tokens=left_out * layers / (tokens * accessed.n_layers),
         seconds_saved=bootstrap.estimate(_saved, seconds[True], seconds[False]),
-        largest_difference=float(difference),
+        largest_difference=difference,
     )
 
 

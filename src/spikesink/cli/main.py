@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from spikesink.cli.intervene import intervene_command
+from spikesink.cli.options import plain
 from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
@@ -78,7 +79,5 @@ def run() -> None:
 
 
 def _leave(message: str) -> NoReturn:
-    # Names from a file may hold what a terminal obeys.
-    plain = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    print(f"error: {plain}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     sys.exit(2)

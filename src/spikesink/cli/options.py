@@ -50,6 +50,11 @@ def output_folder(out: Path | None, json: bool, model_name: str) -> Path | None:
     return next(folder for folder in (Path("runs") / each for each in names) if not folder.exists())
 
 
+def plain(text: str) -> str:
+    """Text for the terminal: names from a file may hold what a terminal obeys."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def safe_name(name: str) -> str:
     """A model's name as one folder name: a hostile or nested name never leaves the runs folder."""
     kept = "".join(character if character.isalnum() or character in "-_." else "-" for character in name)

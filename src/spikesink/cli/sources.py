@@ -35,7 +35,7 @@ class Source:
 def load_with_progress(progress: Callable[[str, int, int], None], model: str | None, **options: Any) -> AccessedModel:
     """`access.load` as one step of the progress bar."""
     progress("load model", 0, 1)
-    accessed = load(model, **options)
+    accessed = load(model, progress=progress, **options)
     progress("load model", 1, 1)
     return accessed
 

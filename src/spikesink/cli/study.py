@@ -65,8 +65,11 @@ def study_command(
     with progress_bar() as progress:
         progress("load torch", 0, 1)
         from spikesink.study.run import Study
+        from spikesink.study.table import left_out_lines
 
         study = Study(study_name, grid, base, out, seeds=seeds, only=chosen)
+        for line in left_out_lines(study.left_out) if chosen is None else ():
+            print(options.plain(line), file=sys.stderr)
         runs_on = _executor(executor, jobs, address, threads, gpus)
         progress("load torch", 1, 1)
         record = study.run(runs_on, work, progress)

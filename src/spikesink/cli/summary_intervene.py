@@ -74,6 +74,8 @@ def _verdict(record: Interventions) -> Text:
 
 def _skipping(record: Interventions) -> Text:
     skipping = record.skipping
+    if skipping is not None and not skipping.applicable:
+        return Text(f"Pinned tokens are computed all the same: {skipping.reason}.", "dim")
     if skipping is None or skipping.seconds_saved is None:
         return Text()
     saved = skipping.seconds_saved
@@ -118,6 +120,7 @@ def _kv_cache(found: KvCache) -> Table:
         table.add_row(
             "full" if row.window is None else str(row.window), kept, number(row.perplexity.value), cost, style=style
         )
+    table.caption = found.note
     return table
 
 

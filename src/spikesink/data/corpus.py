@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spikesink.errors import InputError
+from spikesink.whole import file_sha256
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line of a .txt or .jsonl is refused, so that a file without line ends cannot fill the memory."""
@@ -54,7 +55,7 @@ def read_corpus(path: Path) -> Corpus:
     if suffix not in kinds:
         raise InputError(f"'{path}' ends in '{path.suffix}'; expected one of {', '.join(kinds)}. Rename or convert it.")
     reader, description = kinds[suffix]
-    return Corpus(path.name, suffix[1:], file_sha256(path), description, lambda: reader(path))
+    return Corpus(path.name, suffix[1:], checked_sha256(path), description, lambda: reader(path))
 
 
 def prompt_corpus(text: str) -> Corpus:
@@ -133,11 +134,10 @@ def check_file(path: Path, what: str) -> None:
         raise InputError(f"The {what} '{path}' cannot be read: {reason}. Check the path.") from error
 
 
-def file_sha256(path: Path) -> str:
+def checked_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
 

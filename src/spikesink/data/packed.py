@@ -127,13 +127,19 @@ def is_held_out(text: str) -> bool:
 
 
 class PackedSampler:
-    """Sequences cut from a stream; every pass over it goes through its pieces in another order."""
+    """Sequences cut from a stream; every pass over it goes through its pieces in another order.
+
+    A piece that begins with BOS, as where BOS is also what ends a document, is cut from behind it: never a doubled BOS.
+    The others stay where they are, so such a sequence ends on what the next piece begins with.
+    """
 
     def __init__(self, stream: np.ndarray, seq_len: int, *, bos_id: int | None, seed: int) -> None:
         """bos_id: put first in every sequence, None for no BOS. Raises InputError for a stream that is too short."""
         self.stream, self.seq_len, self.bos_id, self.seed = stream, seq_len, bos_id, seed
         self.piece = seq_len - (bos_id is not None)
         self.pieces = len(stream) // self.piece
+        while self.pieces and self._start(self.pieces - 1) > len(stream) - self.piece:
+            self.pieces -= 1
         if self.pieces < 1:
             raise InputError(
                 f"{len(stream)} tokens make no sequence of {seq_len}; give a longer text or lower seq_len."
@@ -153,6 +159,13 @@ class PackedSampler:
         """The first `count` sequences in the stream's own order, (count, seq_len); fewer where it ends."""
         return np.stack([self._piece(place) for place in range(min(count, self.pieces))])
 
+    def _start(self, place: int) -> int:
+        start = place * self.piece
+        while start < len(self.stream) and self.stream[start] == self.bos_id:
+            start += 1
+        return start
+
     def _piece(self, place: int) -> np.ndarray:
-        piece = self.stream[place * self.piece : (place + 1) * self.piece].astype(np.int64)
+        start = self._start(place)
+        piece = self.stream[start : start + self.piece].astype(np.int64)
         return piece if self.bos_id is None else np.concatenate([[self.bos_id], piece])

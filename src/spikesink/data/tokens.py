@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spikesink.data.corpus import Corpus, check_file, file_sha256
+from spikesink.data.corpus import Corpus, check_file, checked_sha256
 from spikesink.data.encode import Encoder
 from spikesink.errors import InputError
 
@@ -88,7 +88,7 @@ def load_token_ids(path: Path) -> Tokens:
     if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
         raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")
     try:
-        return Tokens.from_ids(np.asarray(ids), path.name, file_sha256(path))
+        return Tokens.from_ids(np.asarray(ids), path.name, checked_sha256(path))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
 

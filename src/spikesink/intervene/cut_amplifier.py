@@ -39,7 +39,9 @@ def step_up_output(accessed: AccessedModel, found: Found) -> LinearSite:
     for site in find_linears(accessed):
         if site.block == block and site.kind == "down_proj":
             return site
-    raise DoesNotApplyError(f"the FFN of block {block} has no single linear output projection (mixture of experts)")
+    raise DoesNotApplyError(
+        f"the FFN of block {block} has no single linear output projection (as in a mixture of experts)"
+    )
 
 
 def _others(channels: Tensor, neurons: Tensor, width: int, seed: int) -> Tensor:

@@ -28,7 +28,7 @@ def pin_spikes(
     require_residual(accessed, found.edit_block)
     until = found.step_down_block or accessed.n_blocks + 1
     if skip and accessed.hybrid:
-        raise DoesNotApplyError("layers without attention (a recurrence, a convolution) need every token")
+        raise DoesNotApplyError("what mixes tokens without attention (a recurrence, a convolution) needs every token")
     if not skip:
         return editing(accessed, PinEditor(accessed, found, until, control, seed))
     return editing(accessed, SkippingEditor(accessed, found, until, control, seed, max_tokens))

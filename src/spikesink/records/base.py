@@ -3,6 +3,7 @@
 Every figure and table can be made again from a record without the model.
 """
 
+import datetime
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,12 @@ class Timing(Frozen):
     load_s: float
     forward_s: float
     total_s: float
+
+    @classmethod
+    def now(cls, *, load_s: float = 0.0, forward_s: float = 0.0, total_s: float) -> Self:
+        """Of a result that was just made; `created` is in UTC, to the second."""
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return cls(created=created, load_s=load_s, forward_s=forward_s, total_s=total_s)
 
 
 def package_versions() -> dict[str, str]:

@@ -142,6 +142,7 @@ class KvCache(Section):
     keep: int | None = None
     """The fewest kept tokens whose loss is within `tolerance_nats` of the best at the largest window."""
     tolerance_nats: float = 0.0
+    note: str | None = None
 
 
 class Recommendation(Frozen):
@@ -154,17 +155,17 @@ class Recommendation(Frozen):
     keep_sink_tokens: int | None
 
 
-class Skipping(Frozen):
+class Skipping(Section):
     """What skipping pinned tokens saves."""
 
-    tokens_skipped: float
+    tokens_skipped: float = 0.0
     """Mean tokens per sequence that the layers between the step blocks leave out."""
-    layers: int
-    share_of_layer_tokens: float
+    layers: int = 0
+    share_of_layer_tokens: float = 0.0
     """Share of all (layer, token) pairs that is not computed."""
-    seconds_saved: Estimate | None
+    seconds_saved: Estimate | None = None
     """Share of the pinned forward pass's wall-clock time, medians over paired runs; only a quiet machine shows it."""
-    largest_difference: float
+    largest_difference: float = 0.0
     """Largest relative difference of the logits from pinning without skipping."""
 
 

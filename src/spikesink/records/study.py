@@ -159,6 +159,8 @@ class StudyRecord(Document):
     rules: dict[str, float]
     errors: list[str]
     """One line for each cell that diverged or failed."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Variants of the grid that the base recipe is too small for, and why; earlier files do not say."""
     cells: list[CellCurves]
     provenance: Provenance
     timing: Timing

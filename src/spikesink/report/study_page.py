@@ -99,7 +99,7 @@ def _sections(study: StudyRecord, several: bool) -> list[Section]:
     return [
         part
         for part in (
-            section("table", "The table, beside the paper's", study.about, tables=[_table(study), *_errors(study)]),
+            section("table", "The table, beside the paper's", study.about, tables=[_table(study), *_lines(study)]),
             section("charts", "Where the variants stand", "", figures=shown),
             section("verdicts", "Verdicts", "By rules that were fixed before the first run.", tables=_verdicts(study)),
             section("curves", "Learning curves", "", figures=curves),
@@ -137,10 +137,15 @@ def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
     return f"{show(found.mean)}{sd} ({found.n})"
 
 
-def _errors(study: StudyRecord) -> list[tables.Table]:
-    if not study.errors:
-        return []
-    return [tables.Table("Runs without a result", ("what happened",), [[line] for line in study.errors])]
+def _lines(study: StudyRecord) -> list[tables.Table]:
+    """What has no figures, and why."""
+    found = []
+    if study.errors:
+        found.append(tables.Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
+    if study.left_out:
+        rows = [[variant, reason] for variant, reason in study.left_out.items()]
+        found.append(tables.Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
+    return found
 
 
 def _verdicts(study: StudyRecord) -> list[tables.Table]:

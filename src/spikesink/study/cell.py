@@ -1,6 +1,5 @@
 """One cell: train the variant, or go on training it, scan it on held-out text, and say what came out."""
 
-import datetime
 import hashlib
 import json
 import os
@@ -140,11 +139,6 @@ def _record(cell: Cell, started: float, **found: object) -> CellRecord:
                 versions=package_versions(),
                 settings={"threads": recipe.running.threads, "cores": os.cpu_count()},
             ),
-            "timing": Timing(
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                load_s=0.0,
-                forward_s=0.0,
-                total_s=time.perf_counter() - started,
-            ),
+            "timing": Timing.now(total_s=time.perf_counter() - started),
         }
     )

@@ -1,6 +1,5 @@
 """A study from grid to table: cells that have a record are taken as they are, the others are run."""
 
-import datetime
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from spikesink.records.study import CellCurves, CellRecord, StudyRecord
 from spikesink.study import table, verdict
 from spikesink.study.cell import evaluation_sha256
 from spikesink.study.executors import Executor, Progress
-from spikesink.study.grid import Cell, Grid, cells
+from spikesink.study.grid import Cell, Grid, cells, impossible
 from spikesink.train.recipe import Recipe
 
 
@@ -23,6 +22,7 @@ class Study:
     ) -> None:
         self.name, self.grid, self.base, self.out = name, grid, base, out
         self.cells = cells(name, grid, base, seeds, only)
+        self.left_out = impossible(grid, base)
         self.title = f"{name}-{base.name}"
         self.records = out / self.title
         self.started = time.perf_counter()
@@ -72,6 +72,7 @@ class Study:
             claims=verdict.claims(verdicts),
             rules=verdict.rules_as_numbers(),
             errors=verdict.errors(found),
+            left_out=self.left_out,
             cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in found],
             provenance=Provenance(
                 model={"name": self.title, "model_type": "spikesink_decoder"},
@@ -79,9 +80,7 @@ class Study:
                 versions=package_versions(),
                 settings={"recipe": self.base.model_dump(mode="json", exclude={"running"})},
             ),
-            timing=Timing(
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                load_s=0.0,
+            timing=Timing.now(
                 forward_s=sum(record.timing.total_s for record in found),
                 total_s=time.perf_counter() - self.started,
             ),

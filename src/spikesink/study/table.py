@@ -90,6 +90,11 @@ def lost(row: VariantRow) -> str:
     return "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
 
 
+def left_out_lines(left_out: dict[str, str]) -> list[str]:
+    """A line for each variant that was not run, by name, with the reason."""
+    return [f"left out: {variant}: {reason}" for variant, reason in left_out.items()]
+
+
 def table_markdown(study: StudyRecord) -> str:
     """The table alone as markdown."""
     header, body = texts(study)
@@ -102,7 +107,8 @@ def markdown(study: StudyRecord) -> str:
     verdicts = [f"- {verdict.sentence}" for verdict in study.verdicts]
     claims = [f"{claim.claim}. {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
     errors = ["", *(f"- {error}" for error in study.errors)] if study.errors else []
-    found = "\n".join([*verdicts, "", *claims, *errors])
+    left_out = ["", *(f"- {line}" for line in left_out_lines(study.left_out))] if study.left_out else []
+    found = "\n".join([*verdicts, "", *claims, *errors, *left_out])
     return f"# {study.study} at {study.preset}\n\n{study.about}\n\n{table_markdown(study)}\n{found}\n"
 
 

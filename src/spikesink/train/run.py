@@ -1,6 +1,5 @@
 """From a recipe to a trained, saved and recorded model; resumable at any step."""
 
-import datetime
 import os
 import time
 from pathlib import Path
@@ -178,11 +177,6 @@ def _record(
             versions=package_versions(),
             settings={"device": str(trainer.args.device), "resumed_from": first_step, "cores": os.cpu_count()},
         ),
-        timing=Timing(
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            load_s=0.0,
-            forward_s=seconds,
-            total_s=time.perf_counter() - started,
-        ),
+        timing=Timing.now(forward_s=seconds, total_s=time.perf_counter() - started),
         arrays=curves.arrays(),
     )
