@@ -11,6 +11,7 @@ from study.study_cases import GRID
 
 from fuzz import hostile, seeds
 from fuzz.target import Target
+from spikesink.errors import InputError
 
 
 def _bent_json(good: bytes) -> st.SearchStrategy:
@@ -88,10 +89,11 @@ def _resume(content: bytes, folder: Path) -> None:
     (newest / "weights").write_bytes(b"12345")
     (newest / checkpoints.MARKER).write_bytes(content)
     found = checkpoints.newest_undamaged(newest.parent)
-    if found is not None:
-        checkpoints.check_recipe(found, load_recipe("nano"), allow_changed=False)
     checkpoints.prune(newest.parent, 1)
     checkpoints.discard_newer(newest.parent, found)
+    if found is None:
+        raise InputError("passed over")
+    checkpoints.check_recipe(found, load_recipe("nano"), allow_changed=False)
 
 
 def _go_on(content: bytes, folder: Path) -> None:

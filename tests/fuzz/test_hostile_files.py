@@ -213,6 +213,22 @@ class TestCheckpoints:
 
 
 class TestTokens:
+    @pytest.mark.parametrize(
+        ("header", "reason"),
+        [
+            ("{'descr': '|S0', 'fortran_order': False, 'shape': (-1,), }", "it holds .S0"),
+            ("{'descr': '<i8', 'fortran_order': False, 'shape': (-1, 2), }", r"its shape is \(-1, 2\)"),
+        ],
+    )
+    def test_a_header_that_ends_the_process(self, tmp_path, header, reason):
+        """numpy divides by the items' size: no exception, the process is gone."""
+        path = tmp_path / "ids.npy"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(80))
+        outcome = contained(lambda: load_token_ids(path))
+        assert outcome.kind == "refused", outcome
+        with pytest.raises(InputError, match=reason):
+            load_token_ids(path)
+
     def test_a_pickle_in_an_npy_does_not_run(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         np.save("ids.npy", np.array([[Payload(), 2]], dtype=object), allow_pickle=True)

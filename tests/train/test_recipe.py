@@ -60,6 +60,13 @@ def test_errors_name_the_path(change, message):
         tiny_recipe(change)
 
 
+@pytest.mark.parametrize("path", ["model.norm.model.x", "model.norm.alpha_init.x.y"])
+def test_options_of_a_kind_that_was_named_alone(path):
+    """Found by fuzzing: only validation knows them, and there may be none at that depth."""
+    with pytest.raises(InputError, match=r"model\.norm\..* has no 'x'; it has no options"):
+        tiny_recipe("model.norm=dyt", f"{path}=1")
+
+
 def test_an_empty_range_of_positions_is_refused():
     with pytest.raises(InputError, match=r"training.loss_max is 3, below training.loss_min 4"):
         tiny_recipe("training.loss_min=4", "training.loss_max=3")

@@ -72,6 +72,7 @@ def load_token_ids(path: Path) -> Tokens:
     """The ids of an .npy file, an integer array (sequences, seq_len). Raises InputError."""
     check_file(path, "token file (.npy)")
     try:
+        _check_header(path)
         # Mapped, not read: a header that lies about its size then costs no memory.
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
     # numpy evaluates the header as Python, so that a corrupt one can raise almost anything.
@@ -91,6 +92,25 @@ def load_token_ids(path: Path) -> Tokens:
         return Tokens.from_ids(np.asarray(ids), path.name, checked_sha256(path))
     except InputError as error:
         raise InputError(f"'{path}': {error}") from None
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what numpy must not be asked to map: `|S0` of shape -1, say, ends the process. Raises ValueError."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with path.open("rb") as file:
+        start = file.read(len(np.lib.format.MAGIC_PREFIX))
+        if start != np.lib.format.MAGIC_PREFIX:
+            # An archive or no array at all, which numpy says.
+            return
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"format version {version[0]}.{version[1]}, which integers do not need")
+        shape, _, dtype = readers[version](file)
+    if dtype.kind not in "iu":
+        raise ValueError(f"it holds {dtype}")
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape}")
 
 
 def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> None:

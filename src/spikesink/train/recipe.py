@@ -234,8 +234,8 @@ def _override(content: dict[str, Any], change: str) -> None:
     here: Any = content
     for depth, key in enumerate(keys[:-1]):
         _check_key(here, keys, depth)
-        if isinstance(here[key], str):
-            # An override before this one may have named a kind alone.
+        # An override before this one may have named a kind alone, whose options only validation knows.
+        if isinstance(here.setdefault(key, {}), str):
             here[key] = {"kind": here[key]}
         here = here[key]
     _check_key(here, keys, len(keys) - 1)
@@ -250,7 +250,7 @@ def _check_key(here: Any, keys: list[str], depth: int) -> None:
     if isinstance(here, dict) and (keys[depth] in here or set(here) == {"kind"}):
         return
     where = ".".join(keys[:depth]) or "the recipe"
-    hint = did_you_mean(keys[depth], list(here)) if isinstance(here, dict) else "; it has no options."
+    hint = did_you_mean(keys[depth], list(here)) if here and isinstance(here, dict) else "; it has no options."
     raise InputError(f"--set {'.'.join(keys)}: {where} has no '{keys[depth]}'{hint}")
 
 
