@@ -68,6 +68,14 @@ def test_packing_never_doubles_a_bos_that_also_ends_documents(corpus):
     assert made.ids.tolist() == [[BOS, 3, 4, 5, 6, 7, 8], [BOS, 9, 10, BOS, 11, 12, 13]]
 
 
+def test_a_document_of_nothing_but_bos_makes_no_two_of_them(tmp_path):
+    """Found by fuzzing: what ends it is BOS as well, and the tokenizer itself puts none first."""
+    path = tmp_path / "a.txt"
+    path.write_text("<s>\nw3 w4 w5\nw6 w7 w8\n")
+    made = tokenise(read_corpus(path), tokenizer(eos_token="<s>"), seq_len=4, sequences=2, pack=True)
+    assert made.ids.tolist() == [[BOS, 3, 4, 5], [BOS, 6, 7, 8]]
+
+
 def test_fewer_sequences_than_asked_for_and_none(corpus):
     assert tokenise(corpus, tokenizer(), seq_len=6, sequences=5).ids.tolist() == [[3, 4, 5, 6, 7, 8]]
     with pytest.raises(InputError, match="longest has 6"):

@@ -240,7 +240,7 @@ def _packed(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _
         start = 0
         while len(made.rows) < sequences:
             # Where BOS is also what ends a document, or stands in the text, it must not come twice.
-            if encoder.prefix and waiting[start : start + 1] == encoder.prefix[-1:] == [encoder.bos_id]:
+            while (encoder.prefix[-1:] + waiting[start : start + 2])[:2] == [encoder.bos_id] * 2:
                 start += 1
             if len(waiting) - start < length:
                 break
