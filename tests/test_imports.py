@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
-EVERYWHERE = {"records", "errors", "weights", "whole"}
+EVERYWHERE = {"records", "errors", "requirement", "weights", "whole"}
 ALLOWED = {
     "access": set(),
     "measure": set(),
@@ -23,6 +23,7 @@ ALLOWED = {
     # Records draw themselves in notebooks, by an import inside `_repr_html_`.
     "records": {"report"},
     "errors": set(),
+    "requirement": set(),
     "weights": set(),
     "whole": set(),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
@@ -39,8 +39,6 @@ def load(
     `trust_remote_code`. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
-    for part in spikesink.REGISTERING:
-        import_module(part)
     device = _resolve_device(device)
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
     config = _read_config(checkpoint, trust_remote_code)
@@ -137,6 +135,10 @@ def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
 def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     options = {"revision": checkpoint.revision} if checkpoint.revision else {}
     try:
+        stored, _ = PreTrainedConfig.get_config_dict(checkpoint.source, **options)
+        part = spikesink.REGISTERING.get(str(stored.get("model_type")))
+        if part is not None:
+            import_module(part)
         return AutoConfig.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
     except SpikesinkError:
         raise
