@@ -226,9 +226,12 @@ def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | No
     """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
     options = {"revision": checkpoint.revision} if checkpoint.revision else {}
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+        found = AutoTokenizer.from_pretrained(checkpoint.source, trust_remote_code=trust_remote_code, **options)
+        # Without its files, many a tokenizer class comes up with its special tokens alone; text would be all unknown.
+        made_up = len(found) <= len(found.all_special_tokens)
     except Exception:
         return None
+    return None if made_up else found
 
 
 def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) -> SpikesinkError:
