@@ -55,9 +55,18 @@ bench-amplifier: $(VENV)/installed-dev
 bench-probe: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/vocabulary_probe.py --whole
 
-# Every causal-LM architecture of the installed transformers: docs/families.md. Fails if one is verified no more.
-families: $(VENV)/installed-dev
-	HF_HUB_OFFLINE=1 PYTHONPATH=tests:tests/strangers $(BIN)/python -m families_table --processes 2
+# Every causal-LM architecture of the installed transformers, or of another: make families TRANSFORMERS=5.20.2. Writes
+# docs/families.md. Fails if one is verified no more.
+OTHER := $(if $(TRANSFORMERS),build/transformers-$(TRANSFORMERS))
+families: $(VENV)/installed-dev $(OTHER)
+	HF_HUB_OFFLINE=1 PYTHONPATH=$(if $(OTHER),$(OTHER):)tests:tests/strangers $(BIN)/python -m families_table --processes 2
+
+# It goes in front of the environment and leaves that as it is. The pins hold for all but what goes with a transformers.
+build/transformers-%: | $(VENV)/installed-dev
+	rm -rf $@.partial && mkdir -p $@.partial
+	grep -vE '^(transformers|huggingface_hub|tokenizers)==' constraints.txt > $@.partial/constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c $@.partial/constraints.txt --target $@.partial transformers==$*
+	mv $@.partial $@
 
 # After changing constraints.txt: the hash of every file of every pinned version.
 lock: $(VENV)/installed-dev $(TOOLS)/created

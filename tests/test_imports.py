@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
-EVERYWHERE = {"records", "errors", "foreign", "weights", "whole"}
+EVERYWHERE = {"records", "errors", "foreign", "requirement", "weights", "whole"}
 ALLOWED = {
     "access": set(),
     "measure": set(),
@@ -24,6 +24,7 @@ ALLOWED = {
     "records": {"report"},
     "errors": set(),
     "foreign": set(),
+    "requirement": set(),
     "weights": set(),
     "whole": set(),
 }

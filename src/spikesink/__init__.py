@@ -27,9 +27,9 @@ _LAZY = {
     "scan": "spikesink.analyse.scan",
 }
 
-REGISTERING = ("spikesink.zoo",)
-"""Parts that register model types with transformers when imported; `load` imports them by name before it reads a
-config, since what it builds on may not know them."""
+REGISTERING = {"spikesink_decoder": "spikesink.zoo"}
+"""Model type -> part that registers it with transformers when imported; `load` imports it by name where a config says
+so, since what it builds on may not know it."""
 
 __all__ = ["AccessedModel", "Anatomy", "Interventions", "__version__", "dissociate", "find", "load", "scan"]
 

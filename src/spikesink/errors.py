@@ -9,6 +9,10 @@ class SpikesinkError(Exception):
     """Base of every error caused by what the user gave; its message says got, expected and what to do."""
 
 
+class RequirementError(SpikesinkError):
+    """An installed package has a version that spikesink, or a part of it, does not work with."""
+
+
 class InputError(SpikesinkError):
     """Text, token ids or an option are not usable (empty, too short, wrong shape, outside the vocabulary)."""
 

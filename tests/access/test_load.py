@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny, token_ids
+from transformers import AutoTokenizer
 
 from spikesink import scan
 from spikesink.access import access, checkpoint, load
@@ -33,6 +34,15 @@ def test_a_folder_gives_the_model_that_was_saved(folder):
     ids = token_ids()
     reference = tiny("llama")
     assert torch.allclose(accessed.model(ids).logits, reference(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_a_tokenizer_that_has_no_files_is_none(family, tmp_path):
+    """transformers makes one up, of special tokens alone: every text would be nothing, or all unknown."""
+    tiny(family).save_pretrained(tmp_path)
+    made_up = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(made_up) == len(made_up.all_special_tokens)
+    assert load(tmp_path).tokenizer is None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from shrink import causal_types
 from survey import Row, line, survey
 
@@ -30,8 +31,12 @@ verified as `spikesink verify` does it ([verify.md](verify.md)), and scanned.
 A checkpoint is verified again, with its own sizes and options, whenever it is loaded: the table says what to expect,
 not what is believed. `attending` counts the layers with attention; the others of a hybrid model mix tokens without it:
 their writes count for spikes and have no sinks. `further measures`: how many of `--measure all` applied, a random model
-having no spikes."""
+having no spikes.
+
+`make families TRANSFORMERS=5.20.2` runs the same with that version, installed with what it depends on into a folder of
+its own under `build/`, and adds its tables here."""
 STATUSES = ("verified", "refused", "not built", "wrong")
+ABSENT = "-"
 
 
 def main() -> None:
@@ -70,10 +75,33 @@ def counts_line(rows: list[Row]) -> str:
 
 def page(results: dict[str, list[Row]]) -> str:
     """docs/families.md as text."""
-    parts = [INTRODUCTION]
-    for version, rows in sorted(results.items(), reverse=True):
+    by_version = dict(sorted(results.items(), key=lambda item: Version(item[0]), reverse=True))
+    parts = [INTRODUCTION, "## By version", _counts(by_version)]
+    parts += [
+        f"What is not the same in all of them; `{ABSENT}`: that version has no such family.",
+        _changed(by_version),
+    ]
+    for version, rows in by_version.items():
         parts += [f"## transformers {version}", counts_line(rows) + ".", _verified(rows), _others(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _counts(results: dict[str, list[Row]]) -> str:
+    lines = [f"| transformers | tried | {' | '.join(STATUSES)} |", "| --- | ---: |" + " ---: |" * len(STATUSES)]
+    for version, rows in results.items():
+        counts = Counter(row["status"] for row in rows)
+        lines.append(f"| {version} | {len(rows)} | {' | '.join(str(counts[status]) for status in STATUSES)} |")
+    return "\n".join(lines)
+
+
+def _changed(results: dict[str, list[Row]]) -> str:
+    lines = [f"| family | {' | '.join(results)} |", "| --- |" + " --- |" * len(results)]
+    statuses = [{row["model_type"]: row["status"] for row in rows} for rows in results.values()]
+    for family in sorted(set().union(*statuses)):
+        found = [status.get(family, ABSENT) for status in statuses]
+        if len(set(found)) > 1:
+            lines.append(f"| {family} | {' | '.join(found)} |")
+    return "\n".join(lines)
 
 
 def _verified(rows: list[Row]) -> str:

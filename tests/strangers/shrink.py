@@ -136,6 +136,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """What a family needs beyond smaller numbers; keys of sub-configs are dictionaries."""
 
 
+OLD_KINDS = {"linear_attention": "mamba", "full_attention": "attention"}
+"""Kinds of layers by the names that some families had for them in older versions."""
+
+
 class NotBuiltError(Exception):
     """The shrunken config makes no model; says why."""
 
@@ -231,7 +235,7 @@ def _options(kind: type, variant: dict[str, int], overrides: dict[str, Any]) -> 
             options[name] = _sub(sub, variant, overrides.get(name, {}))
     for name, value in overrides.items():
         if not isinstance(value, dict) or name not in getattr(kind, "sub_configs", {}):
-            options[name] = value
+            options[name] = _as_named(value, getattr(default, name, None))
     return options
 
 
@@ -241,6 +245,13 @@ def _sub(sub: PreTrainedConfig, variant: dict[str, int], overrides: dict[str, An
 
 def _values(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in vars(config).items() if not name.startswith("_"))
+
+
+def _as_named(value: Any, default: Any) -> Any:
+    """Kinds of layers by the names that the default config of this version has for them."""
+    if isinstance(value, list) and isinstance(default, list) and "mamba" in default:
+        return [OLD_KINDS.get(kind, kind) for kind in value]
+    return value
 
 
 def _pattern(per_layer: list) -> list:

@@ -240,16 +240,17 @@ def _matching_hashes(folder: Path) -> dict[str, str]:
 
 def _dequantise(path: Path, header: GgufHeader, folder: Path) -> None:
     """Write the float32 checkpoint and the hashes of its files into an empty folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    # Older versions have no such config: they always de-quantise.
+    kind = getattr(transformers, "GgufConfig", None)
+    dequantised = {} if kind is None else {"quantization_config": kind(dequantize=True)}
     # Without it, a tokenizer_config.json beside the file could ask the user to run its code.
     options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(str(path.parent), **options)
         check_plausible(config, path.name, Stored(len(header.tensors), header.elements))
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **dequantised, **options)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
     except (ModelError, MemoryError):
         raise

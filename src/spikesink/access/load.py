@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
@@ -44,8 +44,6 @@ def load(
     `trust_remote_code`. `progress` hears of downloads. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
-    for part in spikesink.REGISTERING:
-        import_module(part)
     device = _resolve_device(device)
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
     with _explained(checkpoint, trust_remote_code):
@@ -145,6 +143,10 @@ def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
 
 def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     with _explained(checkpoint, trust_remote_code):
+        stored, _ = PreTrainedConfig.get_config_dict(checkpoint.source, **checkpoint.at_revision)
+        part = spikesink.REGISTERING.get(str(stored.get("model_type")))
+        if part is not None:
+            import_module(part)
         return AutoConfig.from_pretrained(
             checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
         )
@@ -228,11 +230,14 @@ def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | No
     """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
     try:
         with panics_raised():
-            return AutoTokenizer.from_pretrained(
+            found = AutoTokenizer.from_pretrained(
                 checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
             )
+        # Without its files, many a tokenizer class comes up with its special tokens alone; text would be all unknown.
+        made_up = len(found) <= len(found.all_special_tokens)
     except Exception:
         return None
+    return None if made_up else found
 
 
 @contextmanager

@@ -51,8 +51,8 @@ class SinkWindowLayer(DynamicLayer):
 def sink_cache(accessed: AccessedModel, window: int, keep: int) -> Cache:
     """A cache for `model(..., cache=...)` that holds `window` tokens per layer, the first `keep` of them for good.
 
-    What `intervene.streaming_window` does by masking. Raises UnsupportedModelError for models with windows of their
-    own, whose masks go by the place in the cache.
+    What `intervene.streaming_window` does by masking. Before transformers 5.24 the argument is `past_key_values`.
+    Raises UnsupportedModelError for models with windows of their own, whose masks go by the place in the cache.
     """
     check_window(window, keep)
     if any(kind != "full_attention" for kind in getattr(accessed.config, "layer_types", None) or []):

@@ -1,5 +1,10 @@
 """The decoder zoo: one decoder whose parts are swappable. Importing it registers the model with transformers."""
 
+from spikesink.requirement import TRANSFORMERS_ZOO, require_transformers
+
+# Before the imports that another version would fail.
+require_transformers(TRANSFORMERS_ZOO, "spikesink's own decoder (zoo, train, study and what they made)")
+
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spikesink.zoo.arrangements import NoInputNorm, PostNorm, PreNorm, PreNormQK, Sandwich, SandwichQK
