@@ -27,8 +27,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "strangers"))
 
 import torch
+from families_table import counts_by_version, newest_first, read_results
 from faults.commands import COMMANDS, write_inputs
 from faults.processes import import_everything
 from faults.scenarios import Bench, rows
@@ -112,7 +114,7 @@ def write_page(page: Path, figures: dict[str, dict[str, int]]) -> None:
 
 
 def tables(figures: dict[str, dict[str, int]]) -> str:
-    """Both tables as markdown."""
+    """The tables as markdown; that of families is what `make families` counted."""
     faults = {name: counts for name, counts in figures.items() if "rounds" in counts}
     inputs = {name: counts for name, counts in figures.items() if name.startswith("input | ")}
     lines = ["| fault | command | faults injected | rounds | survived |", "| --- | --- | --- | --- | --- |"]
@@ -129,7 +131,7 @@ def tables(figures: dict[str, dict[str, int]]) -> str:
         lines.append(f"| {name.split(' | ')[1]} | {_tried(counts)} |")
     total = {kind: sum(counts.get(kind, 0) for counts in inputs.values()) for kind in ("refused", "accepted", "failed")}
     lines.append(f"| **all** | {_tried(total)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", counts_by_version(newest_first(read_results()))])
 
 
 def _sum(start: str, lines: dict[str, dict[str, int]], columns: tuple[str, ...]) -> str:

@@ -75,8 +75,8 @@ def counts_line(rows: list[Row]) -> str:
 
 def page(results: dict[str, list[Row]]) -> str:
     """docs/families.md as text."""
-    by_version = dict(sorted(results.items(), key=lambda item: Version(item[0]), reverse=True))
-    parts = [INTRODUCTION, "## By version", _counts(by_version)]
+    by_version = newest_first(results)
+    parts = [INTRODUCTION, "## By version", counts_by_version(by_version)]
     parts += [
         f"What is not the same in all of them; `{ABSENT}`: that version has no such family.",
         _changed(by_version),
@@ -86,7 +86,12 @@ def page(results: dict[str, list[Row]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _counts(results: dict[str, list[Row]]) -> str:
+def newest_first(results: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    return dict(sorted(results.items(), key=lambda item: Version(item[0]), reverse=True))
+
+
+def counts_by_version(results: dict[str, list[Row]]) -> str:
+    """A table of how many architectures came out how."""
     lines = [f"| transformers | tried | {' | '.join(STATUSES)} |", "| --- | ---: |" + " ---: |" * len(STATUSES)]
     for version, rows in results.items():
         counts = Counter(row["status"] for row in rows)
