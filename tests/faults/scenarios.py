@@ -152,13 +152,13 @@ def damaged_checkpoint(bench: Bench, command: Command = TRAIN) -> int:
     bench.undisturbed(command)
     place = bench.fresh()
     with_cache(place)
-    checkpoints: list[Path] = []
-    while not checkpoints:
+    files: list[Path] = []
+    while not any(path.stat().st_size for path in files):
         child = Child([*bench.arguments(command, place / "out"), *command.again(place / "out")], place / "log")
         child.kill_after(bench.cpu_s[command.name] * bench.random.uniform(0.5, 1))
-        checkpoints = sorted(place.glob("out/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        checkpoints = [path for path in checkpoints if any(path.iterdir())]
-    damaged = _damage(bench.random, [path for path in checkpoints[-1].rglob("*") if path.is_file()])
+        found = sorted(place.glob("out/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        files = [path for folder in found[-1:] for path in folder.rglob("*") if path.is_file()]
+    damaged = _damage(bench.random, files)
     finishes(bench, command, place)
     shutil.rmtree(place)
     return damaged
