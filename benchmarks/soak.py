@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--times", type=int, default=50, help="rounds of every fault")
+    options.add_argument("--times", type=int, default=50, help="rounds of every fault; of SIGKILL, kills that struck")
     options.add_argument("--inputs", type=int, default=1000, help="inputs for every reader; 0 for none")
     options.add_argument("--seed", type=int, default=None, help="of the moments; default drawn, and printed")
     options.add_argument("--only", default="", help="lines whose name has this regular expression")
@@ -89,12 +89,13 @@ def _lines(given: argparse.Namespace, seed: int, figures: dict[str, Any]) -> Ite
             for row in rows(COMMANDS):
                 name = f"{row.name} | {row.command.name}"
                 counts = Counter({"rounds": 0, "faults": 0, "survived": 0, **figures.get(name, {})})
-                if re.search(given.only, name) and row.due(counts, times):
+                while re.search(given.only, name) and row.due(counts, times):
                     try:
                         row.round(bench, counts, say)
                         yield name, counts
                     except PermissionError as error:
                         say(f"{name}: skipped, {error}")
+                        break
     for target in TARGETS:
         name = f"input | {target.name}"
         if given.inputs and re.search(given.only, name) and Counter(figures.get(name, {})).total() < given.inputs:

@@ -252,7 +252,10 @@ class Row:
             said(f"{self.name}, {self.command.name}: {error}")
 
     def due(self, counts: Counter, times: int) -> bool:
-        """Whether so many rounds of every row are more than were run of this one."""
+        """Whether so many of every row are more than there were of this one: of kills, which may come too late, those
+        that struck; of all else rounds."""
+        if self.once is killed:
+            return counts["faults"] < times and counts["rounds"] < 4 * times
         return counts["rounds"] < -(-times // self.every)
 
 
