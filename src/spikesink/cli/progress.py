@@ -1,7 +1,10 @@
 """Progress bars on stderr, so that stdout stays the result."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,10 +26,11 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars, _ctrl_c_heard() as raise_if_pressed:
         tasks: dict[str, int] = {}
 
         def report(stage: str, done: int, total: int) -> None:
+            raise_if_pressed()
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
@@ -35,3 +39,30 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
                     bars.update(finished, visible=False)
 
         yield report
+
+
+@contextmanager
+def _ctrl_c_heard() -> Iterator[Callable[[], None]]:
+    """A function that raises KeyboardInterrupt once Ctrl-C was pressed.
+
+    The first KeyboardInterrupt may fall into a library's callback or a bare `except`, where it is lost.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: None
+        return
+    pressed = threading.Event()
+
+    def press(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    def raise_if_pressed() -> None:
+        if pressed.is_set() and threading.current_thread() is main:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield raise_if_pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
