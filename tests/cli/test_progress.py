@@ -9,6 +9,14 @@ import pytest
 from spikesink.cli.progress import progress_bar
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Test runners and shells in the background change what SIGINT does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def swallowed():
     """As a callback of compiled code or a bare `except` does."""
     try:
@@ -21,21 +29,19 @@ def swallowed():
 
 
 def test_a_swallowed_ctrl_c_is_raised_by_the_next_report():
-    before = signal.getsignal(signal.SIGINT)
     with progress_bar() as report:
         report("scan", 0, 2)
         swallowed()
         with pytest.raises(KeyboardInterrupt):
             report("scan", 1, 2)
-    assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_one_nothing_is_raised_and_other_handlers_stay():
-    mine = lambda number, frame: None  # noqa: E731
+    def mine(number, frame):
+        pass
+
     signal.signal(signal.SIGINT, mine)
-    try:
-        with progress_bar() as report:
-            report("scan", 1, 1)
-            assert signal.getsignal(signal.SIGINT) is mine
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with progress_bar() as report:
+        report("scan", 1, 1)
+        assert signal.getsignal(signal.SIGINT) is mine

@@ -178,8 +178,10 @@ def test_interrupted_in_the_middle(checkpoint, tmp_path, sent):
     np.save(tmp_path / "ids.npy", np.zeros((4000, 100), dtype=np.int64))
     command = [sys.executable, "-m", "spikesink", "scan", str(checkpoint), "--tokens", "ids.npy", "--out", "out"]
     process = subprocess.Popen(
-        [*command, "--batch-size", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--batch-size", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell in the background has its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not (tmp_path / "out").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
