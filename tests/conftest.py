@@ -1,7 +1,8 @@
-"""Shared fixtures: no hub, few threads, the embedded model loaded once."""
+"""Shared fixtures: no hub, few threads, the embedded model loaded once, the command line inside the test process."""
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,3 +48,31 @@ def golden_ids() -> torch.Tensor:
     import numpy as np
 
     return torch.from_numpy(np.load(Path(__file__).parent / "golden" / "smollm2_ids.npy")).long()
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd, tmp_path):
+    """A call such as cli("scan", ...), in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def invoke(*arguments: object) -> Ran:
+        from spikesink.cli.main import run
+
+        monkeypatch.setattr(sys, "argv", ["spikesink", *map(str, arguments)])
+        code = 0
+        try:
+            run()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capfd.readouterr()
+        return Ran(code, out, err)
+
+    return invoke

@@ -1,38 +1,7 @@
-"""Running the command line inside the test process, and checkpoints on disk to run it on."""
-
-import sys
-from dataclasses import dataclass
+"""Checkpoints on disk to run the command line on."""
 
 import pytest
 from tiny import VOCAB, tiny
-
-from spikesink.cli.main import run
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(monkeypatch, capfd, tmp_path):
-    """A call such as cli("scan", ...), in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def invoke(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["spikesink", *map(str, arguments)])
-        code = 0
-        try:
-            run()
-        except SystemExit as left:
-            code = int(left.code or 0)
-        out, err = capfd.readouterr()
-        return Ran(code, out, err)
-
-    return invoke
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """Hybrids from start to end: `scan --measure all` and `intervene` on models with a planted spike, through the command
 line; what cannot apply says why, in the record and on the terminal."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from spikesink import dissociate
 from spikesink.access import AccessedModel, access
 from spikesink.access.families import decoder_layers
 from spikesink.analyse.interventions import Options
-from spikesink.cli.main import run
 from spikesink.records import Anatomy
 from spikesink.records.interventions import Interventions
 
@@ -39,29 +36,21 @@ def planted(family, ids):
     return model
 
 
-def spikesink(monkeypatch, capfd, *arguments):
-    monkeypatch.setattr(sys, "argv", ["spikesink", *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "100")
-    run_code = 0
-    try:
-        run()
-    except SystemExit as left:
-        run_code = int(left.code or 0)
-    out, err = capfd.readouterr()
-    assert run_code == 0, err
-    assert "Traceback" not in err
-    return " ".join(out.split())
+def printed(ran):
+    assert ran.code == 0, ran.err
+    assert "Traceback" not in ran.err
+    return " ".join(ran.out.split())
 
 
 # Of bamba's three layers one attends; in falcon_h1 a recurrence stands beside the attention of every layer.
 @pytest.mark.parametrize(("family", "attention_blocks"), [("bamba", {3}), ("falcon_h1", {1, 3, 5})])
-def test_scan_and_intervene(family, attention_blocks, tmp_path, monkeypatch, capfd):
+def test_scan_and_intervene(family, attention_blocks, tmp_path, cli):
     ids = token_ids(6, 130)
     ids[:, 0] = FIRST
     planted(family, ids).save_pretrained(tmp_path / "model")
     np.save(tmp_path / "ids.npy", ids.numpy())
     source = (tmp_path / "model", "--tokens", tmp_path / "ids.npy")
-    said = spikesink(monkeypatch, capfd, "scan", *source, "--measure", "all", "--out", tmp_path / "scan")
+    said = printed(cli("scan", *source, "--measure", "all", "--out", tmp_path / "scan"))
     record = Anatomy.read(tmp_path / "scan")
     assert record.summary.has_spikes
     assert {head.block for head in record.sinks.heads} == attention_blocks
@@ -69,7 +58,7 @@ def test_scan_and_intervene(family, attention_blocks, tmp_path, monkeypatch, cap
     assert record.model_dump()["geometry"]["reason"] in said
 
     which = ("--which", "core,quantisation,kv_cache", "--draws", "1", "--held-out", "2")
-    said = spikesink(monkeypatch, capfd, "intervene", *source, *which, "--out", tmp_path / "intervene")
+    said = printed(cli("intervene", *source, *which, "--out", tmp_path / "intervene"))
     found = Interventions.read(tmp_path / "intervene")
     assert (found.found["step_up_block"], found.found["channels"]) == (STEP_UP, [CHANNEL])
     rows = {row.name: row for row in found.interventions}

@@ -12,7 +12,6 @@ import pytest
 import yaml
 from study_cases import GRID, TINY, InProcess, base, without_timing
 
-from spikesink.cli.main import run
 from spikesink.errors import InputError, OutputError
 from spikesink.study.cell import failed
 from spikesink.study.executors import Local
@@ -152,18 +151,16 @@ class LosesOne(InProcess):
             yield failed(cell, "the disk is full", 2) if lost else next(super().run([cell], folder, progress))
 
 
-def test_a_study_that_lacks_cells_ends_with_exit_code_2(tmp_path, monkeypatch, capsys):
+def test_a_study_that_lacks_cells_ends_with_exit_code_2(tmp_path, monkeypatch, cli):
     """Its table is there, and says so too; typed again it is whole, and ends with 0."""
     out = tmp_path / "study"
     out.mkdir()
-    monkeypatch.setattr(sys, "argv", command(out, "--only", "wide")[2:])
     message = "1 of 2 cells failed, and the table lacks them (wide, seed 0: failed: the disk is full)"
     for executor, code in ((LosesOne(), 2), (InProcess(), 0)):
         monkeypatch.setattr("spikesink.cli.study._executor", lambda *_, executor=executor: executor)
-        with pytest.raises(SystemExit) as left:
-            run()
-        assert (left.value.code or 0) == code
-        assert (message in " ".join(capsys.readouterr().err.split())) == (code == 2)
+        ran = cli(*command(out, "--only", "wide")[3:])
+        assert ran.code == code
+        assert (message in " ".join(ran.err.split())) == (code == 2)
         assert (out / "results" / "grid-tiny.md").exists()
 
 

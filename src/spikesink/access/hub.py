@@ -5,7 +5,6 @@ pickles, pickles only where asked for. Everything else is then loaded at that sa
 """
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file, cached_files
 
 from spikesink.access.checkpoint import Checkpoint, check_config_size, shards_of
+from spikesink.access.protocol import Progress
 
-Progress = Callable[[str, int, int], None]
 MIB = 2**20
 
 

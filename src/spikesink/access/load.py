@@ -15,9 +15,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 import spikesink
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
 from spikesink.access.families import decoder_layers, layouts_for
-from spikesink.access.hub import Progress, fetched, pinned
+from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel, find_layers
 from spikesink.access.plausible import check_plausible
+from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import PROBE_TOKENS
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
@@ -34,7 +35,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> AccessedModel:
     """Load a causal LM and verify every layer.
 

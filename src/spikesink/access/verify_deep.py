@@ -7,14 +7,13 @@ either side, sequences long enough for several row blocks and for the model's wi
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from spikesink.access.model import AccessedModel
 from spikesink.access.padding import padded_differences
-from spikesink.access.protocol import AttentionRows, full_batch
+from spikesink.access.protocol import AttentionRows, Progress, full_batch, no_progress
 from spikesink.access.verify import (
     PROBE_TOKENS,
     Calls,
@@ -38,7 +37,6 @@ LONGEST_TOKENS = 4608
 """More are checked when asked for: eager attention holds heads x tokens x tokens weights."""
 BEYOND_WINDOW = 64
 
-Progress = Callable[[str, int, int], None]
 Finding = tuple[dict[int, float], str | None]
 """Differences by block, or the reason why there are none."""
 
@@ -113,7 +111,7 @@ def _larger(one: float | None, other: float) -> float:
 
 
 def verify_deep(
-    accessed: AccessedModel, *, tokens: int | None = None, progress: Progress = lambda *_: None
+    accessed: AccessedModel, *, tokens: int | None = None, progress: Progress = no_progress
 ) -> VerificationRecord:
     """Run every check on every layer; a record also of a model that fails one (`verified` False).
 

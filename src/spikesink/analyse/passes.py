@@ -1,23 +1,17 @@
 """One streaming pass: batches of token ids through an accessed model, watched by any number of observers."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, run
 from spikesink.access.padding import check_left_padding
+from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import ModelError
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
-
 TOKENS_PER_BATCH = 1024
-
-
-def no_progress(_stage: str, _done: int, _total: int) -> None:
-    """The default: say nothing."""
 
 
 def default_batch_size(tokens: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from filelock import FileLock
 
 from spikesink.access import load
+from spikesink.access.protocol import Progress
 from spikesink.analyse.scan import scan
 from spikesink.data.tokens import Tokens
 from spikesink.errors import NumericError, RecordError
@@ -19,7 +20,7 @@ from spikesink.records.study import CellRecord, Curve, Measured
 from spikesink.study.grid import Cell
 from spikesink.train.recipe import Recipe
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
-from spikesink.train.streams import Progress, open_stream
+from spikesink.train.streams import open_stream
 
 SINK_TOKENS = 64
 """Sinks are measured at this length, as in the paper."""

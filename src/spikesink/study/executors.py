@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError
 from spikesink.records.study import CellRecord
 from spikesink.study.cell import failed, run_cell
 from spikesink.study.grid import Cell
 from spikesink.study.worker import pack, unpack
 
-Progress = Callable[[str, int, int], None]
 ATTEMPTS = 2
 LOG = "worker.log"
 CONNECT_S = 5.0
@@ -167,7 +167,7 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _ray_task(packed: str, folder: str) -> str:
-    return run_cell(unpack(packed), Path(folder), lambda stage, done, total: None).to_json()
+    return run_cell(unpack(packed), Path(folder), no_progress).to_json()
 
 
 def _twice(cell: Cell, once: Callable[[], CellRecord]) -> CellRecord:

@@ -3,13 +3,14 @@
 import time
 from pathlib import Path
 
+from spikesink.access.protocol import Progress
 from spikesink.errors import InputError, RecordError
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord
 from spikesink.study import table, verdict
 from spikesink.study.cell import evaluation_sha256
-from spikesink.study.executors import Executor, Progress
+from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cells, impossible
 from spikesink.train.recipe import Recipe
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from spikesink.access.protocol import Progress
 from spikesink.errors import OutputError
 from spikesink.train.monitor import PREFIX
-from spikesink.train.streams import Progress
 from spikesink.whole import write_whole
 
 KEPT = ("loss", "grad_norm", "learning_rate", "eval_loss")

@@ -9,6 +9,7 @@ import psutil
 import torch
 import transformers
 
+from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError, OutputError
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
@@ -16,7 +17,7 @@ from spikesink.train.curves import Curves
 from spikesink.train.monitor import AnatomyCallback
 from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import GIB, STATE_BYTES, check_sharded, count_parameters
-from spikesink.train.streams import Progress, Stream, open_stream
+from spikesink.train.streams import Stream, open_stream
 from spikesink.train.trainer import RecipeTrainer
 from spikesink.whole import replace_folder, write_whole
 from spikesink.zoo import SpikesinkDecoderForCausalLM, build
@@ -34,7 +35,7 @@ def train(
     *,
     resume: bool = False,
     allow_changed: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> TrainingRun:
     """Train the recipe's model in `out`; returns the record that lies there.
 

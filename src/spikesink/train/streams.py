@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spikesink.access.checkpoint import cache_folder
+from spikesink.access.protocol import Progress
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
 from spikesink.data.packed import PackedSampler, write_token_file
@@ -19,7 +20,6 @@ from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.errors import InputError
 from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
 
-Progress = Callable[[str, int, int], None]
 HELD_OUT_STREAM = 1
 
 
