@@ -9,17 +9,14 @@ Each measurement is a process of its own; its peak is the kernel's (VmHWM), rese
 """
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import torch
-from scaling import SEVENTY_B, embedded_shape, forked, peak_of_plan, peak_of_scan
+from scaling import SEVENTY_B, alone, embedded_shape
 
 MIB = 2**20
 
@@ -32,7 +29,7 @@ def sequences(counts: list[int], tokens: int) -> None:
     said(("sequences", "tokens each", "ids, MiB", "peak above ids and model, MiB", "s"))
     said(("---",) * 5)
     for count in counts:
-        peak, seconds = timed(lambda count=count: peak_of_scan("tiny", count, tokens))
+        peak, seconds = timed("peak_of_scan", "tiny", count, tokens)
         said((f"{count:,}", tokens, f"{8 * count * tokens / MIB:.1f}", f"{peak / MIB:.0f}", f"{seconds:.0f}"))
 
 
@@ -41,15 +38,15 @@ def lengths(tokens: list[int], layers: int) -> None:
     said((f"T ({layers} of 30 layers)", "logits, MiB", "one map of one layer, MiB", "peak above the model, MiB", "s"))
     said(("---",) * 5)
     for length in tokens:
-        peak, seconds = timed(lambda length=length: peak_of_scan(shape, 1, length))
+        peak, seconds = timed("peak_of_scan", shape, 1, length)
         logits = 4 * length * shape["vocab_size"] / MIB
         maps = 4 * shape["num_attention_heads"] * length**2 / MIB
         said((f"{length:,}", f"{logits:,.0f}", f"{maps:,.0f}", f"{peak / MIB:,.0f}", f"{seconds:.0f}"))
 
 
-def timed(measure: Callable[[], int]) -> tuple[int, float]:
+def timed(measure: str, *arguments: Any) -> tuple[int, float]:
     started = time.perf_counter()
-    return forked(measure), time.perf_counter() - started
+    return alone(measure, *arguments), time.perf_counter() - started
 
 
 def main() -> None:
@@ -59,13 +56,12 @@ def main() -> None:
     options.add_argument("--lengths", type=int, nargs="*", default=[2048, 8192, 32768])
     options.add_argument("--layers", type=int, default=2)
     given = options.parse_args()
-    torch.set_num_threads(1)
     sequences(given.sequences, given.tokens)
     if given.lengths:
         print()
         lengths(given.lengths, given.layers)
     print()
-    peak, seconds = timed(lambda: peak_of_plan(SEVENTY_B))
+    peak, seconds = timed("peak_of_plan", SEVENTY_B)
     print(f"Plan of 70 B parameters: {peak / MIB:.0f} MiB, {seconds:.1f} s")
 
 

@@ -1,7 +1,11 @@
-"""Peak memory of scans and plans, each in a forked process of its own."""
+"""Peak memory of scans and plans, each in a process of its own."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tiny import VOCAB, tiny
@@ -28,18 +32,13 @@ def embedded_shape(layers: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def forked(measure: Callable[[], int]) -> int:
-    """The number that `measure` gives in a process of its own."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(writing, str(measure()).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return int(text)
+def alone(measure: str, *arguments: Any) -> int:
+    """The number that one of the functions below gives in a process of its own, started afresh: a forked one would
+    begin with what its parent has freed and not given back."""
+    command = [sys.executable, __file__, measure, json.dumps(arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout)
 
 
 def peak_of_scan(shape: str | dict[str, int], sequences: int, tokens: int) -> int:
@@ -83,3 +82,8 @@ def _status(field: str) -> int:
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith(field))
     return 1024 * int(line.split()[1])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print({"peak_of_scan": peak_of_scan, "peak_of_plan": peak_of_plan}[sys.argv[1]](*json.loads(sys.argv[2])))

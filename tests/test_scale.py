@@ -6,7 +6,7 @@ Short versions of benchmarks/scale.py.
 from pathlib import Path
 
 import pytest
-from scaling import SEVENTY_B, embedded_shape, forked, peak_of_plan, peak_of_scan
+from scaling import SEVENTY_B, alone, embedded_shape
 
 from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import count_parameters, meta_model, plan
@@ -20,7 +20,7 @@ def test_more_sequences_cost_only_their_own_numbers():
 
     Both long enough for the allocator to have its share: between 64 and 2,000 sequences it takes some MiB.
     """
-    few, many = (forked(lambda n=n: peak_of_scan("tiny", n, 16)) for n in (2_000, 8_000))
+    few, many = (alone("peak_of_scan", "tiny", n, 16) for n in (2_000, 8_000))
     assert many - few < 4 * MIB, (few / MIB, many / MIB)
 
 
@@ -30,14 +30,14 @@ def test_length_costs_rows_and_no_map():
         "vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 8192,
     }  # fmt: skip
-    assert forked(lambda: peak_of_scan(shape, 1, 8192)) < 256 * MIB
+    assert alone("peak_of_scan", shape, 1, 8192) < 256 * MIB
 
 
 def test_logits_are_held_once():
     """Beside them a scan needs rows and channels; a copy of them, however short-lived, would double the peak."""
     shape = embedded_shape(1)
     logits = 4 * 1024 * shape["vocab_size"]
-    assert 0.95 * logits < forked(lambda: peak_of_scan(shape, 1, 1024)) < 1.4 * logits
+    assert 0.95 * logits < alone("peak_of_scan", shape, 1, 1024) < 1.4 * logits
 
 
 def test_seventy_billion_parameters_are_planned():
@@ -48,7 +48,7 @@ def test_seventy_billion_parameters_are_planned():
     assert layer == attention + 3 * 8192 * 28_672 + 2 * 8192
     assert total == 2 * 128_256 * 8192 + 80 * layer + 8192 == 70_553_706_496
     assert plan(recipe, 64).states == pytest.approx(16 * total / 64 / 2**30, rel=1e-12)
-    assert forked(lambda: peak_of_plan(SEVENTY_B)) < 64 * MIB
+    assert alone("peak_of_plan", SEVENTY_B) < 64 * MIB
 
 
 def test_counting_one_layer_counts_all():
