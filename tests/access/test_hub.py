@@ -17,8 +17,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from spikesink.access import load
+from spikesink.atomic import file_sha256
 from spikesink.errors import ModelError
-from spikesink.whole import file_sha256
 
 NAME = "somebody/tiny"
 SOURCE = Path(__file__).parent.parent.parent / "src"

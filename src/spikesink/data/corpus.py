@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spikesink.atomic import file_sha256
 from spikesink.errors import InputError
-from spikesink.whole import file_sha256
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line of a .txt or .jsonl is refused, so that a file without line ends cannot fill the memory."""

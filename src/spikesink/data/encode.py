@@ -3,7 +3,7 @@
 from typing import Any
 
 from spikesink.errors import InputError, did_you_mean
-from spikesink.foreign import bounded, panics_raised
+from spikesink.limits import bounded, panics_raised
 
 BOS_POLICIES = ("auto", "always", "never")
 PROBES = ("a", "the", "1", ".", "\n")

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from spikesink.atomic import make_folder
 from spikesink.data.corpus import Corpus
 from spikesink.errors import InputError, OutputError
-from spikesink.whole import make_folder
 
 HELD_OUT_SHARE = 32
 """One document in so many is held out, chosen by a hash of its text: the same text is always on the same side."""

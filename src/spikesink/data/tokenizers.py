@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from spikesink.atomic import make_folder
 from spikesink.data.corpus import Corpus
 from spikesink.errors import OutputError
-from spikesink.whole import make_folder
 
 BOS, EOS = "<bos>", "<eos>"
 

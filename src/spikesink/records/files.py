@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from spikesink.atomic import write_temporary
 from spikesink.errors import OutputError, RecordError
-from spikesink.whole import write_temporary
 
 
 def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import vl_convert
 
 from spikesink.errors import InputError, OutputError, RecordError, SpikesinkError, did_you_mean
-from spikesink.foreign import panics_raised
+from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report import FORMATS
 from spikesink.report.bundle import vl_version

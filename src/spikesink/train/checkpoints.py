@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from spikesink.atomic import file_sha256
 from spikesink.errors import InputError, OutputError
 from spikesink.train.recipe import Recipe, changed
-from spikesink.whole import file_sha256
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"

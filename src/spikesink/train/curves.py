@@ -10,9 +10,9 @@ import numpy as np
 from transformers import TrainerCallback
 
 from spikesink.access.protocol import Progress
+from spikesink.atomic import write_atomically
 from spikesink.errors import OutputError
 from spikesink.train.monitor import PREFIX
-from spikesink.whole import write_whole
 
 KEPT = ("loss", "grad_norm", "learning_rate", "eval_loss")
 
@@ -27,7 +27,7 @@ class Curves(TrainerCallback):
             # What a killed run logged after its last checkpoint will be logged again.
             with _written(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+                write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         progress("train", first_step, steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from spikesink.access.protocol import Progress, no_progress
+from spikesink.atomic import replace_folder, write_atomically
 from spikesink.errors import InputError, OutputError
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
@@ -19,7 +20,6 @@ from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import GIB, STATE_BYTES, check_sharded, count_parameters
 from spikesink.train.streams import Stream, open_stream
 from spikesink.train.trainer import RecipeTrainer
-from spikesink.whole import replace_folder, write_whole
 from spikesink.zoo import SpikesinkDecoderForCausalLM, build
 
 CHECKPOINTS = "checkpoints"
@@ -141,8 +141,8 @@ def _write_inputs(recipe: Recipe, stream: Stream, out: Path) -> None:
     np.save(held_out, stream.held_out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / RECIPE, recipe.to_yaml().encode())
-        write_whole(out / HELD_OUT, held_out.getvalue())
+        write_atomically(out / RECIPE, recipe.to_yaml().encode())
+        write_atomically(out / HELD_OUT, held_out.getvalue())
     except OSError as error:
         raise OutputError(f"The run's folder '{out}' cannot be written: {error.strerror}.") from error
 

@@ -1,4 +1,4 @@
-"""Holding what strangers wrote and other libraries run: their panics are errors, their time and memory have bounds."""
+"""Limits on untrusted code: panics of other libraries become errors, and time and memory are bounded."""
 
 import signal
 import threading

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from spikesink.errors import InputError
-from spikesink.foreign import bounded, panics_raised
+from spikesink.limits import bounded, panics_raised
 
 
 def tokenizer(pattern: str = "a"):
@@ -51,7 +51,7 @@ def test_memory_ends_and_the_limit_is_as_it_was():
     """In a process of its own: what earlier tests freed is still mapped in this one, and may serve again."""
     code = """
 import resource
-from spikesink.foreign import bounded
+from spikesink.limits import bounded
 
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whoever is killed and however many processes ask at once."""
+"""Write files and folders atomically: after a kill, or with several processes at once, they are complete or absent."""
 
 import glob
 import hashlib
@@ -18,7 +18,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Put content in the place of a file, on disk before it is renamed there. Raises OSError."""
     temporary = write_temporary(path, content)
     try:

@@ -25,7 +25,7 @@ class Stored:
     elements: int
 
 
-def check_plausible(config: Any, name: str, stored: Stored) -> None:
+def check_config_sizes(config: Any, name: str, stored: Stored) -> None:
     """Refuse a config whose model is far larger than the weights. Raises ModelError.
 
     Counted on the meta device, without memory, after layers were counted, which build one by one.

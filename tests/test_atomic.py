@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from spikesink.whole import make_folder, replace_folder, write_whole
+from spikesink.atomic import make_folder, replace_folder, write_atomically
 
 
 def names(folder):
@@ -22,11 +22,11 @@ def ended() -> int:
 
 def test_a_file_is_replaced_and_orphans_of_killed_writers_go(tmp_path):
     path = tmp_path / "a[1].json"
-    write_whole(path, b"one")
+    write_atomically(path, b"one")
     (tmp_path / f".a[1].json-{ended()}-x").write_text("half")
     (tmp_path / f".a[1].json-{os.getpid()}-x").write_text("another thread's")
     (tmp_path / ".a[1].json-notes").write_text("a user's")
-    write_whole(path, b"two")
+    write_atomically(path, b"two")
     assert path.read_bytes() == b"two"
     assert names(tmp_path) == sorted([".a[1].json-notes", f".a[1].json-{os.getpid()}-x", "a[1].json"])
     assert stat.S_IMODE(path.stat().st_mode) & 0o400
@@ -34,10 +34,10 @@ def test_a_file_is_replaced_and_orphans_of_killed_writers_go(tmp_path):
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    write_whole(path, b"one")
-    monkeypatch.setattr("spikesink.whole.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    write_atomically(path, b"one")
+    monkeypatch.setattr("spikesink.atomic.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        write_whole(path, b"two")
+        write_atomically(path, b"two")
     assert path.read_bytes() == b"one" and names(tmp_path) == ["a"]
 
 
