@@ -60,7 +60,7 @@ def _open_many(case):
         stack.enter_context(cut_amplifier(case.accessed, found, control="random_entries", seed=1))
         stack.enter_context(cut_amplifier(case.accessed, found))
         stack.enter_context(mask_sinks(case.accessed, found))
-        stack.enter_context(pin_spikes(case.accessed, found, skip=True))
+        stack.enter_context(pin_spikes(case.accessed, found))
         case.logits()
         raise KeyError("mine")
 

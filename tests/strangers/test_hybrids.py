@@ -12,9 +12,7 @@ from spikesink.access.verify import Sums
 from spikesink.access.verify_deep import verify_deep
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.probe import probe
-from spikesink.errors import DoesNotApplyError, VerificationError
-from spikesink.intervene import Found
-from spikesink.intervene.pin_spikes import pin_spikes
+from spikesink.errors import VerificationError
 
 ATTENDS = 3
 """The attention block among layers linear, full, linear."""
@@ -60,18 +58,10 @@ def test_readings_of_a_layer_without_attention(hybrid):
     assert all(np.isfinite(value) for value in readings.values())
 
 
-def test_tokens_are_not_left_out_of_a_recurrence(hybrid):
-    with pytest.raises(DoesNotApplyError, match="needs every token"):
-        pin_spikes(hybrid, _found(), skip=True)
-
-
-def test_a_recurrence_beside_attention_needs_every_token_too():
-    """Falcon H1: left out, the pinned tokens changed the logits of the others by 2 %, and nothing said so."""
+def test_a_recurrence_beside_attention_makes_a_hybrid():
     accessed = access(build("falcon_h1"))
     assert accessed.hybrid
     assert len(accessed.attending) == accessed.n_layers
-    with pytest.raises(DoesNotApplyError, match="needs every token"):
-        pin_spikes(accessed, _found(), skip=True)
     assert access(build("inkling_text")).hybrid, "a convolution behind attention"
     blocks = {(site.block, site.kind) for site in find_linears(accessed)}
     assert {(2, "ffn_in"), (2, "down_proj"), (1, "attention_in"), (1, "attention_out")} <= blocks
@@ -97,19 +87,6 @@ def test_gated_ffns_under_other_names(monkeypatch):
     module = accessed.layers[0].ffn.inner
     torch.testing.assert_close(ffn.down, module.w2.weight.detach())
     assert ffn.gate.shape == module.w1.weight.shape
-
-
-def _found():
-    return Found(
-        has_spikes=True,
-        spike=9.0,
-        edit_block=2,
-        step_up_block=2,
-        step_down_block=5,
-        channels=(1,),
-        magnitude_min=1.0,
-        sequences=1,
-    )
 
 
 def test_the_recurrence_has_no_quantisation_sites(hybrid):

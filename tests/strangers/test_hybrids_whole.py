@@ -6,10 +6,7 @@ import pytest
 import torch
 from shrink import build, token_ids
 
-from spikesink import dissociate
-from spikesink.access import AccessedModel, access
 from spikesink.access.families import decoder_layers
-from spikesink.analyse.interventions import Options
 from spikesink.records import Anatomy
 from spikesink.records.interventions import Interventions
 
@@ -70,22 +67,8 @@ def test_scan_and_intervene(family, attention_blocks, tmp_path, cli):
     assert rows["zero_spikes"].spike < rows["freeze_spikes"].spike < rows["baseline"].spike
     assert all(row.applicable or row.reason for row in found.interventions)
 
-    assert not found.skipping.applicable
-    assert "needs every token" in found.skipping.reason
-    assert f"Pinned tokens are computed all the same: {found.skipping.reason}" in said
     assert found.kv_cache.applicable
     assert "recurrences and convolutions keep" in found.kv_cache.note
     assert found.kv_cache.note in said
     kinds = {site.kind for site in found.quantisation.sites}
     assert {"attention_in", "attention_out", "ffn_in", "down_proj"} <= kinds
-
-
-def test_skipping_that_changes_the_logits_does_not_apply(monkeypatch):
-    """Whatever a model mixes tokens with, known or not: the number decides."""
-    ids = token_ids(6, 40)
-    ids[:, 0] = FIRST
-    accessed = access(planted("falcon_h1", ids))
-    monkeypatch.setattr(AccessedModel, "hybrid", False)
-    record = dissociate(accessed, ids, options=Options(which="pin_spikes", held_out=2, draws=1))
-    assert not record.skipping.applicable
-    assert "changes the logits by" in record.skipping.reason

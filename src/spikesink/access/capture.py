@@ -20,7 +20,6 @@ from spikesink.access.finite import explain_not_finite, finite
 from spikesink.access.heap import release_freed
 from spikesink.access.model import AccessedModel, BlockSites, LayerSites
 from spikesink.access.protocol import Batch, listeners
-from spikesink.access.skipping import find_skipped, picked, put_back, restored
 from spikesink.errors import NumericError
 
 
@@ -137,9 +136,6 @@ def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
 
     def handle(module: nn.Module, call: attention.Call) -> Tensor:
         valid = tap.batch.valid if tap.batch is not None and tap.batch.padded else None
-        skipped = find_skipped(tap.editors, call.block)
-        if skipped is not None:
-            call = restored(call, skipped)
         return attention.attend(call, tap.observers, tap.editors, valid)
 
     configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
@@ -176,7 +172,6 @@ class _LayerHooks:
         self.sites = sites
         self.tap = tap
         self.entering: Tensor | None = None
-        self.before_skipping: Tensor | None = None
         self.parts: list[Tensor] = []
         """Of a write that several modules make: what the first ones made."""
 
@@ -195,16 +190,12 @@ class _LayerHooks:
             handles.append(sites.ffn.reader.register_forward_pre_hook(self.between, with_kwargs=True))
         return handles
 
-    def enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+    def enter(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
         hidden = _first_input(args, kwargs)
         self.parts = []
         if self.sites.attention.block == 1:
             hidden = self.edited(0, hidden)
             self.show("on_residual", 0, hidden)
-        skipped = find_skipped(self.tap.editors, self.sites.attention.block)
-        if skipped is not None:
-            self.before_skipping = hidden
-            hidden, kwargs = picked(hidden, kwargs, skipped)
         self.entering = hidden
         return _with_first_input(args, kwargs, hidden)
 
@@ -214,12 +205,7 @@ class _LayerHooks:
 
     def leave(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
         block = self.sites.ffn.block
-        hidden = _first(output)
-        if self.before_skipping is not None:
-            skipped = find_skipped(self.tap.editors, self.sites.attention.block)
-            assert skipped is not None, "the editor skipped tokens on the way in and not on the way out"
-            hidden, self.before_skipping = put_back(self.before_skipping, hidden, skipped), None
-        hidden = self.edited(block, hidden)
+        hidden = self.edited(block, _first(output))
         self.show("on_residual", block, hidden)
         self.entering = None
         return _with_first(output, hidden)

@@ -85,19 +85,6 @@ class AttentionInputs:
         return self.visible_counts()
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """Tokens whose computation a layer leaves out, because an editor sets their residual afterwards anyway.
-
-    kept (batch, kept): positions that are computed, rising; of the others the key and value are taken from `key` and
-    `value`, post-RoPE (kv_head, token, d_head). Observers see the writes of the kept tokens only.
-    """
-
-    kept: Tensor
-    key: Tensor
-    value: Tensor
-
-
 class Observer(Protocol):
     """Everything an observer may listen to; each method is optional."""
 
@@ -145,10 +132,6 @@ class Editor(Protocol):
 
     def edit_output(self, block: int, rows: "AttentionRows") -> Tensor:
         """Attention output of these rows (batch, head, row, d_head), before the output projection and any gate."""
-        ...
-
-    def skipped(self, block: int) -> Skipped | None:
-        """Tokens that the layer of this attention block need not compute; see `access.skipping`."""
         ...
 
 

@@ -22,7 +22,6 @@ from spikesink.analyse.recommend import recommend
 from spikesink.analyse.resume import Memo
 from spikesink.analyse.scan import accessed_model, check_options
 from spikesink.analyse.scanned import Criteria
-from spikesink.analyse.skipping import measure_skipping
 from spikesink.analyse.verdict import dissociation
 from spikesink.data.tokens import Tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
@@ -132,14 +131,12 @@ def dissociate(
     rows = dissociation_rows(bench, list(choice.interventions), options.draws)
     quantised = _quantisation(bench, held_out, choice)
     cache = _kv_cache(bench, long, choice)
-    pinning = found.has_spikes and "pin_spikes" in [made.name for made in choice.interventions]
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
         recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
-        skipping=measure_skipping(bench) if pinning else None,
         found=_facts(found),
         provenance=provenance,
         timing=Timing.now(

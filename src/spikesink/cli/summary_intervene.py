@@ -10,7 +10,7 @@ from spikesink.records.interventions import Damage, Estimate, InterventionRow, I
 def print_interventions(record: Interventions, console: Console | None = None) -> None:
     """The dissociation table, its verdict, quantisation, the KV cache, and what to do."""
     console = console or Console(highlight=False)
-    parts: list[RenderableType] = [dissociation_table(record), _refused(record), _verdict(record), _skipping(record)]
+    parts: list[RenderableType] = [dissociation_table(record), _refused(record), _verdict(record)]
     if record.quantisation.applicable:
         parts += _quantisation(record.quantisation)
     if record.kv_cache.applicable:
@@ -70,21 +70,6 @@ def _verdict(record: Interventions) -> Text:
     legend = "cost: mean loss minus the baseline's on the same tokens, with its 95 % interval over sequences; "
     legend += "plateau: largest magnitude between step-up and step-down, of the baseline's; "
     return text.append(f"\n{legend}tokens: how many spike, per sequence", "dim")
-
-
-def _skipping(record: Interventions) -> Text:
-    skipping = record.skipping
-    if skipping is not None and not skipping.applicable:
-        return Text(f"Pinned tokens are computed all the same: {skipping.reason}.", "dim")
-    if skipping is None or skipping.seconds_saved is None:
-        return Text()
-    saved = skipping.seconds_saved
-    return Text(
-        f"Not computing pinned tokens: {skipping.tokens_skipped:g} token of each sequence in {skipping.layers} layers, "
-        f"{skipping.share_of_layer_tokens:.1%} of the work; time saved {saved.value:.1%} "
-        f"[{saved.low:.1%}, {saved.high:.1%}]; logits differ by {skipping.largest_difference:.0e}.",
-        "dim",
-    )
 
 
 def _quantisation(found: Quantisation) -> list[RenderableType]:

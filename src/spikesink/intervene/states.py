@@ -39,9 +39,5 @@ class StateEditor:
                 self.tokens = random_tokens(self.tokens, self._generator)
         if self.tokens is None or block not in self.constants:
             return hidden
-        return torch.where(self.chosen(hidden)[..., None], self.constants[block].to(hidden), hidden)
-
-    def chosen(self, hidden: Tensor) -> Tensor:
-        """Which tokens of this residual are set, (batch, token) bool."""
-        assert self.tokens is not None
-        return self.tokens.to(hidden.device)
+        chosen = self.tokens.to(hidden.device)[..., None]
+        return torch.where(chosen, self.constants[block].to(hidden), hidden)

@@ -5,7 +5,7 @@ Ratios are fractions; blocks are 1-based; losses are in nats; intervals are boot
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spikesink.records.base import Frozen, Provenance, Record, Section, Timing
 
@@ -155,20 +155,6 @@ class Recommendation(Frozen):
     keep_sink_tokens: int | None
 
 
-class Skipping(Section):
-    """What skipping pinned tokens saves."""
-
-    tokens_skipped: float = 0.0
-    """Mean tokens per sequence that the layers between the step blocks leave out."""
-    layers: int = 0
-    share_of_layer_tokens: float = 0.0
-    """Share of all (layer, token) pairs that is not computed."""
-    seconds_saved: Estimate | None = None
-    """Share of the pinned forward pass's wall-clock time, medians over paired runs; only a quiet machine shows it."""
-    largest_difference: float = 0.0
-    """Largest relative difference of the logits from pinning without skipping."""
-
-
 class Interventions(Record):
     """The record of `spikesink intervene`."""
 
@@ -182,8 +168,15 @@ class Interventions(Record):
     quantisation: Quantisation
     kv_cache: KvCache
     recommendation: Recommendation
-    skipping: Skipping | None = None
     found: dict[str, Any]
     """What the scan of the held-out sequences found, without the states (they are in the arrays)."""
     provenance: Provenance
     timing: Timing
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired_fields(cls, content: Any) -> Any:
+        """Records of earlier versions also say what not computing pinned tokens saved."""
+        if not isinstance(content, dict):
+            return content
+        return {name: value for name, value in content.items() if name != "skipping"}
