@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "spikesink"
-EVERYWHERE = {"atomic", "errors", "limits", "records", "requirement", "weights"}
+EVERYWHERE = {"atomic", "bootstrap", "errors", "limits", "observer", "positions", "records", "requirement", "weights"}
+"""`observer` and `weights` hold the small tensor types that the rooms hand each other."""
 ALLOWED = {
     "access": set(),
     "measure": set(),
@@ -23,8 +24,11 @@ ALLOWED = {
     # Records draw themselves in notebooks, by an import inside `_repr_html_`.
     "records": {"report"},
     "atomic": set(),
+    "bootstrap": set(),
     "errors": set(),
     "limits": set(),
+    "observer": set(),
+    "positions": set(),
     "requirement": set(),
     "weights": set(),
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikesink.measure.lifecycle import ContributionMeasure, StepCriteria, find_steps
+from spikesink.measure.lifecycle import StepCriteria, find_steps
 
 
 def test_shares_and_steps_by_hand():
@@ -30,10 +30,3 @@ def test_a_late_rise_is_no_step_up():
     residuals = {2: 100 * sign, 4: 130 * sign, 6: 110 * sign}
     assert find_steps(writes, residuals, 2, StepCriteria()).step_up == [2]
     assert find_steps(writes, residuals, 4, StepCriteria()).step_up == [2, 4]
-
-
-def test_contributions_are_gathered_at_the_tokens():
-    hidden = torch.arange(2 * 3 * 5.0).view(2, 3, 5)
-    measure = ContributionMeasure(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([4, 0]))
-    measure.on_write(7, hidden)
-    assert measure.writes[7].tolist() == [[14.0, 10.0], [24.0, 20.0]]

@@ -1,38 +1,24 @@
-"""Bootstrap intervals over sequences."""
+"""Estimates with bootstrap intervals over sequences, and what is estimated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from spikesink.bootstrap import Statistic, bounds, replicates
 from spikesink.records.interventions import Estimate
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
 LARGEST_LOSS = 700.0
 """exp of more than this is beyond float64."""
 
 
-def estimate(statistic: Callable[..., np.ndarray], *samples: Sequence[float] | np.ndarray) -> Estimate:
-    """The statistic of paired samples over sequences and its percentile interval; the same resamples every time.
-
-    statistic: (samples..., axis=-1) -> value; it must work along an axis.
-    """
+def estimate(statistic: Statistic, *samples: Sequence[float] | np.ndarray) -> Estimate:
+    """The statistic of paired samples over sequences and its percentile interval; the same resamples every time."""
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     value = float(statistic(*arrays, axis=-1))
     if all(np.ptp(array) == 0 for array in arrays):
         return Estimate(value=value, low=value, high=value)
-    found = bootstrap(
-        arrays,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(value=value, low=float(found.low), high=float(found.high))
+    low, high = bounds(replicates(statistic, *arrays))
+    return Estimate(value=value, low=low, high=high)
 
 
 def perplexity(loss_sums: np.ndarray, predictions: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -15,7 +15,8 @@ from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.scanned import Criteria, Scanned
 from spikesink.data.tokens import Tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
-from spikesink.measure.lifecycle import ContributionMeasure, StepCriteria, StepResult, find_steps
+from spikesink.measure.gather import Gather
+from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import METRICS, SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
@@ -122,13 +123,13 @@ def _steps(
     prefixes = _prefixes(ids, valid, spike.tokens)
     for prefix in prefixes:
         rows = torch.arange(len(prefix))
-        gathered = ContributionMeasure(rows, torch.full_like(rows, prefix.shape[1] - 1), channels)
+        last = torch.full_like(rows, prefix.shape[1] - 1)
+        gathered = Gather(rows, last, residuals=None, writes=None, channels=channels)
         with observing(accessed, [gathered]):
             run(accessed, full_batch(prefix))
-        for block, write in gathered.writes.items():
-            writes.setdefault(block, []).append(write)
-        for block, residual in gathered.residuals.items():
-            residuals.setdefault(block, []).append(residual)
+        for pieces, kept in ((writes, gathered.writes), (residuals, gathered.residuals)):
+            for block, states in kept.items():
+                pieces.setdefault(block, []).append(states.double())
     steps = find_steps(_joined(writes), _joined(residuals), spike.verdict_block, criteria)
     return steps, sum(map(len, prefixes))
 

@@ -17,27 +17,6 @@ class StepCriteria:
     share_min: float = 0.1
 
 
-class ContributionMeasure:
-    """Observer that gathers writes and residuals at chosen tokens and channels of one batch.
-
-    rows, positions: (token,) indices into the batch; channels: (channel,).
-    """
-
-    def __init__(self, rows: Tensor, positions: Tensor, channels: Tensor) -> None:
-        self.rows, self.positions, self.channels = rows, positions, channels
-        self.writes: dict[int, Tensor] = {}
-        self.residuals: dict[int, Tensor] = {}
-
-    def on_residual(self, block: int, hidden: Tensor) -> None:
-        self.residuals[block] = self._gather(hidden)
-
-    def on_write(self, block: int, write: Tensor) -> None:
-        self.writes[block] = self._gather(write)
-
-    def _gather(self, hidden: Tensor) -> Tensor:
-        return hidden[self.rows, self.positions][:, self.channels].double().cpu()
-
-
 @dataclass(frozen=True)
 class StepResult:
     """Share of the plateau that each block contributes, and the blocks that the rule names."""

@@ -1,53 +1,52 @@
-"""Intervals and rank correlations that the anatomy measures share; every draw has a fixed seed."""
+"""Means and rank correlations with intervals, which the anatomy measures share."""
 
 import numpy as np
 
+from spikesink.bootstrap import bounds, replicates
 from spikesink.records.anatomy import Interval
 
-RESAMPLES = 1000
-CONFIDENCE = 0.95
 
-
-def bootstrap_mean(values: np.ndarray, weights: np.ndarray | None = None, seed: int = 0) -> Interval:
+def bootstrap_mean(
+    values: np.ndarray, weights: np.ndarray | None = None, groups: np.ndarray | None = None, seed: int = 0
+) -> Interval:
     """Mean over units with its percentile bootstrap interval. values, weights (unit,): weights are e.g. token counts.
 
-    Units with weight 0 or a value that is not finite do not count; the interval is None for fewer than two.
+    Units with weight 0 or a value that is not finite do not count; the interval is None for fewer than two (groups).
     """
     weights = np.ones(len(values)) if weights is None else weights
     kept = (weights > 0) & np.isfinite(values)
-    values, weights = values[kept].astype(np.float64), weights[kept].astype(np.float64)
-    if len(values) == 0:
+    samples = values[kept].astype(np.float64), weights[kept].astype(np.float64)
+    if not kept.any():
         return Interval(value=None, low=None, high=None, n=0)
-    mean = float((values * weights).sum() / weights.sum())
-    if len(values) < 2:
-        return Interval(value=mean, low=None, high=None, n=1)
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    means = (values[drawn] * weights[drawn]).sum(1) / weights[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value=mean, low=float(low), high=float(high), n=len(values))
+    groups = None if groups is None else groups[kept]
+    low = high = None
+    if len(samples[0] if groups is None else np.unique(groups)) >= 2:
+        low, high = bounds(replicates(_weighted_mean, *samples, groups=groups, seed=seed))
+    return Interval(value=float(_weighted_mean(*samples)), low=low, high=high, n=int(kept.sum()))
 
 
-def rank_correlation(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Interval:
-    """Spearman's rho of two (unit,) arrays with its percentile bootstrap interval over units.
+def rank_correlation(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> Interval:
+    """Spearman's rho of two (unit,) arrays with its percentile bootstrap interval over units, or groups of them.
 
     None for fewer than three units or where one is constant. Ranks of ties are averaged.
     """
-    from scipy.stats import rankdata
-
     kept = np.isfinite(one) & np.isfinite(other)
     one, other = one[kept], other[kept]
-    value = _correlation(rankdata(one), rankdata(other)) if len(one) >= 3 else None
-    if value is None:
+    value = float(spearman(one, other)) if len(one) >= 3 else np.nan
+    if np.isnan(value):
         return Interval(value=None, low=None, high=None, n=len(one))
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(0, len(one), len(one))
-        resampled = _correlation(rankdata(one[drawn]), rankdata(other[drawn]))
-        if resampled is not None:
-            found.append(resampled)
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value=value, low=float(low), high=float(high), n=len(one))
+    low, high = bounds(replicates(spearman, one, other, groups=None if groups is None else groups[kept], seed=seed))
+    return Interval(value=value, low=low, high=high, n=len(one))
+
+
+def spearman(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Pearson's correlation of ranks along an axis, ties averaged; NaN where one is constant."""
+    from scipy.stats import rankdata
+
+    one, other = (rankdata(sample, axis=axis) for sample in (one, other))
+    one, other = (ranks - ranks.mean(axis, keepdims=True) for ranks in (one, other))
+    scale = np.sqrt((one**2).sum(axis) * (other**2).sum(axis))
+    return np.divide((one * other).sum(axis), scale, out=np.full_like(scale, np.nan), where=scale > 0)
 
 
 def within_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -59,7 +58,5 @@ def within_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return centred
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float | None:
-    one, other = one - one.mean(), other - other.mean()
-    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum() / scale) if scale > 0 else None
+def _weighted_mean(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray((values * weights).sum(axis) / weights.sum(axis))
