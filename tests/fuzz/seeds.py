@@ -17,7 +17,7 @@ from spikesink.access.model import AccessedModel
 from spikesink.access.verify_deep import verify_deep
 from spikesink.analyse.interventions import Options, dissociate
 from spikesink.records import Provenance, Timing, TrainingRun
-from spikesink.records.base import Document, Record
+from spikesink.records.base import JsonRecord, Record
 from spikesink.records.interventions import Interventions
 from spikesink.records.verification import VerificationRecord
 from spikesink.study.run import Study
@@ -99,7 +99,7 @@ def study() -> Study:
     return made
 
 
-def document(kind: str) -> Document:
+def document(kind: str) -> JsonRecord:
     return study().summarise() if kind == "study" else record("wide", 1, perplexity=3.0)
 
 

@@ -3,8 +3,8 @@
 from spikesink.records import anatomy, study
 from spikesink.records.base import (
     SCHEMA,
-    Document,
     Frozen,
+    JsonRecord,
     NotApplicable,
     Provenance,
     Record,
@@ -33,8 +33,8 @@ __all__ = [
     "Anatomy",
     "BlockCycle",
     "Check",
-    "Document",
     "Frozen",
+    "JsonRecord",
     "Lifecycle",
     "NotApplicable",
     "Peak",

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from spikesink.errors import NumericError, RecordError
 from spikesink.records.files import read_files, read_json, write_files
@@ -133,7 +134,7 @@ class Record(Shown, BaseModel):
     """What makes such a record, for error messages."""
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
-    arrays: dict[str, np.ndarray] = Field(default_factory=dict, exclude=True, repr=False)
+    arrays: SkipJsonSchema[dict[str, np.ndarray]] = Field(default_factory=dict, exclude=True, repr=False)
 
     def to_json(self) -> str:
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
@@ -154,8 +155,8 @@ class Record(Shown, BaseModel):
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 
 
-class Document(Shown, Frozen):
-    """A result that is one JSON file, named by whoever writes it."""
+class JsonRecord(Shown, Frozen):
+    """A record that is one JSON file, named by whoever writes it."""
 
     command: ClassVar[str]
     """What makes such a file, for error messages."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from spikesink.records.base import Document, Frozen, Provenance, Timing
+from spikesink.records.base import Frozen, JsonRecord, Provenance, Timing
 
 Status = Literal["finished", "diverged", "failed"]
 """diverged: the loss stopped being finite, which is a result; failed: anything else, after a second try."""
@@ -55,7 +55,7 @@ class Curve(Frozen):
     value: list[float]
 
 
-class CellRecord(Document):
+class CellRecord(JsonRecord):
     """One training run of a study, small enough to be committed: what was trained, and what came out."""
 
     kind: Literal["cell"] = "cell"
@@ -143,7 +143,7 @@ class CellCurves(Frozen):
     curves: dict[str, Curve]
 
 
-class StudyRecord(Document):
+class StudyRecord(JsonRecord):
     """The table, the verdicts with the rules behind them, and the learning curves."""
 
     kind: Literal["study"] = "study"
