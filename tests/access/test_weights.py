@@ -7,8 +7,15 @@ from tiny import FAMILIES, tiny, token_ids
 from transformers.activations import ACT2FN
 
 from spikesink.access import access, full_batch, observing, run
-from spikesink.access.attention_weights import attention_weights, output_projection, probe, unembedding
-from spikesink.access.weights import gated_ffns, input_norm, norm_scale
+from spikesink.access.weights import (
+    attention_weights,
+    gated_ffns,
+    input_norm,
+    norm_scale,
+    output_projection,
+    probe,
+    unembedding,
+)
 from spikesink.errors import DoesNotApplyError
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3", "granite", "smollm3"]

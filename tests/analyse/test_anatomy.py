@@ -14,8 +14,7 @@ from tiny import FAMILIES, VARIANTS, tiny, token_ids
 
 from spikesink import scan
 from spikesink.access import access, full_batch, observing, run
-from spikesink.access.attention_weights import output_projection, probe
-from spikesink.access.weights import gated_ffns, input_norm
+from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
 from spikesink.analyse import anatomy
 from spikesink.analyse.anatomy import geometry, sink_loss, trigger, vocabulary_probe
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens

@@ -14,7 +14,7 @@ from tiny_gguf import write_tiny_gguf
 from spikesink import Anatomy, scan
 from spikesink.access import access
 from spikesink.access.model import AccessedModel
-from spikesink.access.verify_deep import verify_deep
+from spikesink.access.verify import verify_all
 from spikesink.analyse.interventions import Options, dissociate
 from spikesink.records import Provenance, Timing, TrainingRun
 from spikesink.records.base import JsonRecord, Record
@@ -56,7 +56,7 @@ def record_files(kind: str) -> dict[str, bytes]:
         "anatomy": lambda: scan(model(), token_ids(), measures=("all",)),
         "interventions": lambda: intervened(None),
         "training": training_run,
-        "verification": lambda: verify_deep(model(), tokens=40),
+        "verification": lambda: verify_all(model(), tokens=40),
     }[kind]()
     folder = made.save(workplace() / kind, force=True)
     return {path.name: path.read_bytes() for path in folder.iterdir()}

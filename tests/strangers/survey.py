@@ -20,7 +20,7 @@ from naive import importance, perplexity, sink_numbers
 from shrink import NotBuiltError, build, causal_types, token_ids
 
 from spikesink.access import access
-from spikesink.access.verify_deep import require_verified, verify_deep
+from spikesink.access.verify import require_verified, verify_all
 from spikesink.analyse.anatomy import MEASURES
 from spikesink.analyse.scan import scan
 from spikesink.errors import SpikesinkError
@@ -46,7 +46,7 @@ def try_family(model_type: str, *, anatomy: bool = True) -> Row:
     row["architecture"] = type(model).__name__
     try:
         accessed = access(model)
-        record = verify_deep(accessed, tokens=LONG)
+        record = verify_all(accessed, tokens=LONG)
         require_verified(record)
     except SpikesinkError as error:
         return {**row, "status": "refused", "reason": str(error)}

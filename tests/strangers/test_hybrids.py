@@ -8,8 +8,7 @@ from shrink import OVERRIDES, build, token_ids
 from spikesink import scan
 from spikesink.access import access, editing, full_batch, observing, run
 from spikesink.access.linears import find_linears
-from spikesink.access.verify import Sums
-from spikesink.access.verify_deep import verify_deep
+from spikesink.access.verify import Sums, verify_all
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.probe import probe
 from spikesink.errors import VerificationError
@@ -37,7 +36,7 @@ def test_only_the_layers_that_attend_have_sinks(hybrid):
 
 
 def test_verify_says_which_layers_do_not_attend(hybrid):
-    record = verify_deep(hybrid, tokens=40)
+    record = verify_all(hybrid, tokens=40)
     assert record.verified
     assert record.keys_seen == [None, 40, None]
     assert any("recurrences and convolutions" in said for said in record.not_guaranteed)

@@ -19,7 +19,6 @@ from spikesink.access.model import AccessedModel, BlockSites
 from spikesink.access.protocol import full_batch
 
 KINDS = ("attention_in", "attention_out", "ffn_in", "down_proj")
-PROBE_TOKENS = 3
 REST_MAX = 0.02
 """Share of an FFN's output that may come from elsewhere than its last linear: rounding, in the coarsest dtype."""
 
@@ -61,7 +60,7 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
                 block = (layer.attention if id(module) in inside else layer.ffn).block
                 handles.append(module.register_forward_hook(_note(called.setdefault(block, []))))
     try:
-        run(accessed, full_batch(torch.zeros(1, PROBE_TOKENS, dtype=torch.long)))
+        run(accessed, full_batch(torch.zeros(1, 3, dtype=torch.long)))
     finally:
         for handle in handles:
             handle.remove()

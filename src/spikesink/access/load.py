@@ -14,12 +14,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 import spikesink
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
+from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.config_sizes import check_config_sizes
 from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel, find_layers
 from spikesink.access.protocol import Progress, no_progress
-from spikesink.access.verify import PROBE_TOKENS
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
 from spikesink.limits import panics_raised
@@ -97,7 +97,7 @@ def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path |
         except VerificationError as error:
             refusals.append(error)
             continue
-        accessed.provenance.update(_facts(accessed), verification=verification.summary())
+        accessed.provenance.update(_facts(accessed), verification=verification)
         return accessed
     raise refusals[0]
 

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from spikesink.access.attention import BACKEND
 from spikesink.access.capture import observing
+from spikesink.access.comparison import probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import AttentionInputs
-from spikesink.access.verify import probe_ids
-from spikesink.access.weights import tolerance
 from spikesink.errors import DoesNotApplyError
 
 SHIFT = 7
-TOLERANCE_FACTOR = 10.0
-"""Undoing a rotation and a whole forward pass in front of it lose more than one product; times `tolerance`."""
 
 Undo = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(post-RoPE (batch, head, token, d_head), cos, sin (batch, 1, token, rotary)) to pre-RoPE."""
@@ -106,7 +103,7 @@ def _conventions(accessed: AccessedModel, rotary: Rotary) -> dict[int, Undo]:
             assert accessed.model.config._attn_implementation == BACKEND
             accessed.model(input_ids=ids, position_ids=positions, use_cache=False)
     found: dict[int, Undo] = {}
-    limit = TOLERANCE_FACTOR * tolerance(accessed.dtype)
+    limit = tolerances(accessed.dtype).forward
     for block, rotation in plain.rotations.items():
         pairs = [(plain.seen[block], rotation), (shifted.seen[block], shifted.rotations[block])]
         moved = {undo: _moved(undo, pairs) for undo in _CONVENTIONS if _fits(undo, rotation, plain.seen[block][0])}

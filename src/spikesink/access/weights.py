@@ -1,25 +1,33 @@
-"""Feed-forward weights as plain tensors, the norm scale folded in: the one place that knows their parameter names.
+"""Weights as plain tensors, the norm scale folded in: FFNs, value and output projections, the unembedding.
 
-A family is recognised by the parameters a module has, and what is extracted must reproduce the module's own output on
-random input; whatever does not is refused with the reason.
+The one place that knows the names of parameters. What is extracted must reproduce the module's own output on random
+input, or one forward pass of the model; whatever does not is refused with the reason.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spikesink.access.capture import observing, run
+from spikesink.access.comparison import difference, probe_ids, probe_rows, tolerances
 from spikesink.access.model import AccessedModel, BlockSites
+from spikesink.access.protocol import AttentionRows, full_batch
 from spikesink.errors import DoesNotApplyError
-from spikesink.weights import GatedFFN, InputNorm
+from spikesink.weights import AttentionWeights, GatedFFN, InputNorm
 
-PROBE_ROWS = 8
-NAMES = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"), ("gate_up_proj",))
-"""What families call W_gate, W_up, W_down, and W_gate over W_up."""
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""By dtype: largest relative difference between what was extracted and the module itself."""
+PROJECTIONS = {
+    "gate": ("gate_proj", "w1"),
+    "up": ("up_proj", "w3"),
+    "down": ("down_proj", "w2"),
+    "gate over up": ("gate_up_proj",),
+    "value": ("v_proj",),
+    "query, key over value": ("qkv_proj", "c_attn"),
+    "output": ("o_proj", "out_proj", "c_proj", "dense"),
+}
+"""What families call their linear maps, by role. Where all are wanted whatever they are called, see `linears`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
         norm = InputNorm(_epsilon(module), centred)
         for gain in gains:
             expected = norm(hidden) * gain + (0.0 if shift is None else shift)
-            if difference(expected, shown) < tolerance(like.dtype):
+            if difference(expected, shown) < tolerances(like.dtype).product:
                 return NormScale(norm, gain, shift)
     raise DoesNotApplyError(
         f"The input norm of block {sites.block} ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm, so "
@@ -102,23 +110,6 @@ def gated_ffns(accessed: AccessedModel, block: int) -> list[GatedFFN]:
     return found
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    return TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
-
-
-def difference(one: Tensor, other: Tensor) -> float:
-    """Largest over rows of ||one - other|| / ||other||."""
-    one, other = one.double(), other.double()
-    return float(((one - other).norm(dim=-1) / other.norm(dim=-1).clamp_min(1e-12)).max())
-
-
-def probe_rows(d_model: int, like: Tensor) -> Tensor:
-    """Fixed random rows (PROBE_ROWS, d) of unequal lengths, a mean that is not zero, on the device of `like`."""
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(PROBE_ROWS, d_model, generator=generator) * torch.linspace(0.5, 4.0, PROBE_ROWS)[:, None] + 0.3
-    return rows.to(device=like.device, dtype=like.dtype)
-
-
 @dataclass(frozen=True)
 class _Part:
     """One gated map inside an FFN module and how to run it: gate, up (d_ffn, d), down (d, d_ffn)."""
@@ -148,7 +139,7 @@ def _parts(sites: BlockSites) -> list[_Part]:
 
 
 def _dense(module: Any, block: int, expert: int | None) -> _Part:
-    linears = [_linear(module, *names) for names in NAMES]
+    linears = [_projection(module, role) for role in ("gate", "up", "down", "gate over up")]
     gate, up, down, fused = linears
     if down is not None and fused is not None:
         halves = fused.weight.chunk(2, dim=0)
@@ -164,10 +155,10 @@ def _dense(module: Any, block: int, expert: int | None) -> _Part:
     return _Part(halves[0], halves[1], down.weight, expert, module)
 
 
-def _linear(module: Any, *names: str) -> Any:
-    """The first of these modules that is there."""
-    found = (getattr(module, name, None) for name in names)
-    return next((linear for linear in found if isinstance(linear, nn.Module)), None)
+def _projection(module: Any, role: str) -> Any | None:
+    """The linear map of this role inside a module, by its names; None where it has none."""
+    candidates = (getattr(module, name, None) for name in PROJECTIONS[role])
+    return next((linear for linear in candidates if isinstance(linear, nn.Module)), None)
 
 
 def _experts(experts: Any, block: int) -> list[_Part]:
@@ -210,7 +201,7 @@ def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | Non
         entering = scale.norm(hidden) if scale is not None else hidden.float()
         gate, up = entering @ ffn.gate.T, entering @ ffn.up.T
         found = difference((ACT2FN[ffn.activation](gate) * up) @ ffn.down.T, shown.reshape(len(hidden), -1))
-    if not found < tolerance(part.gate.dtype):
+    if not found < tolerances(part.gate.dtype).product:
         raise DoesNotApplyError(
             f"The FFN of block {sites.block} ({type(sites.inner).__name__}) differs from W_down(act(W_gate h) * W_up h)"
             f" by {found:.2g} (relative), so its amplifier is not known"
@@ -240,3 +231,145 @@ def _epsilon(module: Any) -> float:
         if isinstance(value, float):
             return value
     return float(torch.finfo(torch.float32).eps)
+
+
+@dataclass
+class Probe:
+    """One small forward pass: residuals and writes (1, token, d) and attention outputs (1, head, token, d_head)."""
+
+    residuals: dict[int, Tensor] = field(default_factory=dict)
+    writes: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    kv_heads: dict[int, int] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        self.residuals[block] = hidden.clone()
+
+    def on_write(self, block: int, write: Tensor) -> None:
+        self.writes[block] = write.clone()
+
+    def on_attention_rows(self, rows: AttentionRows) -> None:
+        # The probe is shorter than a row block, so these are all rows.
+        self.outputs[rows.block] = rows.output.clone()
+        self.kv_heads[rows.block] = rows.value.shape[1]
+
+    def on_logits(self, logits: Tensor) -> None:
+        self.logits = logits.clone()
+
+
+def probe(accessed: AccessedModel) -> Probe:
+    """The forward pass that weights are checked against."""
+    seen = Probe()
+    with observing(accessed, [seen]):
+        run(accessed, full_batch(probe_ids(accessed.vocab_size)))
+    return seen
+
+
+def output_projection(accessed: AccessedModel, block: int, seen: Probe) -> tuple[Tensor, Tensor | None]:
+    """W_O (d, n_heads * d_head) in float32 and its bias (d,), of an attention block.
+
+    Raises DoesNotApplyError where `W_O output` is not what the block writes (a gate, an unknown module).
+    """
+    sites = accessed.blocks()[block - 1]
+    if block not in seen.outputs:
+        raise DoesNotApplyError(f"Block {block} ({type(sites.inner).__name__}) mixes tokens without attending")
+    module = _projection(sites.inner, "output")
+    if module is None:
+        raise _unknown(block, sites, "output projection")
+    weight, bias = _matrix(module)
+    heads = seen.outputs[block].transpose(1, 2).flatten(2).float()
+    if weight.shape[1] != heads.shape[-1]:
+        raise _unknown(block, sites, "output projection")
+    expected = heads @ weight.T + (0.0 if bias is None else bias)
+    _check_write(accessed, sites, expected, seen.writes[block], "W_O times the heads' outputs")
+    return weight, bias
+
+
+def attention_weights(accessed: AccessedModel, block: int, seen: Probe) -> AttentionWeights:
+    """Value and output projections of an attention block, gamma folded, float32.
+
+    Raises DoesNotApplyError where the map of a token that sees only itself is not `W_O W_V h~` plus a constant.
+    """
+    sites = accessed.blocks()[block - 1]
+    output, output_bias = output_projection(accessed, block, seen)
+    n_heads, n_kv_heads = seen.outputs[block].shape[1], seen.kv_heads[block]
+    value, value_bias = _value_projection(sites, block, output.shape[1] // n_heads * n_kv_heads)
+    scale = norm_scale(sites, accessed.d_model)
+    offset = value_bias
+    if scale is not None and scale.bias is not None:
+        offset = value @ scale.bias + (0.0 if offset is None else offset)
+    folded = value if scale is None else value * scale.gain
+    if offset is not None:
+        repeated = offset.view(n_kv_heads, -1).repeat_interleave(n_heads // n_kv_heads, dim=0).flatten()
+        offset = output @ repeated
+    if output_bias is not None:
+        offset = output_bias if offset is None else offset + output_bias
+    weights = AttentionWeights(folded, output, n_heads, n_kv_heads, offset)
+    entering = seen.residuals[block - 1][:, :1].float()
+    entering = entering if scale is None else scale.norm(entering)
+    expected = entering @ weights.first_token_map().T + (0.0 if offset is None else offset)
+    _check_write(accessed, sites, expected, seen.writes[block][:, :1], "W_VO of the first token")
+    return weights
+
+
+def unembedding(accessed: AccessedModel, seen: Probe) -> Callable[[Tensor], Tensor]:
+    """The map from the last residual (..., d) to logits (..., vocabulary), final norm and scaling included.
+
+    Raises DoesNotApplyError where it does not reproduce the model's logits.
+    """
+    model: Any = accessed.model
+    decoder = model.get_decoder()
+    found = [getattr(decoder, name, None) for name in ("norm", "ln_f", "final_layer_norm")]
+    norm = next((module for module in found if module is not None), nn.Identity())
+    config, head = accessed.config, model.get_output_embeddings()
+    scaling = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def unembed(hidden: Tensor) -> Tensor:
+        logits = head(norm(hidden.to(accessed.dtype))) * scaling
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    assert seen.logits is not None, "a probe ends with its logits"
+    with torch.inference_mode():
+        wrong = difference(unembed(seen.residuals[accessed.n_blocks]), seen.logits)
+    if not wrong < tolerances(accessed.dtype).forward:
+        raise DoesNotApplyError(
+            f"The logits of {type(model).__name__} are not norm and head of the last residual (they differ by "
+            f"{wrong:.2g})"
+        )
+    return unembed
+
+
+def _matrix(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, in) and bias of an nn.Linear, or of GPT-2's Conv1D, which keeps (in, out)."""
+    weight = module.weight.detach().float()
+    bias = getattr(module, "bias", None)
+    bias = None if bias is None or not bool(bias.any()) else bias.detach().float()
+    return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
+
+
+def _value_projection(sites: BlockSites, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
+    inner: Any = sites.inner
+    plain, fused = (_projection(inner, role) for role in ("value", "query, key over value"))
+    if plain is None and fused is None:
+        raise _unknown(block, sites, "value projection")
+    weight, bias = _matrix(plain if plain is not None else fused)
+    # Fused projections end with the values (phi3, GPT-2); NeoX interleaves them per head and is caught by the check.
+    return weight[-rows:], None if bias is None else bias[-rows:]
+
+
+def _check_write(accessed: AccessedModel, sites: BlockSites, expected: Tensor, write: Tensor, what: str) -> None:
+    with torch.inference_mode():
+        if sites.output_norm is not None:
+            expected = sites.output_norm(expected.to(accessed.dtype)).float()
+        wrong = difference(expected * sites.multiplier, write)
+    if not wrong < tolerances(accessed.dtype).forward:
+        raise DoesNotApplyError(
+            f"{what} differs from what block {sites.block} ({type(sites.inner).__name__}) writes by {wrong:.2g} "
+            "(relative): a gate, a learned sink or an arrangement that is not known"
+        )
+
+
+def _unknown(block: int, sites: BlockSites, what: str) -> DoesNotApplyError:
+    return DoesNotApplyError(f"The {what} of block {block} ({type(sites.inner).__name__}) is not known")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, run
-from spikesink.access.padding import check_left_padding
 from spikesink.access.protocol import Progress, no_progress
+from spikesink.access.verify import check_left_padding
 from spikesink.errors import ModelError
 
 TOKENS_PER_BATCH = 1024

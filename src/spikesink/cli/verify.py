@@ -32,14 +32,14 @@ def verify_command(
     if out is not None:
         check_output(out, VerificationRecord.file, force=force)
     with progress_bar() as progress:
-        from spikesink.access.verify_deep import require_verified, verify_deep
+        from spikesink.access.verify import require_verified, verify_all
         from spikesink.cli.sources import load_with_progress
 
         accessed = load_with_progress(
             progress, model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )  # fmt: skip
-        record = verify_deep(accessed, tokens=seq_len, progress=progress)
+        record = verify_all(accessed, tokens=seq_len, progress=progress)
     if out is not None:
         record.save(out, force=force)
     if json:

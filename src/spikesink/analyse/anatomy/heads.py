@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from spikesink.access.attention_weights import Probe, output_projection, probe
+from spikesink.access.weights import Probe, output_projection, probe
 from spikesink.analyse.anatomy.sink_loss import LossEffects, loss_effects
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
 from spikesink.analyse.passes import Progress

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spikesink.access import AttentionRows, Batch
-from spikesink.access.attention_weights import Probe, unembedding
+from spikesink.access.weights import Probe, unembedding
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sequences_with_sinks
 from spikesink.analyse.passes import Progress

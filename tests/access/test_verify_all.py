@@ -1,4 +1,4 @@
-"""`verify_deep` holds for what is right, and finds planted faults that the load-time check is too short to see."""
+"""`verify_all` holds for what is right, and finds planted faults that the load-time check is too short to see."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from tiny import tiny, token_ids
 
 from spikesink import scan
 from spikesink.access import access, attention, masks
-from spikesink.access.verify_deep import require_verified, verify_deep
+from spikesink.access.verify import require_verified, verify_all
 from spikesink.errors import InputError, VerificationError
 from spikesink.records import VerificationRecord
 
@@ -24,7 +24,7 @@ def failing(record):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "opt", "gpt_oss", "opt-post-norm"])
 def test_everything_holds(family):
     accessed = access(tiny(family))
-    record = verify_deep(accessed, tokens=TOKENS)
+    record = verify_all(accessed, tokens=TOKENS)
     assert record.verified
     assert [check.name for check in record.checks] == NAMES
     for check in record.checks:
@@ -37,23 +37,21 @@ def test_everything_holds(family):
 
 
 def test_the_windows_are_seen():
-    record = verify_deep(access(tiny("gemma3_text")), tokens=40)
+    record = verify_all(access(tiny("gemma3_text")), tokens=40)
     assert record.keys_seen == [5, 40, 5]
 
 
 def test_the_length_follows_the_window_and_the_positions():
-    assert verify_deep(access(tiny("mistral", sliding_window=500))).checks[-1].tokens == 512
-    assert (
-        verify_deep(access(tiny("mistral", sliding_window=470, max_position_embeddings=480))).checks[-1].tokens == 480
-    )
-    short = verify_deep(access(tiny("mistral", sliding_window=30)), tokens=20)
+    assert verify_all(access(tiny("mistral", sliding_window=500))).checks[-1].tokens == 512
+    assert verify_all(access(tiny("mistral", sliding_window=470, max_position_embeddings=480))).checks[-1].tokens == 480
+    short = verify_all(access(tiny("mistral", sliding_window=30)), tokens=20)
     assert any("windows" in said for said in short.not_guaranteed)
     with pytest.raises(InputError, match="600 tokens; expected 2 to the model's 512"):
-        verify_deep(access(tiny("llama")), tokens=600)
+        verify_all(access(tiny("llama")), tokens=600)
 
 
 def test_the_record_is_read_as_it_was_written(tmp_path):
-    record = verify_deep(access(tiny("llama")), tokens=20)
+    record = verify_all(access(tiny("llama")), tokens=20)
     record.save(tmp_path / "made")
     assert VerificationRecord.read(tmp_path / "made").model_dump() == record.model_dump()
 
@@ -67,7 +65,7 @@ def test_a_window_that_is_ignored(monkeypatch):
 
     model = tiny("mistral", sliding_window=20)
     monkeypatch.setitem(attention.AttentionMaskInterface._global_mapping, attention.BACKEND, full)
-    record = verify_deep(access(model), tokens=40)
+    record = verify_all(access(model), tokens=40)
     assert failing(record) == {"long attention"}
     assert not record.verified
     with pytest.raises(VerificationError, match=r"'long attention' fails: layer_index \d.*difference \d.*limit 1e-03"):
@@ -83,7 +81,7 @@ def test_padding_that_is_ignored(monkeypatch):
     model = tiny("llama")
     monkeypatch.setitem(attention.AttentionMaskInterface._global_mapping, attention.BACKEND, unpadded)
     # Padding on the right lies in the future of every real token: causality hides it anyway.
-    assert failing(verify_deep(access(model), tokens=20)) == {"padding left"}
+    assert failing(verify_all(access(model), tokens=20)) == {"padding left"}
 
 
 def test_positions_that_do_not_follow_padding_on_the_left(monkeypatch):
@@ -92,7 +90,7 @@ def test_positions_that_do_not_follow_padding_on_the_left(monkeypatch):
     forward = type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, position_ids=None, **options: forward(self, **options))
     accessed = access(model)
-    record = verify_deep(accessed, tokens=20)
+    record = verify_all(accessed, tokens=20)
     assert record.verified
     assert "positions do not follow" in next(check for check in record.checks if check.name == "padding left").reason
     ids, valid = token_ids(2, 13), torch.ones(2, 13, dtype=torch.bool)
@@ -110,7 +108,7 @@ def test_rows_that_are_wrong_from_the_second_block_on(monkeypatch):
         return honest(scaled, start, *others)
 
     monkeypatch.setattr(attention, "_row_weights", shifted)
-    assert failing(verify_deep(access(tiny("llama")), tokens=TOKENS)) == {"long attention"}
+    assert failing(verify_all(access(tiny("llama")), tokens=TOKENS)) == {"long attention"}
 
 
 def test_weights_that_are_shown_otherwise_than_used(monkeypatch):
@@ -122,7 +120,7 @@ def test_weights_that_are_shown_otherwise_than_used(monkeypatch):
         return replace(rows, weights=rows.weights.flip(1))
 
     monkeypatch.setattr(attention, "_rows", other)
-    assert failing(verify_deep(access(tiny("llama")), tokens=20)) == {"maps"}
+    assert failing(verify_all(access(tiny("llama")), tokens=20)) == {"maps"}
 
 
 def test_a_layer_that_runs_twice(monkeypatch):
@@ -173,6 +171,6 @@ def test_a_forward_that_fails_is_refused_and_not_a_traceback(monkeypatch):
 def test_in_half_precision():
     """Within the limits of the dtype, which are the stated ones."""
     for dtype, limit in ((torch.bfloat16, 0.15), (torch.float16, 0.05)):
-        record = verify_deep(access(tiny("llama").to(dtype)), tokens=40)
+        record = verify_all(access(tiny("llama").to(dtype)), tokens=40)
         assert record.verified, [(check.name, check.largest) for check in record.checks]
         assert record.checks[1].limit == limit
