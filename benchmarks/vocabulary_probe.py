@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from spikesink.access import full_batch, load, observing, run
-from spikesink.access.early_exit import run_until
+from spikesink.access.capture import run_until
 from spikesink.analyse.anatomy.vocabulary_probe import BATCH_TOKENS, probe_vocabulary
 
 BLOCK = 24

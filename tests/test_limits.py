@@ -95,3 +95,30 @@ def test_a_hostile_chat_template(template, reason):
     made.chat_template = template
     with pytest.raises(InputError, match=rf"chat template .*{reason}.*leave --chat-template"):
         tokenise(prompt_corpus("a a a"), made, seq_len=4, sequences=1, chat_template=True)
+
+
+def test_a_chat_template_bounds_no_memory_here_and_works_in_any_thread():
+    """It runs in a process of its own: another thread may take what it needs, and its time ends there, too."""
+    import resource
+
+    from spikesink.data.chat_template import ChatTemplate
+
+    made, answers = tokenizer(), []
+    made.chat_template = (
+        "{% if messages[0].content == 'b' %}{% for a in range(99999) %}{% for b in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endif %}<{{ messages[0].content }}>"
+    )
+    template, before = ChatTemplate(made), resource.getrlimit(resource.RLIMIT_AS)
+
+    def work():
+        answers.append(template.render([{"role": "user", "content": "a"}]))
+        with pytest.raises(ValueError, match="not done after 2 s"):
+            template.render([{"role": "user", "content": "b"}])
+        answers.append(template.render([{"role": "user", "content": "c"}]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while thread.is_alive():
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+        thread.join(0.05)
+    assert answers == ["<a>", "<c>"]

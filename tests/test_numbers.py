@@ -179,8 +179,8 @@ def test_a_spike_within_float16_is_measured_and_one_beyond_is_named():
 def test_scores_that_overflow_are_named_and_are_no_sinks():
     """Queries and keys so large that q k exceeds float16: weights that are not numbers must not pass as "no sinks"."""
     from spikesink.access import observing, run
-    from spikesink.access.protocol import full_batch
     from spikesink.measure.sinks import SinkMeasure
+    from spikesink.observer import full_batch
 
     accessed = access(tiny("llama").to(torch.float16))
     with torch.no_grad():
@@ -193,8 +193,8 @@ def test_scores_that_overflow_are_named_and_are_no_sinks():
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_logits_that_are_not_numbers_are_no_perplexity(value):
     from spikesink.access import observing, run
-    from spikesink.access.protocol import full_batch
     from spikesink.measure.perplexity import LossMeasure
+    from spikesink.observer import full_batch
 
     accessed = access(tiny("llama"))
     said = {"nan": "values that are not numbers", "inf": "1 of .* values exceed"}[value]
@@ -210,8 +210,8 @@ def test_logits_that_are_not_numbers_are_no_perplexity(value):
 def test_a_token_may_be_ruled_out():
     """Minus infinity for a token that is not the next one: its probability is zero, and the loss a number."""
     from spikesink.access import observing, run
-    from spikesink.access.protocol import full_batch
     from spikesink.measure.perplexity import LossMeasure
+    from spikesink.observer import full_batch
 
     accessed, ids = access(tiny("llama")), token_ids(2, 13)
     unused = min(set(range(97)) - set(ids.flatten().tolist()))

@@ -29,7 +29,8 @@ def bounded(seconds: float, memory: int) -> Iterator[None]:
     """Python code that may take so many seconds and bytes: TimeoutError and MemoryError beyond.
 
     Time by the clock and in the main thread only, where signals arrive; memory as address space, where the system
-    counts it (Linux). Neither reaches into a compiled library that loops.
+    counts it (Linux), which is the whole process's: for one that does nothing else. Neither reaches into a compiled
+    library that loops.
     """
     with _timed(seconds), _limited(memory):
         yield

@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, VARIANTS, tiny, token_ids
 
 from spikesink.access import access, full_batch, observing, run
-from spikesink.access.early_exit import run_until
+from spikesink.access.capture import run_until
 
 
 class Keep:

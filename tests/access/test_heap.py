@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from spikesink.access import heap
+from spikesink.access import capture
 
 
 def resident_mib() -> float:
@@ -25,14 +25,14 @@ def test_a_split_heap_is_given_back():
     small.append(torch.ones(16))
     before = resident_mib()
     large.clear()
-    heap.release_freed()
+    capture.release_freed()
     assert resident_mib() < before
     assert all(float(tensor.sum()) == 16 for tensor in small)
 
 
 def test_elsewhere_nothing_happens(monkeypatch):
-    heap._malloc_trim.cache_clear()
+    capture._malloc_trim.cache_clear()
     monkeypatch.setattr(sys, "platform", "darwin")
-    heap.release_freed()
-    assert heap._malloc_trim() is None
-    heap._malloc_trim.cache_clear()
+    capture.release_freed()
+    assert capture._malloc_trim() is None
+    capture._malloc_trim.cache_clear()

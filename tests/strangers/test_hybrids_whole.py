@@ -6,7 +6,7 @@ import pytest
 import torch
 from shrink import build, token_ids
 
-from spikesink.access.families import decoder_layers
+from spikesink.access.blocks import decoder_layers
 from spikesink.records import Anatomy
 from spikesink.records.interventions import Interventions
 

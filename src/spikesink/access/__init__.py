@@ -8,7 +8,7 @@ require_transformers(TRANSFORMERS, "spikesink")
 from spikesink.access.capture import editing, observing, run
 from spikesink.access.load import DTYPES, access, load
 from spikesink.access.model import AccessedModel
-from spikesink.access.protocol import AttentionInputs, AttentionRows, Batch, full_batch
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
 
 __all__ = [
     "DTYPES",

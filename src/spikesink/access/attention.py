@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from spikesink.access.finite import explain_not_finite, finite
 from spikesink.access.masks import MaskPlan, plain_plan, plan_mask
-from spikesink.access.protocol import AttentionInputs, AttentionRows, listeners
-from spikesink.errors import NumericError, UnsupportedModelError
+from spikesink.access.protocol import check_finite, listeners
+from spikesink.errors import UnsupportedModelError
+from spikesink.observer import AttentionInputs, AttentionRows
 
 BACKEND = "spikesink"
 ROW_ELEMENTS = 4_000_000
@@ -104,9 +104,9 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
             output[:, :, start:stop] = edit(call.block, rows)
         for listen in listeners(observers, "on_attention_rows"):
             listen(_rows(call, start, stop, low, high, weights, mass, shown, output))
-    if observers and not finite(output):
+    if observers:
         # Scores that overflow make weights that are not numbers, which no threshold would ever count as a sink.
-        raise NumericError(explain_not_finite(f"The attention of block {call.block}", output))
+        check_finite(f"The attention of block {call.block}", output)
     return output
 
 

@@ -5,10 +5,13 @@ may be open while a scan measures. The residual stream is read at norm inputs an
 `hidden_states`, whose last entry is already normed.
 """
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,11 +19,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from spikesink.access import attention
-from spikesink.access.finite import explain_not_finite, finite
-from spikesink.access.heap import release_freed
-from spikesink.access.model import AccessedModel, BlockSites, LayerSites
-from spikesink.access.protocol import Batch, listeners
-from spikesink.errors import NumericError
+from spikesink.access.blocks import BlockSites, LayerSites
+from spikesink.access.model import AccessedModel
+from spikesink.access.protocol import check_finite, listeners, not_finite
+from spikesink.observer import Batch
 
 
 @dataclass
@@ -61,16 +63,53 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
         listen(batch)
     with without_gradient(accessed.model):
         logits = accessed.model(**inputs_of(batch, device), use_cache=False).logits
-        found = listeners(tap.observers, "on_logits")
+        listening = listeners(tap.observers, "on_logits")
         # Minus infinity is how some families rule out a token. The largest is not a number where any is not.
-        if found and not bool(logits.amax() < torch.inf):
-            raise NumericError(explain_not_finite("The logits", logits))
-        for listen in found:
+        if listening and not bool(logits.amax() < torch.inf):
+            raise not_finite("The logits", logits)
+        for listen in listening:
             listen(logits)
     for listen in listeners(tap.observers, "on_batch_end"):
         listen()
     tap.batch = None
     return logits
+
+
+class _ReachedError(Exception):
+    """The block has been computed and shown; nothing after it is wanted."""
+
+
+def run_until(accessed: AccessedModel, batch: Batch, block: int) -> None:
+    """A forward pass under the open observers that ends once the residual after `block` (1-based) was shown.
+
+    There are no logits and no end of the batch to observe. In a parallel layer the whole layer is computed.
+    """
+    if not 1 <= block <= accessed.n_blocks:
+        raise ValueError(f"block is {block}; expected 1 to {accessed.n_blocks}")
+    with _stopping(accessed, block):
+        try:
+            run(accessed, batch)
+        except _ReachedError:
+            return
+    raise AssertionError(f"the forward pass went past block {block}")
+
+
+@contextmanager
+def _stopping(accessed: AccessedModel, block: int) -> Iterator[None]:
+    layer = accessed.layers[(block - 1) // 2]
+
+    def stop(_module: nn.Module, *_shown: Any) -> None:
+        raise _ReachedError
+
+    # Hooks run in the order of their registration: the observers' come first.
+    if block % 2 and not layer.parallel:
+        handle = layer.ffn.reader.register_forward_pre_hook(stop)
+    else:
+        handle = layer.layer.register_forward_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def without_gradient(model: nn.Module) -> AbstractContextManager[None]:
@@ -254,11 +293,12 @@ class _LayerHooks:
         return hidden.reshape(self.entering.shape)
 
     def show(self, method: str, block: int, tensor: Tensor) -> None:
-        found = listeners(self.tap.observers, method)
-        if found and not finite(tensor):
-            what = f"The residual after block {block}" if method == "on_residual" else f"What block {block} writes"
-            raise NumericError(explain_not_finite(what, tensor))
-        for listen in found:
+        listening = listeners(self.tap.observers, method)
+        if listening:
+            check_finite(
+                f"The residual after block {block}" if method == "on_residual" else f"What block {block} writes", tensor
+            )
+        for listen in listening:
             listen(block, tensor)
 
 
@@ -278,3 +318,21 @@ def _with_first_input(args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> tu
     if args:
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": hidden}
+
+
+def release_freed() -> None:
+    """Return free pages of the C heap; does nothing where the C library has no such call (it is glibc's).
+
+    Watching a forward pass keeps small numbers of every block, which split the places of freed tensors: by the last
+    block the heap holds several hundred MB that nothing uses, on top of which the logits would come.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim():
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

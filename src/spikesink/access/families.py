@@ -2,17 +2,12 @@
 
 A layout names the modules of one layer; a family points at a layout. A model type that is not listed is tried with
 every layout whose modules it has: `verify` decides numerically whether one of them holds, so a wrong guess is
-refused and never measured.
+refused and never measured. `blocks` looks them up.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import nn
-from transformers import PreTrainedModel
-
-from spikesink.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -199,72 +194,3 @@ GUESSES = (
     _pre_norm("multi_head_attention", "layernorm1", "ffn", "layernorm2"),
 )
 """Tried, in this order, on a model type that is not listed: a layout with more modules before one with some of them."""
-
-
-def layouts_for(model_type: str, layers: nn.ModuleList) -> list[list[Layout]]:
-    """Layouts to try for this model type, each a layout per layer: the listed one, or every guess whose modules the
-    layers have; last, in case the layers differ (OLMo hybrid), the first that fits each.
-
-    Raises UnsupportedModelError where nothing fits.
-    """
-    known = (FAMILIES[model_type],) if model_type in FAMILIES else GUESSES
-    fitting = [[layout for layout in known if _fits(layer, layout)] for layer in layers]
-    odd = next((layer for layer, found in zip(layers, fitting, strict=True) if not found), None)
-    if odd is not None:
-        children = ", ".join(name for name, _ in odd.named_children())
-        raise UnsupportedModelError(
-            f"The layers of model type '{model_type}' ({type(odd).__name__}: {children}) have none of the layouts "
-            f"that spikesink can read. To add one, see access/families.py."
-        )
-    same = [[layout] * len(layers) for layout in known if all(layout in found for found in fitting)]
-    return same or [[found[0] for found in fitting]]
-
-
-def _fits(layer: nn.Module, layout: Layout) -> bool:
-    return all(
-        token_mixer(layer, names) is not None and all(module_of(layer, name) is not None for name in names.names())
-        for names in (layout.attention, layout.ffn)
-    )
-
-
-def token_mixer(layer: nn.Module, names: BlockNames) -> nn.Module | None:
-    """What a block computes with: its `inner`, or what a hybrid model has in its place; None where it has neither."""
-    found = (module_of(layer, name) for name in (names.inner, *names.mixers))
-    return next((module for module in found if module is not None), None)
-
-
-def module_of(layer: nn.Module, name: str) -> nn.Module | None:
-    """The module of this dotted name, None where there is none."""
-    module: Any = layer
-    for part in name.split("."):
-        module = getattr(module, part, None)
-    return module if isinstance(module, nn.Module) else None
-
-
-def attends(layer: nn.Module, names: BlockNames, config: Any, layer_index: int) -> bool:
-    """Whether this layer is declared to have attention: a hybrid model puts a recurrence or convolution into others."""
-    types = getattr(config, "layer_types", None)
-    linear = types is not None and len(types) > layer_index and types[layer_index] in RECURRENT_TYPES
-    return module_of(layer, names.inner) is not None and not linear
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of decoder layers of a causal LM, of its text decoder if it is multimodal."""
-    decoder, base = model.get_decoder(), model.base_model
-    names = ("language_model", "decoder", "model", "encoder")
-    inner = [getattr(root, name, None) for root in (decoder, base) for name in names]
-    for root in (decoder, base, *inner):
-        for name in ("layers", "h", "blocks", "layer"):
-            layers = getattr(root, name, None)
-            if isinstance(layers, nn.ModuleList) and len(layers) > 0:
-                return layers
-    raise UnsupportedModelError(
-        f"{type(model).__name__} has no list of decoder layers (looked for layers, h, blocks, layer); "
-        "only decoder-only Transformers can be measured."
-    )
-
-
-def multiplier_of(layer: nn.Module, name: str) -> float:
-    """The number that an output is multiplied with before it is added (granite, MiniCPM, Falcon H1); 1 without one."""
-    found = (getattr(layer, each, None) for each in (name, "residual_scale"))
-    return next((float(number) for number in found if isinstance(number, int | float)), 1.0)

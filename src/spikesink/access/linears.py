@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from spikesink.access.blocks import BlockSites
 from spikesink.access.capture import run
-from spikesink.access.model import AccessedModel, BlockSites
-from spikesink.access.protocol import full_batch
+from spikesink.access.model import AccessedModel
+from spikesink.observer import full_batch
 
 KINDS = ("attention_in", "attention_out", "ffn_in", "down_proj")
 REST_MAX = 0.02

@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
+from spikesink.access.blocks import find_blocks
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
 from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.config_sizes import check_config_sizes
-from spikesink.access.families import decoder_layers, layouts_for
 from spikesink.access.hub import fetched, pinned
-from spikesink.access.model import AccessedModel, find_layers
+from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
@@ -90,8 +90,8 @@ def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path |
             "attention registry, so its attention cannot be measured exactly. Refused rather than guessed."
         )
     refusals: list[VerificationError] = []
-    for layouts in layouts_for(model.config.get_text_config(decoder=True).model_type, decoder_layers(model)):
-        accessed = AccessedModel(model, tokenizer, path, find_layers(model, layouts))
+    for layers in find_blocks(model):
+        accessed = AccessedModel(model, tokenizer, path, layers)
         try:
             verification = verify_layers(accessed)
         except VerificationError as error:

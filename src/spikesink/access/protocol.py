@@ -7,21 +7,11 @@ those. Blocks are numbered from 1 as in the paper: odd = attention, even = FFN.
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer, full_batch
-
-__all__ = [
-    "AttentionInputs",
-    "AttentionRows",
-    "Batch",
-    "Editor",
-    "Observer",
-    "Progress",
-    "full_batch",
-    "listeners",
-    "no_progress",
-]
+from spikesink.errors import NumericError
+from spikesink.observer import AttentionRows, Batch, Observer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is."""
@@ -68,3 +58,25 @@ def listeners(observers: Sequence[object], method: str) -> list:
     """The bound `method` of every observer (or editor) that has it; what `Observer` leaves empty does not count."""
     found = [getattr(observer, method, None) for observer in observers]
     return [bound for bound in found if bound is not None and getattr(bound, "__func__", None) not in _EMPTY]
+
+
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Raise NumericError unless every value is a finite number: none is counted as zero or as the largest there is."""
+    # A sum is finite unless an element is not (or the sum itself overflows, then the elements decide).
+    if not bool(torch.isfinite(tensor.float().sum())) and not bool(torch.isfinite(tensor).all()):
+        raise not_finite(what, tensor)
+
+
+def not_finite(what: str, tensor: Tensor) -> NumericError:
+    """The error that says whether values are beyond the range of the dtype, or not numbers."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if bool(torch.isnan(tensor).any()):
+        wrong = f"values that are not numbers, computed in {dtype}"
+    else:
+        count = int(torch.isinf(tensor).sum())
+        most = torch.finfo(tensor.dtype).max
+        wrong = f"beyond the range of {dtype}: {count} of {tensor.numel():,} values exceed {most:,.6g}"
+    wider = "float32" if tensor.dtype in (torch.float16, torch.bfloat16) else "float64"
+    return NumericError(
+        f"{what}: {wrong}. Load the model with --dtype {wider}; if that does not help, check the checkpoint."
+    )

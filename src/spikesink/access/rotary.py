@@ -17,8 +17,8 @@ from spikesink.access.attention import BACKEND
 from spikesink.access.capture import observing
 from spikesink.access.comparison import probe_ids, tolerances
 from spikesink.access.model import AccessedModel
-from spikesink.access.protocol import AttentionInputs
 from spikesink.errors import DoesNotApplyError
+from spikesink.observer import AttentionInputs
 
 SHIFT = 7
 

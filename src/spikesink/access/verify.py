@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from spikesink.access.capture import Tap, hooked, inputs_of, observing, run, without_gradient
 from spikesink.access.comparison import PROBE_TOKENS, Tolerances, difference, probe_ids, tolerances
 from spikesink.access.model import AccessedModel
-from spikesink.access.protocol import AttentionInputs, AttentionRows, Batch, Progress, full_batch, no_progress
+from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError, SpikesinkError, VerificationError
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
 LONG_TOKENS = 512

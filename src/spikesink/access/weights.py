@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spikesink.access.blocks import BlockSites
 from spikesink.access.capture import observing, run
 from spikesink.access.comparison import difference, probe_ids, probe_rows, tolerances
-from spikesink.access.model import AccessedModel, BlockSites
-from spikesink.access.protocol import AttentionRows, full_batch
+from spikesink.access.model import AccessedModel
 from spikesink.errors import DoesNotApplyError
+from spikesink.observer import AttentionRows, full_batch
 from spikesink.weights import AttentionWeights, GatedFFN, InputNorm
 
 PROJECTIONS = {

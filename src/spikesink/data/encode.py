@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from spikesink.data.chat_template import ChatTemplate
 from spikesink.errors import InputError, did_you_mean
-from spikesink.limits import bounded, panics_raised
+from spikesink.limits import panics_raised
 
 BOS_POLICIES = ("auto", "always", "never")
 PROBES = ("a", "the", "1", ".", "\n")
@@ -13,10 +14,6 @@ CHARACTERS_PER_TOKEN = 64
 MIN_CHARACTERS = 8192
 SEAM_TOKENS = 32
 """Tokens this near to where a text was cut may differ from those of the whole text."""
-TEMPLATE_SECONDS, TEMPLATE_BYTES = 2.0, 2**29
-"""What a chat template may take for one message; it is a program of the checkpoint's author, if one in a sandbox."""
-TEMPLATE_CHARACTERS = 2**20
-"""What a template may add to a message: the longest system prompts have a tenth of it."""
 
 
 class Encoder:
@@ -35,7 +32,8 @@ class Encoder:
             raise InputError("--bos always was asked for, but the tokenizer has no BOS token; use --bos auto or never.")
         if chat_template and not tokenizer.chat_template:
             raise InputError("--chat-template was asked for, but the tokenizer has none; leave the option out.")
-        self._tokenizer, self._chat_template = tokenizer, chat_template
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer) if chat_template else None
         self._keep_own_bos = bos == "auto"
         self.prefix: list[int] = self._default_prefix() if bos == "auto" else []
         """Ids that begin every sequence."""
@@ -56,7 +54,7 @@ class Encoder:
 
     def _default_prefix(self) -> list[int]:
         """What the tokenizer puts before any text: BOS, several special tokens (GLM), or nothing."""
-        if self._chat_template:
+        if self._template is not None:
             rendered = self._ids(self._rendered(PROBES[0]))
             return [self.bos_id] if self.bos_id is not None and rendered[:1] == [self.bos_id] else []
         for probe in PROBES:
@@ -76,15 +74,10 @@ class Encoder:
         return ids[own - keep :]
 
     def _rendered(self, document: str) -> str:
-        if not self._chat_template:
+        if self._template is None:
             return document
-        messages = [{"role": "user", "content": document}]
         try:
-            with bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES + 8 * len(document)):
-                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            if len(text) > 2 * len(document) + TEMPLATE_CHARACTERS:
-                raise ValueError(f"it makes {len(text):,} characters of {len(document):,}")
-            return text
+            return self._template.render([{"role": "user", "content": document}])
         except Exception as error:
             raise InputError(
                 f"The tokenizer's chat template cannot take a user's message ({_short(error)}); leave --chat-template "

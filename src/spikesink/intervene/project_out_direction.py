@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spikesink.access import AccessedModel
-from spikesink.access.model import BlockSites
+from spikesink.access.blocks import BlockSites
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import Context, Found, intervention, seeded

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing
-from spikesink.access.early_exit import run_until
+from spikesink.access.capture import run_until
 from spikesink.access.weights import attention_weights, gated_ffns, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
 from spikesink.analyse.anatomy.vocabulary_probe import vocabulary

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, full_batch, observing
+from spikesink.access.capture import run_until
 from spikesink.access.checkpoint import cache_folder
-from spikesink.access.early_exit import run_until
 from spikesink.access.fingerprint import fingerprint
 from spikesink.analyse.passes import Progress, no_progress
 
