@@ -16,7 +16,7 @@ from spikesink import scan
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
 from spikesink.analyse import anatomy
-from spikesink.analyse.anatomy import geometry, sink_loss, trigger, vocabulary_probe
+from spikesink.analyse.anatomy import geometry, sink_loss, trigger
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens
 from spikesink.analyse.scan import measure
 from spikesink.analyse.scanned import Criteria
@@ -28,11 +28,6 @@ from spikesink.records import Anatomy, NotApplicable, Section
 UNGATED = dict.fromkeys(("gpt2", "gpt_neox", "gptj", "opt", "opt-post-norm", "gpt_neox-sequential"), "not gated") | {
     "gpt_oss": "linear term"
 }
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
@@ -165,10 +160,9 @@ def test_a_norm_on_the_output_has_no_direct_effect():
 
 
 @pytest.fixture(scope="module")
-def found(embedded, golden_ids, tmp_path_factory):
+def found(embedded, golden_ids):
     """All measures on 8 sequences, the probe on a few items."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path_factory.mktemp("cache"))
     items = np.concatenate([np.arange(0, 49152, 600), [2790, 4424, 14379]])
     plain = trigger.probe_vocabulary
     patch.setattr(trigger, "probe_vocabulary", lambda accessed, block, progress: plain(accessed, block, items))

@@ -1,4 +1,4 @@
-"""The vocabulary probe: against whole forward passes, interrupted and resumed, and on the embedded model."""
+"""The vocabulary probe: against whole forward passes, and on the embedded model."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,7 @@ import torch
 from tiny import VOCAB, tiny
 
 from spikesink.access import access, full_batch, observing, run
-from spikesink.access.fingerprint import fingerprint
-from spikesink.analyse.anatomy import vocabulary_probe
 from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, _behind, probe_vocabulary
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(vocabulary_probe, "cache_folder", lambda: tmp_path)
-    return tmp_path
 
 
 class Keep:
@@ -56,63 +48,6 @@ def test_the_control_measures_every_item_once_behind_a_prefix():
                     measured[int(places[row, position])] = float(keep.hidden[row, position].abs().max())
     assert sorted(measured) == list(range(len(items)))
     assert found.later == pytest.approx(np.array([measured[i] for i in range(len(items))]), rel=1e-5)
-
-
-def test_an_interrupted_probe_goes_on_where_it_stopped(own_cache, monkeypatch):
-    accessed = access(tiny("llama"))
-    whole = probe_vocabulary(accessed, 4, batch_tokens=8)
-    assert list(own_cache.rglob("*.npz")) == []
-
-    def interrupt(_stage, done, _total):
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        probe_vocabulary(accessed, 4, batch_tokens=8, progress=interrupt)
-    (kept,) = own_cache.rglob("*.npz")
-    runs = []
-    plain = vocabulary_probe.run_until
-    monkeypatch.setattr(vocabulary_probe, "run_until", lambda *given: (runs.append(1), plain(*given)))
-    steps = []
-    again = probe_vocabulary(accessed, 4, batch_tokens=8, progress=lambda _s, done, total: steps.append((done, total)))
-    assert len(runs) == len(steps) - 5
-    assert steps[-1][0] == steps[-1][1] == len(steps)
-    for name in ("first", "later", "embedding_norm"):
-        assert np.array_equal(getattr(again, name), getattr(whole, name)), name
-    assert not kept.exists()
-
-
-def test_what_is_kept_belongs_to_the_model_and_the_settings(own_cache):
-    def interrupt(_stage, done, _total):
-        if done == 3:
-            raise KeyboardInterrupt
-
-    accessed = access(tiny("llama"))
-    for given, block, size in ((accessed, 4, 8), (accessed, 2, 8), (accessed, 4, 9), (access(tiny("llama", 1)), 4, 8)):
-        with pytest.raises(KeyboardInterrupt):
-            probe_vocabulary(given, block, batch_tokens=size, progress=interrupt)
-    assert len(list(own_cache.rglob("*.npz"))) == 4
-    assert fingerprint(accessed) == fingerprint(access(tiny("llama")))
-    assert fingerprint(accessed) != fingerprint(access(tiny("llama", 1)))
-
-
-def test_what_is_kept_may_be_damaged_in_any_way(own_cache):
-    def interrupt(_stage, done, _total):
-        if done == 3:
-            raise KeyboardInterrupt
-
-    accessed = access(tiny("llama"))
-    whole = probe_vocabulary(accessed, 4, batch_tokens=8)
-    with pytest.raises(KeyboardInterrupt):
-        probe_vocabulary(accessed, 4, batch_tokens=8, progress=interrupt)
-    (kept,) = own_cache.rglob("*.npz")
-    good = kept.read_bytes()
-    flipped = [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(0, len(good), len(good) // 6)]
-    for content in (b"PK broken", good[:-40], b"", *flipped):
-        kept.write_bytes(content)
-        again = probe_vocabulary(accessed, 4, batch_tokens=8)
-        for name in ("first", "later", "embedding_norm"):
-            assert np.array_equal(getattr(again, name), getattr(whole, name)), name
 
 
 @pytest.mark.embedded

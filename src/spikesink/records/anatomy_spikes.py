@@ -230,6 +230,33 @@ class SelfSinkingBlock(Frozen):
     classes: list[TokenClass]
 
 
+class AttentionAblationRow(Frozen):
+    """The attention blocks from the first to the last of these add nothing to the residual stream."""
+
+    first_block: int
+    last_block: int
+    spiking_share: float
+    """Share of the items that still spike."""
+
+
+class AttentionAblation(Frozen):
+    """Items alone at position 0 with early attention writes left out: does attention make them spike? Eq. 22."""
+
+    block: int
+    """Magnitudes are of the residual after this block, the last step-up block."""
+    threshold: float
+    """Of the probe's listed criterion."""
+    items: int
+    spiking_share: float
+    """With all attention."""
+    kept_min: float
+    free_from: int | None
+    """The earliest block from which on attention may be left out and at least `kept_min` of the items that spike still
+    do; None where the last attention block alone is needed."""
+    rows: list[AttentionAblationRow]
+    """From each attention block up to the last one before `block`; the last row is the first block alone."""
+
+
 class Trigger(Section):
     """Which tokens spike and why. Sun et al. 2026, table 2; spec 2.3.
 
@@ -243,6 +270,8 @@ class Trigger(Section):
     first_token_reason: str | None
     self_sinking: list[SelfSinkingBlock] | None
     self_sinking_reason: str | None
+    attention_ablation: AttentionAblation | None = None
+    attention_ablation_reason: str | None = None
 
 
 class NormStatistics(Frozen):

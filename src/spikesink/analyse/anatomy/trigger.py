@@ -1,7 +1,11 @@
-"""Which tokens spike, and why: vocabulary probe, the first token's map into s*, self-sinking delimiters. Spec 2.3."""
+"""Which tokens spike, and why: vocabulary probe, alignment with s*, early attention left out, delimiters. Spec 2.3."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
+from spikesink.analyse.anatomy.attention_ablation import attention_ablation
 from spikesink.analyse.anatomy.first_token_map import first_token_map
 from spikesink.analyse.anatomy.self_sinking import self_sinking
 from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, Probed, probe_vocabulary
@@ -13,6 +17,7 @@ from spikesink.records import anatomy as record
 PRIMARY = "sun2024"
 ABSOLUTE = 1000.0
 LISTED_EXCEPTIONS = 64
+Part = TypeVar("Part")
 
 
 def measure_trigger(scanned: Scanned, progress: Progress) -> tuple[record.Trigger, dict[str, np.ndarray]]:
@@ -20,23 +25,29 @@ def measure_trigger(scanned: Scanned, progress: Progress) -> tuple[record.Trigge
     block = plateau_block(scanned)
     probed = probe_vocabulary(scanned.accessed, block, progress=progress)
     arrays = {"first": probed.first, "later": probed.later, "embedding_norm": probed.embedding_norm}
-    fixed_map = map_reason = sinking = sinking_reason = None
-    try:
-        fixed_map = first_token_map(scanned, progress)
-    except DoesNotApplyError as reason:
-        map_reason = str(reason)
-    try:
-        sinking = self_sinking(scanned, block, progress)
-    except DoesNotApplyError as reason:
-        sinking_reason = str(reason)
+    probe = _probe_record(scanned, block, probed)
+    threshold = next(count.threshold for count in probe.counts if count.criterion == PRIMARY)
+    fixed_map, map_reason = _or_reason(lambda: first_token_map(scanned, progress))
+    ablation, ablation_reason = _or_reason(lambda: attention_ablation(scanned, block, threshold, progress))
+    sinking, sinking_reason = _or_reason(lambda: self_sinking(scanned, block, progress))
     section = record.Trigger(
-        probe=_probe_record(scanned, block, probed),
+        probe=probe,
         first_token_map=fixed_map,
         first_token_reason=map_reason,
         self_sinking=sinking,
         self_sinking_reason=sinking_reason,
+        attention_ablation=ablation,
+        attention_ablation_reason=ablation_reason,
     )
     return section, arrays
+
+
+def _or_reason(measure: Callable[[], Part]) -> tuple[Part | None, str | None]:
+    """A part of the section, or why it does not apply."""
+    try:
+        return measure(), None
+    except DoesNotApplyError as reason:
+        return None, str(reason)
 
 
 def plateau_block(scanned: Scanned) -> int:

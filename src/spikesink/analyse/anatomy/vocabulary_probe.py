@@ -1,16 +1,9 @@
 """Every vocabulary item alone at position 0, and behind random prefixes: who becomes a spike token. Spec 2.3, table 2.
 
-Only the blocks up to the plateau are computed. Partial results are kept in a file, so that a run that was interrupted
-goes on where it stopped.
+Only the blocks up to the plateau are computed.
 """
 
-import hashlib
-import json
-import os
-import tempfile
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,16 +11,13 @@ from torch import Tensor
 
 from spikesink.access import AccessedModel, full_batch, observing
 from spikesink.access.capture import run_until
-from spikesink.access.checkpoint import cache_folder
-from spikesink.access.fingerprint import fingerprint
 from spikesink.analyse.passes import Progress, no_progress
+from spikesink.observer import Observer
 
 LATER_LENGTH = 16
 """Tokens of a control sequence: one in front, then items, each behind a random prefix."""
 BATCH_TOKENS = 512
-SAVE_SECONDS = 5.0
 SEED = 0
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Probed:
     embedding_norm: np.ndarray
 
 
-class _Peak:
+class _Peak(Observer):
     """Observer of the largest magnitude after a block and of the embedding's norm, (batch, token)."""
 
     def __init__(self, block: int) -> None:
@@ -67,39 +57,48 @@ def probe_vocabulary(
     so that every item is measured once behind a random prefix.
     """
     items = np.arange(vocabulary(accessed)) if ids is None else np.asarray(ids, dtype=np.int64)
-    partial = _Partial(accessed, block, items, batch_tokens)
-    first, later = _alone(items, batch_tokens), _behind(items, batch_tokens)
-    total = len(first) + len(later)
+    behind = _behind(items, batch_tokens)
+    total = -(-len(items) // batch_tokens) + len(behind)
+    first, norms = alone(accessed, block, items, batch_tokens=batch_tokens, progress=progress, total=total)
+    later = np.empty(len(items), dtype=np.float32)
     peak = _Peak(block)
     with observing(accessed, [peak]):
-        try:
-            for step, (rows, places) in enumerate([*first, *later]):
-                if step >= partial.done:
-                    run_until(accessed, full_batch(torch.from_numpy(rows)), block)
-                    if step < len(first):
-                        partial.first[places], partial.norms[places] = peak.peak[:, 0], peak.embedding_norm[:, 0]
-                    else:
-                        known = places >= 0
-                        partial.later[places[known]] = peak.peak[known]
-                    partial.step(step + 1)
-                progress("vocabulary probe", step + 1, total)
-        except BaseException:
-            partial.save()
-            raise
-    partial.remove()
-    return Probed(items, partial.first, partial.later, partial.norms)
+        for done, (rows, places) in enumerate(behind, start=1):
+            run_until(accessed, full_batch(torch.from_numpy(rows)), block)
+            counts = places >= 0
+            later[places[counts]] = peak.peak[counts]
+            progress("vocabulary probe", total - len(behind) + done, total)
+    return Probed(items, first, later, norms)
+
+
+def alone(
+    accessed: AccessedModel,
+    block: int,
+    items: np.ndarray,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = no_progress,
+    total: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every item as a sequence of its own: largest magnitude after the block, and norm of the embedding, each (item,).
+
+    total: steps of the whole measure, for its progress; default the steps of this function.
+    """
+    pieces = _pieces(items, batch_tokens)
+    peak, magnitudes, norms = _Peak(block), [], []
+    with observing(accessed, [peak]):
+        for done, piece in enumerate(pieces, start=1):
+            run_until(accessed, full_batch(torch.from_numpy(piece)[:, None]), block)
+            magnitudes.append(peak.peak[:, 0])
+            norms.append(peak.embedding_norm[:, 0])
+            progress("vocabulary probe", done, total or len(pieces))
+    return np.concatenate(magnitudes), np.concatenate(norms)
 
 
 def vocabulary(accessed: AccessedModel) -> int:
     """Items that the tokenizer knows; embedding rows beyond it are padding that no text reaches."""
     known = accessed.vocab_size if accessed.tokenizer is None else len(accessed.tokenizer)
     return min(known, accessed.vocab_size)
-
-
-def _alone(items: np.ndarray, batch_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches (rows of ids, index of the item at each place), one item a sequence."""
-    places = np.arange(len(items))
-    return [(items[chosen][:, None], chosen) for chosen in _pieces(places, batch_tokens)]
 
 
 def _behind(items: np.ndarray, batch_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -118,60 +117,3 @@ def _behind(items: np.ndarray, batch_tokens: int) -> list[tuple[np.ndarray, np.n
 
 def _pieces(index: np.ndarray, size: int) -> list[np.ndarray]:
     return [index[start : start + size] for start in range(0, len(index), size)]
-
-
-class _Partial:
-    """What is measured so far, in memory and in a file named after the model and the settings."""
-
-    def __init__(self, accessed: AccessedModel, block: int, items: np.ndarray, batch_tokens: int) -> None:
-        settings = {
-            "version": VERSION,
-            "model": fingerprint(accessed),
-            "dtype": str(accessed.dtype),
-            "block": block,
-            "items": hashlib.sha256(items.tobytes()).hexdigest(),
-            "batch_tokens": batch_tokens,
-            "later_length": LATER_LENGTH,
-        }
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
-        self.path = cache_folder() / "vocabulary_probe" / f"{key}.npz"
-        self.first, self.later, self.norms = (np.full(len(items), np.nan, dtype=np.float32) for _ in range(3))
-        self.done = 0
-        self._saved = time.monotonic()
-        self._read()
-
-    def step(self, done: int) -> None:
-        self.done = done
-        if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        """Write atomically; a cache that cannot be written costs only the resumption."""
-        self._saved = time.monotonic()
-        if self.done == 0:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".npz")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    np.savez(file, first=self.first, later=self.later, norms=self.norms, done=np.array(self.done))
-                os.replace(temporary, self.path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        except OSError:
-            return
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def _read(self) -> None:
-        try:
-            with np.load(self.path, allow_pickle=False) as kept:
-                first, later, norms, done = (kept[name] for name in ("first", "later", "norms", "done"))
-        # A damaged archive raises whatever its parts raise; each part has a checksum.
-        except Exception:
-            return
-        like = (self.first.shape, self.first.dtype)
-        if all((array.shape, array.dtype) == like for array in (first, later, norms)) and done.shape == ():
-            self.first, self.later, self.norms, self.done = first, later, norms, int(done)
