@@ -1,17 +1,26 @@
-"""The vocabulary probe: against whole forward passes, and on the embedded model."""
+"""The vocabulary probe and attention left out: against whole forward passes, and on the embedded model."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny import VOCAB, tiny
+from tiny import VOCAB, tiny, token_ids
 
 from spikesink.access import access, full_batch, observing, run
+from spikesink.analyse.anatomy.attention_ablation import _free_from, attention_ablation
 from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, _behind, probe_vocabulary
+from spikesink.analyse.scan import measure
+from spikesink.analyse.scanned import Criteria
+from spikesink.errors import DoesNotApplyError
 
 
 class Keep:
+    def __init__(self, block=3):
+        self.block = block
+
     def on_residual(self, block, hidden):
-        if block == 3:
+        if block == self.block:
             self.hidden = hidden.clone()
         if block == 0:
             self.embedding = hidden.clone()
@@ -48,6 +57,47 @@ def test_the_control_measures_every_item_once_behind_a_prefix():
                     measured[int(places[row, position])] = float(keep.hidden[row, position].abs().max())
     assert sorted(measured) == list(range(len(items)))
     assert found.later == pytest.approx(np.array([measured[i] for i in range(len(items))]), rel=1e-5)
+
+
+def test_early_attention_left_out_row_by_row():
+    """Against whole forward passes whose attention projections are zero; thresholds between the items' magnitudes."""
+    accessed = access(tiny("llama"))
+    scanned, _ = measure(accessed, token_ids(sequences=3, tokens=9), Criteria())
+    with pytest.raises(DoesNotApplyError, match="no spikes"):
+        attention_ablation(scanned, 5, 1.0, lambda *_: None)
+    scanned = replace(scanned, spike=replace(scanned.spike, has_spikes=True))
+    with pytest.raises(DoesNotApplyError, match="No attention block"):
+        attention_ablation(scanned, 1, 1.0, lambda *_: None)
+    silenced = {(): None, (1, 3): None, (3,): None, (1,): None}
+    keep = Keep(4)
+    for layers in silenced:
+        model = tiny("llama")
+        with torch.no_grad():
+            for block in layers:
+                model.model.layers[block // 2].self_attn.o_proj.weight.zero_()
+        plain = access(model)
+        with observing(plain, [keep]):
+            run(plain, full_batch(torch.arange(VOCAB)[:, None]))
+        silenced[layers] = keep.hidden.abs().amax(-1)[:, 0]
+    threshold = float(silenced[()].quantile(0.3))
+    expected = {layers: float((magnitude > threshold).float().mean()) for layers, magnitude in silenced.items()}
+    found = attention_ablation(scanned, 4, threshold, lambda *_: None)
+    assert (found.items, found.block) == (VOCAB, 4)
+    assert found.spiking_share == pytest.approx(expected[()])
+    rows = {(row.first_block, row.last_block): row.spiking_share for row in found.rows}
+    assert rows == {
+        (1, 3): pytest.approx(expected[1, 3]),
+        (3, 3): pytest.approx(expected[3,]),
+        (1, 1): pytest.approx(expected[1,]),
+    }
+    assert len(set(expected.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "free"), [([0.1, 0.95, 1.0], 3), ([0.95, 0.9, 0.99], 1), ([0.95, 0.8, 0.99], 5), ([1.0, 1.0, 0.5], None)]
+)
+def test_attention_is_free_from_where_all_later_rows_keep_the_items(shares, free):
+    assert _free_from([1, 3, 5], shares, 0.9) == free
 
 
 @pytest.mark.embedded

@@ -1,4 +1,4 @@
-"""Is it attention that makes a lone token spike? Its early writes left out, item by item. Spec 2.3; Sun et al. eq. 22."""
+"""Does attention make a lone token spike? Its early writes left out, by item. Spec 2.3; Sun et al. 2026, eq. 22."""
 
 import numpy as np
 import torch
