@@ -62,7 +62,7 @@ def test_a_planted_spike_is_found_with_its_channel_and_tokens():
     assert result.tokens.tolist() == [[5000, 0, 0], [4500, 1, 3], [4000, 1, 0]]
     assert result.max_over_median == pytest.approx(5000.0)
     # Massive: |a| > 100 and > 1000 x median 1.
-    assert result.massive_count == 3
+    assert result.verdict.massive_count == 3
 
 
 def test_large_values_in_every_channel_are_no_spikes():
@@ -74,7 +74,7 @@ def test_large_values_in_every_channel_are_no_spikes():
     feed(measure, hidden)
     result = measure.compute()
     assert result.max_over_median == pytest.approx(100.0)
-    assert result.token_ratio == pytest.approx(1.25)
+    assert result.verdict.token_ratio == pytest.approx(1.25)
     assert not result.has_spikes
 
 
@@ -86,12 +86,12 @@ def test_the_token_ratio_is_that_of_each_sequence_s_largest_token():
     hidden[1, 0, 3] = 8.0
     measure = SpikeMeasure()
     feed(measure, hidden[:1])
-    assert measure.compute().token_ratio == pytest.approx(15.0)
+    assert measure.compute().verdict.token_ratio == pytest.approx(15.0)
     feed(measure, hidden[1:], first_sequence=1)
-    assert measure.compute().token_ratio == pytest.approx(15.0)
+    assert measure.compute().verdict.token_ratio == pytest.approx(15.0)
     other = SpikeMeasure()
     feed(other, hidden[1:])
-    assert other.compute().token_ratio == pytest.approx(8.0)
+    assert other.compute().verdict.token_ratio == pytest.approx(8.0)
 
 
 def test_spikes_are_read_where_the_verdict_holds():
@@ -103,7 +103,7 @@ def test_spikes_are_read_where_the_verdict_holds():
     feed(measure, late, block=4)
     result = measure.compute()
     assert (result.block, result.peak.channel, result.peak.value) == (4, 1, 800.0)
-    assert result.verdict_block == 2
+    assert result.verdict.verdict_block == 2
     assert result.channels == [5]
     assert result.tokens.tolist() == [[100, 0, 2]]
 
@@ -113,11 +113,11 @@ def test_massive_needs_both_thresholds():
     hidden[0, 1, 1] = 99.0
     measure = SpikeMeasure()
     feed(measure, hidden)
-    assert measure.compute().massive_count == 0
+    assert measure.compute().verdict.massive_count == 0
     hidden[0, 1, 1] = 101.0
     measure = SpikeMeasure()
     feed(measure, hidden)
-    assert measure.compute().massive_count == 1
+    assert measure.compute().verdict.massive_count == 1
 
 
 def test_a_large_overall_scale_is_no_spike():
@@ -175,3 +175,76 @@ def test_criteria_are_parameters():
         measure = SpikeMeasure(SpikeCriteria(max_over_median_min=limit))
         feed(measure, hidden)
         assert measure.compute().has_spikes is verdict
+
+
+@pytest.mark.parametrize(("spiking", "verdict"), [(16, True), (17, False), (39, False)])
+def test_spikes_are_in_few_tokens(spiking, verdict, monkeypatch):
+    """Of 64 tokens in four sequences at most a quarter; the same where candidates had to be dropped."""
+    hidden = torch.ones(4, 16, 6)
+    hidden.view(64, 6)[:spiking, 2] = 500.0
+    for most in (10_000, 5):
+        monkeypatch.setattr("spikesink.measure.spikes.MAX_CANDIDATES", most)
+        measure = SpikeMeasure()
+        feed(measure, hidden)
+        result = measure.compute()
+        assert result.has_spikes is verdict
+        assert result.verdict.token_share == pytest.approx(spiking / 64)
+        assert (result.verdict.reason is None) is verdict
+    if not verdict:
+        assert f"{spiking / 64:.0%} of the tokens" in result.verdict.reason
+
+
+def test_two_tokens_a_sequence_are_few_however_short_it_is():
+    hidden = torch.ones(3, 3, 6)
+    hidden[:, :2, 2] = 500.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    assert measure.compute().has_spikes
+    hidden[:, 2, 2] = 500.0
+    measure = SpikeMeasure()
+    feed(measure, hidden)
+    assert not measure.compute().has_spikes
+
+
+@pytest.mark.parametrize("dead", [0, 3, 9])
+def test_channels_that_are_zero_throughout_change_no_verdict(dead):
+    """With three of nine channels dead the plain median of the rest would fall; with all but one it would be 0."""
+    live = torch.randn(2, 8, 9, generator=torch.Generator().manual_seed(4))
+    hidden = torch.cat([live, torch.zeros(2, 8, dead)], dim=-1)
+    results = []
+    for states in (live, hidden):
+        measure = SpikeMeasure()
+        feed(measure, states)
+        results.append(measure.compute())
+    assert results[1].max_over_median == pytest.approx(results[0].max_over_median)
+    assert results[1].verdict.token_ratio == pytest.approx(results[0].verdict.token_ratio)
+    assert not results[1].has_spikes
+
+
+def test_a_residual_of_zeros_has_no_ratio():
+    measure = SpikeMeasure()
+    feed(measure, torch.zeros(2, 3, 5))
+    result = measure.compute()
+    assert (result.max_over_median, result.verdict.token_ratio, result.has_spikes) == (0.0, 0.0, False)
+
+
+def test_massive_elements_are_listed_by_token_block_and_channel():
+    """|a| > 100 and > 1000 x median, as Sun et al. say: three elements in two channels, one of them in two blocks."""
+    hidden = torch.full((2, 3, 5), 0.1)
+    hidden[1, 2, 3], hidden[0, 0, 3], hidden[0, 0, 4] = -300.0, 150.0, 101.0
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    measure = SpikeMeasure()
+    feed(measure, hidden, valid, first_sequence=7)
+    hidden[0, 0], hidden[1, 1, 1] = 0.1, 99.0
+    valid[1, 2] = False
+    feed(measure, hidden, valid, first_sequence=7, block=4)
+    hidden[1, 0, 3] = 200.0
+    feed(measure, hidden, valid, first_sequence=7, block=5)
+    result = measure.compute()
+    assert result.massive[:, :4].tolist() == [[7, 0, 2, 3], [7, 0, 2, 4], [8, 2, 2, 3], [8, 0, 5, 3]]
+    assert result.massive[:, 4].tolist() == pytest.approx([150, 101, 300, 200])
+    first, second = result.verdict.massive_channels
+    assert (first.channel, first.count, first.tokens, first.first_block, first.last_block) == (3, 3, 3, 2, 5)
+    assert first.largest == pytest.approx(300.0)
+    assert (second.channel, second.count) == (4, 1)
+    assert result.verdict.massive_count == 4

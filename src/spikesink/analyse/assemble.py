@@ -7,7 +7,7 @@ import numpy as np
 
 from spikesink.analyse.scanned import Scanned
 from spikesink.measure.sinks import SinkResult, uniform_first_key
-from spikesink.records import BlockCycle, Lifecycle, SinkHead, Sinks, SpikeToken, SpikeVerdict, StepRule, Summary
+from spikesink.records import BlockCycle, Lifecycle, SinkHead, Sinks, SpikeToken, StepRule, Summary
 
 LISTED_TOKENS = 256
 """Spike tokens listed in the summary; all are counted."""
@@ -33,7 +33,7 @@ def summary(scanned: Scanned) -> Summary:
         has_spikes=spike.has_spikes,
         spike_channels=spike.channels,
         spike_tokens=_spike_tokens(scanned),
-        massive_count=spike.massive_count,
+        massive_count=spike.verdict.massive_count,
         max_over_median=spike.max_over_median,
         step_up_blocks=steps.step_up if steps else [],
         step_down_blocks=steps.step_down if steps else [],
@@ -96,17 +96,6 @@ def lifecycle(scanned: Scanned) -> Lifecycle:
     return Lifecycle(blocks=blocks, step_rule=rule, unrolled_sum_holds=not post_norm)
 
 
-def verdict(scanned: Scanned) -> SpikeVerdict:
-    return SpikeVerdict(
-        **asdict(scanned.criteria.spikes),
-        token_ratio=scanned.spike.token_ratio,
-        verdict_block=scanned.spike.verdict_block,
-        massive_count=scanned.spike.massive_count,
-        massive_blocks=scanned.spike.massive_blocks,
-        token_count=len(scanned.spike.tokens),
-    )
-
-
 def sinks(result: SinkResult) -> Sinks:
     metric = result.criteria.metric
     heads = [
@@ -146,6 +135,7 @@ def arrays(scanned: Scanned) -> dict[str, np.ndarray]:
         "attention_blocks": np.array(sorted(positions)),
         "key_importance": _stacked([positions[block].astype(np.float32) for block in sorted(positions)]),
         "sequence_loss_nats": np.array(scanned.losses.sequence_losses()),
+        "massive": scanned.spike.massive[:, :4].astype(np.int64),
     }
 
 

@@ -60,7 +60,7 @@ def scan(
             **sections,
             "summary": assemble.summary(scanned),
             "lifecycle": assemble.lifecycle(scanned),
-            "spikes": assemble.verdict(scanned),
+            "spikes": scanned.spike.verdict,
             "sinks": assemble.sinks(scanned.sinks),
             "provenance": _provenance(accessed, given, criteria, batch_size, measures),
             "timing": Timing.now(
@@ -130,7 +130,7 @@ def _steps(
         for pieces, kept in ((writes, gathered.writes), (residuals, gathered.residuals)):
             for block, states in kept.items():
                 pieces.setdefault(block, []).append(states.double())
-    steps = find_steps(_joined(writes), _joined(residuals), spike.verdict_block, criteria)
+    steps = find_steps(_joined(writes), _joined(residuals), spike.verdict.verdict_block, criteria)
     return steps, sum(map(len, prefixes))
 
 

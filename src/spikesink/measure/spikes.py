@@ -3,22 +3,26 @@
 Residuals are H[2] ... H[2L+1], "after block b"; the embedding and the final norm's output do not count.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.records import Peak
+from spikesink.observer import Batch, Observer
+from spikesink.records import MassiveChannel, Peak, SpikeVerdict
 
 TOP = 3
 MAX_CANDIDATES = 10_000
 """Spike-token candidates kept per block, so that memory does not grow with the corpus."""
+BINS = 16 * 256
+MAX_MASSIVE = 100_000
+"""Massive elements listed; all are counted."""
 
 
 @dataclass(frozen=True)
 class SpikeCriteria:
-    """Named thresholds, chosen on controls: see docs. A block has spikes if it reaches both ratios."""
+    """Named thresholds, chosen on controls: see docs. A block has spikes if it reaches both ratios in few tokens."""
 
     max_over_median_min: float = 20.0
     """Largest over median magnitude. A randomly initialised deep model reaches 33 where its embedding is small against
@@ -26,6 +30,9 @@ class SpikeCriteria:
     token_ratio_min: float = 11.0
     """Largest over median magnitude within one token: spikes live in few channels. Controls without spikes reach
     9, small models with spikes 13, SmolLM2 691."""
+    token_share_max: float = 0.25
+    """Few tokens: at most this share of them are spike tokens, or two a sequence. Models whose every other token is
+    as large as the largest have a large scale, no spikes."""
     share_of_spike_min: float = 0.1
     """A spike channel or spike token reaches this share of the spike, and `max_over_median_min`, at the verdict's
     block."""
@@ -35,17 +42,24 @@ class SpikeCriteria:
 
 
 def median_magnitude(magnitude: Tensor) -> float:
-    """Lower median of a tensor of magnitudes; exact."""
+    """Lower median of the magnitudes that are not 0; exact. 0 if all are.
+
+    Exact zeros do not count: a channel that is zero throughout would pull the median, and with it every ratio to it,
+    wherever one likes.
+    """
     return _reordering_median(magnitude.flatten().clone())
 
 
 def _reordering_median(values: Tensor) -> float:
-    """Lower median of a contiguous tensor, whose elements it may reorder."""
+    """Median of a contiguous tensor of magnitudes, whose elements it may reorder."""
     if values.device.type != "cpu":
-        return float(values.median())
+        return float(values.masked_fill(values == 0, torch.nan).nanmedian().nan_to_num())
     # numpy's introselect is several times faster than torch's median on CPU.
     flat = values.view(-1).numpy()
-    middle = (flat.size - 1) // 2
+    zeros = flat.size - int(np.count_nonzero(flat))
+    if zeros == flat.size:
+        return 0.0
+    middle = zeros + (flat.size - zeros - 1) // 2
     flat.partition(middle)
     return float(flat[middle])
 
@@ -90,12 +104,18 @@ class PeakTracker:
 
 
 class TokenCandidates:
-    """Tokens whose largest magnitude reaches a share of the running maximum; the largest MAX_CANDIDATES of them."""
+    """Tokens whose largest magnitude reaches a share of the running maximum; the largest MAX_CANDIDATES of them.
+
+    All tokens are counted by magnitude in bins of 1/16 octave, for the number above a threshold where some were
+    dropped.
+    """
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.largest = 0.0
         self.rows = np.empty((0, 3))
+        self.dropped = False
+        self._bins = np.zeros(BINS, dtype=np.int64)
 
     def update(self, token_max: Tensor, first_sequence: int) -> None:
         """token_max (batch, token)."""
@@ -104,21 +124,35 @@ class TokenCandidates:
         values = token_max[row, position].double().cpu().numpy()
         new = np.stack([values, row.cpu().numpy() + first_sequence, position.cpu().numpy()], axis=1)
         self.rows = np.concatenate([self.rows[self.rows[:, 0] >= self.share * self.largest], new])
+        self._bins += np.bincount(_bins(token_max.flatten().double().cpu().numpy()), minlength=BINS)
         if len(self.rows) > 2 * MAX_CANDIDATES:
-            self.rows = self._sorted()[:MAX_CANDIDATES]
+            self.rows, self.dropped = self._sorted()[:MAX_CANDIDATES], True
 
     def above(self, threshold: float) -> np.ndarray:
         """Rows (value, sequence, position) at or above the threshold, largest first, at most MAX_CANDIDATES."""
         rows = self._sorted()
         return rows[rows[:, 0] >= threshold][:MAX_CANDIDATES]
 
+    def count(self, threshold: float) -> int:
+        """Tokens at or above the threshold, which is at least `share` of the largest; from the bins where candidates
+        were dropped."""
+        if self.dropped:
+            return int(self._bins[int(_bins(np.array([threshold]))[0]) :].sum())
+        return int((self.rows[:, 0] >= threshold).sum())
+
     def _sorted(self) -> np.ndarray:
         return self.rows[np.lexsort((self.rows[:, 2], self.rows[:, 1], -self.rows[:, 0]))]
 
 
+def _bins(values: np.ndarray) -> np.ndarray:
+    """The bin of every magnitude: 1/16 octave each, the first one for 0 and what is below 2^-128."""
+    octaves = np.log2(np.maximum(values, 2.0**-128)) + 128
+    return np.minimum(octaves * 16, BINS - 1).astype(np.int64)
+
+
 @dataclass
 class ResidualStatistics:
-    """What is kept of one residual: peaks, medians, massive elements, spike-token candidates."""
+    """What is kept of one residual: peaks, medians, spike-token candidates, number of massive elements."""
 
     candidates: TokenCandidates
     peaks: PeakTracker = field(default_factory=PeakTracker)
@@ -126,6 +160,7 @@ class ResidualStatistics:
     token_ratio: float = 0.0
     """Largest over median magnitude within the token that has its sequence's largest; the largest over sequences."""
     sequences: int = 0
+    tokens: int = 0
     massive_count: int = 0
 
     @property
@@ -138,26 +173,37 @@ class ResidualStatistics:
 
     @property
     def max_over_median(self) -> float:
-        return self.maximum / self.median if self.median > 0 else float("inf")
+        return self.maximum / self.median if self.median > 0 else 0.0
 
-    def has_spikes(self, criteria: SpikeCriteria) -> bool:
+    def threshold(self, criteria: SpikeCriteria) -> float:
+        """Magnitude of a spike channel or spike token."""
+        return max(criteria.share_of_spike_min * self.maximum, criteria.max_over_median_min * self.median)
+
+    def extreme(self, criteria: SpikeCriteria) -> bool:
+        """Whether the largest magnitude stands out from the median, and in its token from the token's own."""
         return self.max_over_median >= criteria.max_over_median_min and self.token_ratio >= criteria.token_ratio_min
 
+    def few(self, criteria: SpikeCriteria) -> bool:
+        """Whether few tokens reach the threshold."""
+        most = max(criteria.token_share_max * self.tokens, 2 * self.sequences)
+        return self.candidates.count(self.threshold(criteria)) <= most
 
-class SpikeMeasure:
+
+class SpikeMeasure(Observer):
     """Observer of residuals and writes; memory O(blocks x channels), whatever the number of sequences."""
 
     def __init__(self, criteria: SpikeCriteria | None = None) -> None:
         self.criteria = criteria or SpikeCriteria()
         self.residuals: dict[int, ResidualStatistics] = {}
         self.writes: dict[int, PeakTracker] = {}
+        self.massive: list[np.ndarray] = []
+        """Rows (sequence, position, block, channel, magnitude) of massive elements, the first MAX_MASSIVE of them."""
         self._valid: Tensor | None = None
         self._buffer: Tensor | None = None
-        self._first_sequence = 0
 
-    def on_batch(self, batch) -> None:
+    def on_batch(self, batch: Batch) -> None:
+        super().on_batch(batch)
         self._valid = batch.valid if batch.padded else None
-        self._first_sequence = batch.first_sequence
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block == 0:
@@ -166,26 +212,40 @@ class SpikeMeasure:
         if block not in self.residuals:
             self.residuals[block] = ResidualStatistics(TokenCandidates(self.criteria.share_of_spike_min))
         statistics = self.residuals[block]
-        per_channel = statistics.peaks.update(hidden, magnitude, self._first_sequence)
+        per_channel = statistics.peaks.update(hidden, magnitude, self.batch.first_sequence)
         token_max = magnitude.amax(-1)
-        statistics.candidates.update(token_max, self._first_sequence)
+        statistics.candidates.update(token_max, self.batch.first_sequence)
         top = magnitude[torch.arange(len(magnitude), device=magnitude.device), token_max.argmax(1)]
-        own = top.amax(-1) / top.median(-1).values
-        # A token that is zero everywhere (0 / 0) has no ratio.
+        own = top.amax(-1) / top.masked_fill(top == 0, torch.nan).nanmedian(-1).values
+        # A token that is zero everywhere has no ratio.
         statistics.token_ratio = max(statistics.token_ratio, float(own.nan_to_num(nan=0.0).max()))
         largest = float(per_channel.max())
-        for row in range(hidden.shape[0]):
+        for row in range(len(hidden)):
             kept = magnitude[row] if self._valid is None else magnitude[row, self._valid[row]]
-            # Last, since the buffer is reordered; counting does not mind.
+            statistics.tokens += len(kept)
+            # Last, since the buffer is reordered.
             median = _reordering_median(kept)
             statistics.median_sum += median
             statistics.sequences += 1
             threshold = max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median)
             if largest > threshold:
-                statistics.massive_count += int((kept > threshold).sum())
+                statistics.massive_count += self._note_massive(block, hidden, row, threshold)
+
+    def _note_massive(self, block: int, hidden: Tensor, row: int, threshold: float) -> int:
+        """Number of elements of one sequence with a magnitude above the threshold; their places are kept."""
+        own = hidden[row].abs() if hidden.dtype == torch.float64 else hidden[row].float().abs()
+        above = own > threshold
+        if self._valid is not None:
+            above &= self._valid[row].to(above.device)[:, None]
+        places = torch.nonzero(above)
+        if len(places) and sum(map(len, self.massive)) < MAX_MASSIVE:
+            known = torch.tensor([self.batch.first_sequence + row, block], dtype=torch.float64).expand(len(places), 2)
+            columns = known[:, :1], places[:, :1].cpu(), known[:, 1:], places[:, 1:].cpu(), own[above].cpu()[:, None]
+            self.massive.append(torch.cat([column.double() for column in columns], dim=1).numpy())
+        return len(places)
 
     def on_write(self, block: int, write: Tensor) -> None:
-        self.writes.setdefault(block, PeakTracker()).update(write, self._magnitude(write), self._first_sequence)
+        self.writes.setdefault(block, PeakTracker()).update(write, self._magnitude(write), self.batch.first_sequence)
 
     def _magnitude(self, hidden: Tensor) -> Tensor:
         """|hidden| in float32 or wider, padding zeroed, in a buffer that the next call overwrites.
@@ -204,28 +264,37 @@ class SpikeMeasure:
 
     def compute(self) -> "SpikeResult":
         """The plain argmax over blocks, the verdict, and the spike channels and tokens at the verdict's block."""
-        criteria = self.criteria
-        block = self._largest(list(self.residuals))
-        spiking = [b for b, found in self.residuals.items() if found.has_spikes(criteria)]
-        verdict_block = self._largest(spiking) if spiking else block
-        statistics = self.residuals[verdict_block]
-        threshold = max(
-            criteria.share_of_spike_min * statistics.maximum, criteria.max_over_median_min * statistics.median
-        )
+        criteria, residuals = self.criteria, self.residuals
+        block = self._largest(list(residuals))
+        extreme = [b for b in residuals if residuals[b].extreme(criteria)]
+        spiking = [b for b in extreme if residuals[b].few(criteria)]
+        verdict_block = self._largest(spiking or extreme or [block])
+        statistics = residuals[verdict_block]
+        threshold = statistics.threshold(criteria)
         channel_max = statistics.peaks.channel_max
         assert channel_max is not None, "compute before any batch"
         channels = torch.nonzero(channel_max >= threshold).flatten().tolist() if spiking else []
-        return SpikeResult(
-            peak=self.residuals[block].peaks.top()[0],
-            block=block,
-            max_over_median=max(found.max_over_median for found in self.residuals.values()),
-            token_ratio=max(found.token_ratio for found in self.residuals.values()),
-            has_spikes=bool(spiking),
+        massive = np.concatenate(self.massive) if self.massive else np.empty((0, 5))
+        verdict = SpikeVerdict(
+            **asdict(criteria),
+            reason=None if spiking else _no_spikes(statistics, criteria, verdict_block, bool(extreme)),
+            token_ratio=max(found.token_ratio for found in residuals.values()),
+            token_share=statistics.candidates.count(threshold) / statistics.tokens,
             verdict_block=verdict_block,
+            massive_count=sum(found.massive_count for found in residuals.values()),
+            massive_blocks=[b for b, found in sorted(residuals.items()) if found.massive_count],
+            massive_channels=massive_channels(massive),
+            token_count=statistics.candidates.count(threshold) if spiking else 0,
+        )
+        return SpikeResult(
+            peak=residuals[block].peaks.top()[0],
+            block=block,
+            max_over_median=max(found.max_over_median for found in residuals.values()),
+            has_spikes=bool(spiking),
             channels=sorted(channels, key=lambda channel: -float(channel_max[channel])),
             tokens=statistics.candidates.above(threshold) if spiking else np.empty((0, 3)),
-            massive_count=sum(found.massive_count for found in self.residuals.values()),
-            massive_blocks=[b for b, found in sorted(self.residuals.items()) if found.massive_count],
+            massive=massive,
+            verdict=verdict,
         )
 
     def _largest(self, blocks: list[int]) -> int:
@@ -233,19 +302,45 @@ class SpikeMeasure:
         return max(blocks, key=lambda b: (self.residuals[b].maximum, -b))
 
 
+def _no_spikes(statistics: ResidualStatistics, criteria: SpikeCriteria, block: int, extreme: bool) -> str:
+    if not extreme:
+        return (
+            f"in no block is the largest magnitude {criteria.max_over_median_min:g} x the median and, in one token, "
+            f"{criteria.token_ratio_min:g} x that token's own"
+        )
+    share = statistics.candidates.count(statistics.threshold(criteria)) / statistics.tokens
+    return f"{share:.0%} of the tokens are as large as a spike in block {block}: a large scale rather than spikes"
+
+
+def massive_channels(massive: np.ndarray) -> list[MassiveChannel]:
+    """Massive elements, rows (sequence, position, block, channel, magnitude), by channel; most of them first."""
+    found = []
+    for channel in np.unique(massive[:, 3]):
+        own = massive[massive[:, 3] == channel]
+        found.append(
+            MassiveChannel(
+                channel=int(channel),
+                count=len(own),
+                tokens=len(np.unique(own[:, :2], axis=0)),
+                first_block=int(own[:, 2].min()),
+                last_block=int(own[:, 2].max()),
+                largest=float(own[:, 4].max()),
+            )
+        )
+    return sorted(found, key=lambda entry: (-entry.count, entry.channel))
+
+
 @dataclass(frozen=True)
 class SpikeResult:
-    """The spike and the verdict. `tokens` has rows (value, sequence, position), largest first."""
+    """The spike and the verdict."""
 
     peak: Peak
     block: int
     max_over_median: float
-    token_ratio: float
     has_spikes: bool
-    verdict_block: int
-    """Where spike channels and tokens were read: of the blocks that have spikes, the one with the largest magnitude;
-    `block` itself unless an overall larger residual has none."""
     channels: list[int]
     tokens: np.ndarray
-    massive_count: int
-    massive_blocks: list[int]
+    """Spike tokens, rows (value, sequence, position), largest first."""
+    massive: np.ndarray
+    """Massive elements, rows (sequence, position, block, channel, magnitude)."""
+    verdict: SpikeVerdict

@@ -6,7 +6,7 @@ positions are 0-based.
 
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from spikesink.records.base import Frozen, NotApplicable, Provenance, Record, Section, Timing
 
@@ -72,12 +72,31 @@ class SpikeToken(Frozen):
     after: str | None = None
 
 
+class MassiveChannel(Frozen):
+    """One channel that meets Sun et al. 2024's criterion somewhere. Every element is in the arrays."""
+
+    channel: int
+    count: int
+    """Elements: tokens x blocks."""
+    tokens: int
+    first_block: int
+    last_block: int
+    largest: float
+
+
 class SpikeVerdict(Frozen):
     """Thresholds behind `has_spikes` and what counted under each published criterion."""
 
     max_over_median_min: float
     token_ratio_min: float
-    """A block has spikes if its largest / median magnitude reaches the first and its token ratio the second."""
+    """A block has spikes if its largest / median magnitude reaches the first and its token ratio the second, in few
+    tokens."""
+    token_share_max: float | None = None
+    """Few: at most this share of all tokens, or two a sequence. None in records from before this rule."""
+    reason: str | None = None
+    """Why there are no spikes."""
+    token_share: float | None = None
+    """Share of the tokens that reach the threshold of a spike token at the verdict's block."""
     token_ratio: float
     """Largest over median magnitude within the token that has its sequence's largest; the largest over sequences and
     blocks."""
@@ -90,6 +109,8 @@ class SpikeVerdict(Frozen):
     massive_count: int
     """Elements of all residuals with |a| > sun2024_absolute and |a| > sun2024_ratio x the median. Sun et al. 2024."""
     massive_blocks: list[int]
+    massive_channels: list[MassiveChannel] = Field(default_factory=list)
+    """The channels they are in, most elements first; empty in records from before this was kept."""
     token_count: int
     """Spike tokens found; `spike_tokens` of the summary lists the largest of them."""
 
@@ -152,7 +173,12 @@ class Summary(Frozen):
 
 
 class Anatomy(Record):
-    """The record of one model on one set of tokens; further measures add sections under their own names."""
+    """The record of one model on one set of tokens; further measures add sections under their own names.
+
+    Arrays: `residual_channel_max` (residual, channel) of `residual_blocks`, `write_channel_max` (block, channel),
+    `key_importance` (block, head, key) of `attention_blocks`, `sequence_loss_nats` (sequence,), and the elements that
+    are massive by Sun et al. 2024: `massive` (element, 4), sequence, position, block and channel, at most 100,000.
+    """
 
     model_config = ConfigDict(extra="allow")
     file: ClassVar[str] = "anatomy.json"
