@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from spikesink.access import Batch, full_batch
 from spikesink.measure import perplexity
 from spikesink.measure.perplexity import LossMeasure, token_losses
+from spikesink.observer import Batch, full_batch
 
 
 def test_a_uniform_model_has_the_vocabulary_as_perplexity():

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spikesink.access import Batch, full_batch
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure, uniform_first_key
+from spikesink.observer import Batch, full_batch
 
 
 def feed(measure, weights, valid=None, rows=2, block=1):

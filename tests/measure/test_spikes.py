@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spikesink.access import Batch, full_batch
 from spikesink.measure.spikes import PeakTracker, SpikeCriteria, SpikeMeasure, TokenCandidates, median_magnitude
+from spikesink.observer import Batch, full_batch
 
 
 def feed(measure, hidden, valid=None, first_sequence=0, block=2):
