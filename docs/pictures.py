@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import CONSOLE_SVG_FORMAT, Console
 
 from spikesink import Anatomy, Interventions
-from spikesink.cli.summary import print_summary
-from spikesink.report.charts import Figure, anatomy_figures, interventions_figures
+from spikesink.report.build import record_document
+from spikesink.report.drawing import Figure
+from spikesink.report.terminal import print_record
 from spikesink.report.write import drawn
 
 PLACE = re.compile(r"<!-- figure: (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -32,7 +33,7 @@ def terminal(record: Anatomy) -> str:
     """What `spikesink scan` prints, as an SVG."""
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, width=100, file=nowhere, force_terminal=True, highlight=False)
-        print_summary(record, console)
+        print_record(record, console)
     return console.export_svg(title="spikesink scan", code_format=FORMAT, unique_id="spikesink")
 
 
@@ -49,7 +50,7 @@ def placed(page: str, charts: dict[str, Figure]) -> str:
         figure = charts[name]
         # Sentences that point at what stands below a chart are about the report's page.
         told = ". ".join(sentence for sentence in figure.alternative.split(". ") if " below" not in sentence)
-        words, title, caption = (escape(text) for text in (told, figure.title, figure.caption))
+        words, title, caption = (escape(text) for text in (told, figure.title, f"{figure.caption} {figure.conditions}"))
         picture = f"![{words}](../figures/{name}.svg)"
         return f"<!-- figure: {name} -->\n{picture}\n\n**{title}.** {caption}\n<!-- end -->"
 
@@ -58,9 +59,8 @@ def placed(page: str, charts: dict[str, Figure]) -> str:
 
 def main(scan: str, everything: str, interventions: str, docs: str = "docs") -> None:
     (Path(docs) / "scan.svg").write_text(terminal(Anatomy.read(Path(scan))))
-    figures = anatomy_figures(Anatomy.read(Path(everything)))
-    figures += interventions_figures(Interventions.read(Path(interventions)))
-    charts = {figure.name: figure for figure in figures}
+    records = (Anatomy.read(Path(everything)), Interventions.read(Path(interventions)))
+    charts = {figure.name: figure for record in records for figure in record_document(record).figures()}
     folder = Path(docs) / "figures"
     folder.mkdir(exist_ok=True)
     for page in sorted((Path(docs) / "concepts").glob("*.md")):

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import spikesink
 from spikesink.access import Batch
-from spikesink.analyse.anatomy import MEASURES
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
 from spikesink.analyse.passes import Progress, stream
 from spikesink.analyse.scanned import Scanned
 from spikesink.data import default_corpus, tokenise
 from spikesink.errors import DoesNotApplyError
+from spikesink.measures import Measure, register
 from spikesink.records import Frozen, Section
 
 
@@ -85,7 +85,7 @@ def _mean(total: float, count: int) -> float | None:
     return total / count if count else None
 
 
-MEASURES["rewritten"] = measure_rewritten
+REWRITTEN = register(Measure("rewritten", "How much does each block rewrite?", run=measure_rewritten))
 
 
 def main() -> None:

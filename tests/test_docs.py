@@ -114,11 +114,11 @@ def test_every_concept_has_its_picture_with_words_and_conditions(page):
 
 def test_a_figure_is_placed_with_its_words_escaped():
     class Chart:
-        title, caption = "Size", "a < b"
+        title, caption, conditions = "Size", "a < b.", "3 tokens."
         alternative = "A line. The table below has every number. It rises."
 
     page = "x\n<!-- figure: one -->\nold\n<!-- end -->\ny"
-    made = "![A line. It rises.](../figures/one.svg)\n\n**Size.** a &lt; b"
+    made = "![A line. It rises.](../figures/one.svg)\n\n**Size.** a &lt; b. 3 tokens."
     assert pictures.placed(page, {"one": Chart()}) == f"x\n<!-- figure: one -->\n{made}\n<!-- end -->\ny"
     assert pictures.shown(page) == ["one"]
 

@@ -1,22 +1,32 @@
 """The examples run, and what they show is what the library says."""
 
+import io
 import json
+import re
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import altair as alt
 import nbformat
 import numpy as np
 import pytest
 import run_notebook
 import train_with_monitor
+from rich.console import Console
 from tiny import tiny, token_ids
 
-from spikesink import Anatomy, scan
+from spikesink import Anatomy, measures, scan
 from spikesink.access import access, full_batch, observing, run
-from spikesink.analyse.anatomy import MEASURES
 from spikesink.analyse.passes import no_progress
 from spikesink.analyse.scan import measure
 from spikesink.analyse.scanned import Criteria
+from spikesink.records import Section
+from spikesink.report import write_figures, write_page
+from spikesink.report.document import Merit
+from spikesink.report.document import Section as ReportSection
+from spikesink.report.drawing import Figure, drawing
+from spikesink.report.terminal import print_record
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TOO_LARGE = 400_000
@@ -71,9 +81,9 @@ def own_measure():
     """The example, which registers itself; gone from the registry afterwards."""
     import own_measure
 
-    MEASURES["rewritten"] = own_measure.measure_rewritten
+    measures.register(own_measure.REWRITTEN)
     yield own_measure
-    del MEASURES["rewritten"]
+    measures.unregister("rewritten")
 
 
 class Kept:
@@ -118,3 +128,69 @@ def test_the_measure_of_the_how_to_by_explicit_loops(own_measure, tmp_path):
 def test_the_measure_of_the_how_to_says_where_it_does_not_apply(own_measure):
     record = scan(access(tiny("gpt_neox")), token_ids(), measures=("rewritten",))
     assert not record.rewritten.applicable and "sequential" in record.rewritten.reason
+
+
+def shown_everywhere(record, folder) -> dict[str, str]:
+    """What terminal, page and notebook have of a record."""
+    stream = io.StringIO()
+    print_record(record, Console(file=stream, width=80, highlight=False))
+    record.save(folder)
+    page = write_page([folder], folder / "report.html").read_text()
+    return {"terminal": stream.getvalue(), "page": page, "notebook": record._repr_html_()}
+
+
+def test_the_measure_of_the_how_to_is_shown_without_a_line_for_it(own_measure, tmp_path):
+    """Registered by a call, it is in terminal, page and notebook: its single values and its rows."""
+    record = scan(access(tiny("llama")), token_ids(3, 13), measures=("rewritten",))
+    first = f"{record.rewritten.blocks[0].other:.4g}"
+    for where, text in shown_everywhere(record, tmp_path / "run").items():
+        words = " ".join(re.sub("<[^>]+>", " ", text).split()).lower()
+        for said in ("rewritten", "spike tokens", "other tokens", "blocks", first):
+            assert said in words, (where, said)
+
+
+def test_a_measure_of_an_entry_point_with_a_part_of_its_own(monkeypatch, tmp_path, cli_free_cache):
+    """As an installed package brings it: found by its group, run by name, drawn by its own part and in --figures."""
+    point = EntryPoint("reach", "test_examples:REACH", measures.GROUP)
+    monkeypatch.setattr(measures, "entry_points", lambda group: [point] if group == measures.GROUP else [])
+    assert measures.parse_names("reach") == ("reach",)
+    record = scan(access(tiny("llama")), token_ids(3, 13), measures=("reach",))
+    for where, text in shown_everywhere(record, tmp_path / "run").items():
+        assert "How far it reaches" in text or where == "terminal"
+        assert "39 tokens" in text, where
+    files = write_figures([tmp_path / "run"], tmp_path / "figures")
+    assert "reach" in {file.stem for file in files}
+    assert 'data-figure="reach"' in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_broken_entry_point_stops_nothing(monkeypatch, cli_free_cache):
+    point = EntryPoint("gone", "no_such_module:MEASURE", measures.GROUP)
+    monkeypatch.setattr(measures, "entry_points", lambda group: [point])
+    with pytest.warns(UserWarning, match="'gone' of another package cannot be loaded"):
+        assert list(measures.measures()) == list(measures.BUILT_IN)
+
+
+@pytest.fixture
+def cli_free_cache():
+    """Entry points are looked up once a process; these tests bring their own."""
+    measures._from_entry_points.cache_clear()
+    yield
+    measures._from_entry_points.cache_clear()
+
+
+class Reach(Section):
+    tokens: int
+
+
+def measure_reach(scanned, _progress):
+    return Reach(tokens=scanned.ids.numel()), {}
+
+
+def reach_part(record, section):
+    chart = drawing().mark_point().encode(alt.X("x:Q"))
+    figure = Figure("reach", "Reach", chart, [{"x": 1.0}], "One point.", "One point.")
+    merits = [Merit("reach", float(section["tokens"] if isinstance(section, dict) else section.tokens), "tokens")]
+    return ReportSection("reach", "How far it reaches", merits=merits, figures=[figure])
+
+
+REACH = measures.Measure("reach", "How far?", "test_examples:measure_reach", "test_examples:reach_part")

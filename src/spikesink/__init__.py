@@ -7,6 +7,8 @@ does not import torch.
 
 from typing import TYPE_CHECKING, Any
 
+from spikesink.shown import Shown
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -40,3 +42,13 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'spikesink' has no attribute '{name}'")
+
+
+def _html(record: object) -> str | None:
+    """What a notebook shows of a record."""
+    from spikesink.report.notebook import display
+
+    return display(record)
+
+
+Shown.renderer = staticmethod(_html)

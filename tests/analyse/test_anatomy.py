@@ -12,18 +12,17 @@ from naive import naive
 from rich.console import Console
 from tiny import FAMILIES, VARIANTS, tiny, token_ids
 
-from spikesink import scan
+from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
-from spikesink.analyse import anatomy
 from spikesink.analyse.anatomy import geometry, sink_loss, trigger
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens
 from spikesink.analyse.scan import measure
 from spikesink.analyse.scanned import Criteria
-from spikesink.cli.summary import print_summary
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
 from spikesink.records import Anatomy, NotApplicable, Section
+from spikesink.report.terminal import print_record
 
 UNGATED = dict.fromkeys(("gpt2", "gpt_neox", "gptj", "opt", "opt-post-norm", "gpt_neox-sequential"), "not gated") | {
     "gpt_oss": "linear term"
@@ -35,7 +34,7 @@ def test_every_measure_runs_or_says_why_on_every_family(family, tmp_path):
     accessed = access(tiny(family))
     record = scan(accessed, token_ids(sequences=5, tokens=17), epsilon=0.1, measures=("all",))
     json.loads(record.to_json(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
-    assert list(record.model_extra) == list(anatomy.MEASURES)
+    assert list(record.model_extra) == list(measures.BUILT_IN)
     if family in UNGATED:
         assert not record.amplifier.applicable
         assert UNGATED[family] in record.amplifier.reason
@@ -63,16 +62,16 @@ def test_every_measure_runs_or_says_why_on_every_family(family, tmp_path):
 
 
 def test_names_are_checked_before_anything_runs():
-    assert anatomy.parse_names("amplifier, trigger") == ("amplifier", "trigger")
+    assert measures.parse_names("amplifier, trigger") == ("amplifier", "trigger")
     with pytest.raises(InputError, match="did you mean 'amplifier'"):
-        anatomy.parse_names("amplifer")
+        measures.parse_names("amplifer")
 
 
 def test_a_measure_that_does_not_apply_leaves_the_others(monkeypatch):
     def refuse(_scanned, _progress):
         raise DoesNotApplyError("no such thing")
 
-    monkeypatch.setitem(anatomy.MEASURES, "trigger", refuse)
+    monkeypatch.setitem(measures._REGISTERED, "trigger", measures.Measure("trigger", "?", refuse))
     record = scan(access(tiny("llama")), token_ids(), measures=("trigger", "amplifier"))
     assert (record.trigger.applicable, record.trigger.reason) == (False, "no such thing")
     assert record.amplifier.applicable
@@ -86,7 +85,7 @@ def test_a_new_measure_takes_a_section_and_a_line(monkeypatch, tmp_path):
     def measure_reach(scanned, _progress):
         return Reach(tokens=scanned.ids.numel()), {"ids": scanned.ids.numpy()}
 
-    monkeypatch.setitem(anatomy.MEASURES, "reach", measure_reach)
+    monkeypatch.setitem(measures._REGISTERED, "reach", measures.Measure("reach", "?", measure_reach))
     record = scan(access(tiny("llama")), token_ids(), measures=("reach",))
     record.save(tmp_path / "run")
     again = Anatomy.read(tmp_path / "run")
@@ -94,7 +93,7 @@ def test_a_new_measure_takes_a_section_and_a_line(monkeypatch, tmp_path):
     assert again.reach.tokens == 39
     assert again.arrays["reach.ids"].shape == (3, 13)
     stream = io.StringIO()
-    print_summary(record, Console(file=stream, width=80, highlight=False))
+    print_record(record, Console(file=stream, width=80, highlight=False))
     assert "Reach" in stream.getvalue()
     del Section.known["reach"]
 
@@ -333,17 +332,17 @@ def naive_sinks(embedded, ids, rule):
 @pytest.mark.embedded
 def test_the_summary_shows_every_measure_within_80_columns(found):
     stream = io.StringIO()
-    print_summary(found, Console(file=stream, width=80, highlight=False))
+    print_record(found, Console(file=stream, width=80, highlight=False))
     text = stream.getvalue()
-    for name in ("Amplifier", "Trigger", "Normalisation", "Geometry", "Heads", "Properties"):
+    for name in ("Amplifier", "Trigger", "Normalisation", "Geometry", "Heads", "properties"):
         assert name in text
-    assert "lambda* -593.6" in text
+    assert "λ* in block 24: -593.6" in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_the_summary_shows_refusals():
     record = scan(access(tiny("gpt2")), token_ids(), measures=("amplifier", "normalisation"))
     stream = io.StringIO()
-    print_summary(record, Console(file=stream, width=80, highlight=False))
-    assert "not applicable" in stream.getvalue()
+    print_record(record, Console(file=stream, width=80, highlight=False))
+    assert "Does not apply" in stream.getvalue()
     assert "not gated" in " ".join(stream.getvalue().split())

@@ -89,14 +89,14 @@ def test_the_default_folder_and_the_terminal(cli, checkpoint, text_file, tmp_pat
     for words in (
         "tiny-llama",
         "Spike",
-        "none",
+        "No spikes",
         "Life cycle",
         "Sink heads",
         "Perplexity",
-        "10 x 20 tokens of text.txt",
+        "10 × 20 tokens of text.txt",
     ):
         assert words in ran.out, words
-    assert f"Perplexity {record.summary.perplexity:.4g} " in " ".join(ran.out.split())
+    assert f"Perplexity: {record.summary.perplexity:.4g} " in " ".join(ran.out.split())
     assert str(folder.relative_to(tmp_path)) in ran.err
 
 
@@ -126,7 +126,7 @@ def test_a_prompt_is_shown_token_by_token(cli, checkpoint):
     ran = cli("scan", checkpoint, "--prompt", "w5 w6 w7 w5 w9")
     assert ran.code == 0
     assert "w5│w6│w7│w5│w9│" in ran.out
-    assert "1 x 5 tokens of prompt" in ran.out
+    assert "1 × 5 tokens of prompt" in ran.out
 
 
 @pytest.mark.embedded

@@ -5,8 +5,8 @@ import pytest
 from made import anatomy, interventions, training
 
 from spikesink.report.answer import answer
+from spikesink.report.format import blocks, listed, number, percent, signed
 from spikesink.report.runs import Model
-from spikesink.report.words import blocks, listed, number, percent, signed
 
 
 def answers(**records):
@@ -17,17 +17,17 @@ def test_everything_measured():
     found = answers(anatomy=anatomy(), interventions=interventions())
     assert list(found) == ["Spikes", "Sinks", "What breaks without them", "What to do"]
     spikes = found["Spikes"].text
-    assert "500 in channel 5 after block 2 (FFN), 1,234 × the median" in spikes
-    assert "1 channel (5) and 3 tokens spike: the first token of 2 of 4 sequences and 1 later ones (“⏎”)." in spikes
-    assert spikes.endswith("Block 2 (FFN) makes them; block 6 (FFN) takes them away.")
+    assert "500 in channel 5 after block 2 (layer 0, FFN), 1,234 × the median" in spikes
+    assert "1 channel (5) and 3 tokens spike: the first token of 2 of 4 sequences and 1 later one (“⏎”)." in spikes
+    assert spikes.endswith("Block 2 (layer 0, FFN) makes them; block 6 (layer 2, FFN) takes them away.")
     assert found["Sinks"].text.startswith(
         "3 of 6 heads sink (sink ratio 50 %, sun2026, ε = 0.3); 2 of them mostly on the first"
     )
     assert "2 of 3 spike tokens are among the 5 sink tokens; without first tokens, 0 of 1." in found["Sinks"].text
     breaks = found["What breaks without them"].text
     assert "takes the perplexity from 12.5 to 2.9 million" in breaks
-    assert "costs -0.0005 nats [-0.01" in breaks
-    assert "masking the sink keys costs +1.25 nats [+1.24, +1.26]" in breaks
+    assert "costs -0.0005 [-0.011, +0.0095] nats" in breaks
+    assert "masking the sink keys costs +1.25 [+1.24, +1.26] nats" in breaks
     assert breaks.endswith("Sinks go with the spikes, spikes stay without sinks.")
     assert found["What to do"].text == "Keep block 2 in high precision."
     assert all(statement.measured for statement in found.values())
@@ -88,9 +88,10 @@ def test_small_words():
     assert [percent(x) for x in (0.75, 0.7521, 0.0, 1.0, 0.99984, 0.00012, None)] == [
         "75 %", "75.2 %", "0 %", "100 %", "99.98 %", "0.012 %", "–"
     ]  # fmt: skip
-    assert (signed(11.344), signed(-0.00046), signed(0.1)) == ("+11.34", "-0.00046", "+0.10")
+    assert (signed(11.344), signed(-0.00046), signed(0.1)) == ("+11.34", "-0.0005", "+0.10")
     assert listed([1, 2, 3]) == "1, 2 and 3" and listed([1]) == "1" and listed(list(range(9)), 2) == "0, 1 and 7 more"
-    assert blocks([24]) == "block 24 (FFN)" and blocks([57, 60]) == "blocks 57 (attention) and 60 (FFN)"
+    assert blocks([24]) == "block 24 (layer 11, FFN)"
+    assert blocks([57, 60]) == "blocks 57 (layer 28, attention) and 60 (layer 29, FFN)"
     assert blocks([]) == "no single block"
     assert [number(x, 2) for x in (131.4, 99.6, 12.34, 0.00104)] == ["131", "100", "12", "0.001"]
     assert number(float(np.float32(1.5))) == "1.5"

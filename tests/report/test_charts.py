@@ -7,23 +7,27 @@ import altair as alt
 import pytest
 from made import anatomy, interventions, study, training
 
-from spikesink.report.charts import anatomy_figures, interventions_figures
-from spikesink.report.charts.base import PALETTE, ROWS, colours, dashes
-from spikesink.report.charts.compare import compare_figures, steps_of
-from spikesink.report.charts.sink_map import importance_rows
-from spikesink.report.charts.study import study_figures
-from spikesink.report.charts.training import training_figures
+from spikesink.report.build import record_document
+from spikesink.report.compare import compare_figures, steps_of
+from spikesink.report.drawing import PALETTE, ROWS, colours, dashes
 from spikesink.report.page import TEMPLATES
+from spikesink.report.sinks import importance_rows
+from spikesink.report.study_charts import study_figures
+from spikesink.report.training import training_figures
 from spikesink.report.write import drawn
 
 SIZES = {f"{family}_x{size}": (size * 300.0, 0.1 * size) for family in ("pre", "post") for size in (1, 2, 4)}
 
 
+def figures_of(record):
+    return record_document(record).figures()
+
+
 def every_figure():
     named = [("checkpoint-100", anatomy()), ("checkpoint-200", anatomy(layers=4, spikes=False))]
     return [
-        *anatomy_figures(anatomy()),
-        *interventions_figures(interventions()),
+        *figures_of(anatomy()),
+        *figures_of(interventions()),
         *training_figures([("a", training())]),
         *training_figures([("a", training()), ("b", training(end=1.2))]),
         *compare_figures(named, steps_of([name for name, _ in named])),
@@ -57,7 +61,7 @@ def test_a_chart_is_whole(figure):
     missing = drawn_fields(figure.spec()) - columns
     assert not missing, f"drawn but not in the data: {missing}"
     assert figure.caption.endswith(".") and figure.alternative.endswith(".") and figure.title
-    assert "tokens" in figure.caption or "made up" in figure.caption, "the caption says under which conditions"
+    assert "tokens" in figure.conditions or "made up" in figure.conditions, "a chart says under which conditions"
     assert ROWS not in figure.spec().get("datasets", {}), "the rows stand beside the specification"
 
 
@@ -110,7 +114,7 @@ def test_all_measures_have_their_charts():
 
 def test_the_rows_are_the_records_numbers():
     record = anatomy(layers=3)
-    figures = by_name(anatomy_figures(record))
+    figures = by_name(figures_of(record))
     largest = {
         row["block"]: row["magnitude"] for row in figures["lifecycle_residual"].rows if row["which"] == "largest"
     }
@@ -160,7 +164,7 @@ def test_a_study_without_a_finished_run_has_no_charts():
 
 
 def test_a_papers_map_has_no_picked_head():
-    figure = by_name(anatomy_figures(anatomy()))["sink_map"]
+    figure = by_name(figures_of(anatomy()))["sink_map"]
     assert [param["value"] for param in figure.spec()["params"]] == ["1-1"]
     assert [param["value"] for param in figure.with_rows()["params"]] == [None]
 
@@ -171,7 +175,7 @@ def test_importance_of_a_head_is_that_heads():
 
 
 def test_costs_keep_their_order_and_controls_their_kind():
-    rows = by_name(interventions_figures(interventions()))["interventions_cost"].rows
+    rows = by_name(figures_of(interventions()))["interventions_cost"].rows
     assert [(row["name"], row["cost"]) for row in rows] == [
         ("zero spikes", 11.3),
         ("zero spikes / random tokens", 0.02),
@@ -212,5 +216,5 @@ def test_steps_are_read_from_names():
 def test_a_measure_that_does_not_apply_has_no_chart():
     record = anatomy(measures=())
     content = record.model_dump() | {"heads": {"applicable": False, "reason": "made so"}, "arrays": record.arrays}
-    names = {figure.name for figure in anatomy_figures(type(record).model_validate(content))}
+    names = {figure.name for figure in figures_of(type(record).model_validate(content))}
     assert names == {"lifecycle_residual", "lifecycle_write", "lifecycle_shares", "sink_map", "head_importance"}

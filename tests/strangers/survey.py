@@ -21,9 +21,9 @@ from shrink import NotBuiltError, build, causal_types, token_ids
 
 from spikesink.access import access
 from spikesink.access.verify import require_verified, verify_all
-from spikesink.analyse.anatomy import MEASURES
 from spikesink.analyse.scan import scan
 from spikesink.errors import SpikesinkError
+from spikesink.measures import BUILT_IN
 
 EPSILON = 0.2
 SECONDS_MAX = 600
@@ -116,7 +116,7 @@ def anatomy_of(accessed: Any) -> str:
         record = scan(accessed, token_ids(sequences=4, tokens=12), measures=("all",))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    sections = [getattr(record, name) for name in MEASURES]
+    sections = [getattr(record, name) for name in BUILT_IN]
     return f"{sum(section.applicable for section in sections)} of {len(sections)}"
 
 

@@ -42,7 +42,7 @@ def scan(
 
     model: an accessed model, a Hugging Face causal LM, or what `load` takes. tokens: integer ids (sequence, token),
     evaluated exactly as given. valid: same shape, False where padding. epsilon: threshold on importance, in (0, 1).
-    measures: names of further measures (see `spikesink.analyse.anatomy.MEASURES`), or ("all",).
+    measures: names of further measures (see `spikesink.measures`), or ("all",).
     Raises SpikesinkError subclasses for ids, options or models that cannot be measured. Sun et al. 2026, eq. 27-28.
     """
     started = time.perf_counter()

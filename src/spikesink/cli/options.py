@@ -1,40 +1,168 @@
-"""Options that several commands share, each declared once."""
+"""Options that several commands share: each group is a class that a command takes as one argument."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        help="Hub id, checkpoint folder or GGUF file; nothing for the embedded SmolLM2.", show_default=False
-    ),
+from spikesink.errors import InputError
+
+MODEL, TEXT, MEASURING, RESULT = "The model", "The text", "What is measured", "The result"
+"""Headings in the help."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, and how it is loaded."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Hub id, checkpoint folder or GGUF file; nothing for the embedded SmolLM2.", show_default=False
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16, float16 or float64; default float32 on CPU, the checkpoint's on a GPU.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:N, or auto to shard; default a GPU if there is one.", rich_help_panel=MODEL),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MODEL)
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=MODEL),
+    ] = False
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read pickle weights, which can run code.", rich_help_panel=MODEL),
+    ] = False
+
+    def load(self, progress: Callable[[str, int, int], None]) -> Any:
+        """The accessed model, as one step of the progress bar."""
+        from spikesink.access import load
+
+        progress("load model", 0, 1)
+        accessed = load(
+            self.model, dtype=self.dtype, device=self.device, revision=self.revision,
+            trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle, progress=progress,
+        )  # fmt: skip
+        progress("load model", 1, 1)
+        return accessed
+
+
+@dataclass(frozen=True)
+class Text:
+    """Which text to measure on, and how it becomes token ids."""
+
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Documents: a .txt (one a line), .jsonl or .parquet (field text).", rich_help_panel=TEXT),
+    ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.", rich_help_panel=TEXT),
+    ] = None
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="An .npy of token ids (sequences, seq_len), evaluated as they are.", rich_help_panel=TEXT),
+    ] = None
+    pack: Annotated[
+        bool,
+        typer.Option("--pack", help="Concatenate documents instead of cutting each.", rich_help_panel=TEXT),
+    ] = False
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = 64
+    bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)] = (
+        "auto"
+    )
+    chat_template: Annotated[
+        bool,
+        typer.Option("--chat-template", help="Wrap each document as a user's message.", rich_help_panel=TEXT),
+    ] = False
+
+    def check(self, prompt: str | None = None) -> None:
+        """Refuse what can be refused before anything is loaded. Raises InputError."""
+        sources = {"--text": self.text, "--prompt": prompt, "--dataset": self.dataset, "--tokens": self.tokens}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) > 1:
+            raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
+
+
+@dataclass(frozen=True)
+class Sinking:
+    """When a head counts as a sink head, and how many sequences go through the model at once."""
+
+    epsilon: Annotated[
+        float, typer.Option(help="Importance above which a key is a sink.", rich_help_panel=MEASURING)
+    ] = 0.3
+    sink_metric: Annotated[str, typer.Option(help="sun2026 or gu2025.", rich_help_panel=MEASURING)] = "sun2026"
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences per forward pass; default about 1024 tokens.", rich_help_panel=MEASURING),
+    ] = None
+
+
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the record as JSON and nothing else on stdout.", rich_help_panel=RESULT),
 ]
-TextFile = Annotated[Path | None, typer.Option(help="Documents: a .txt (one a line), .jsonl or .parquet (field text).")]
-Dataset = Annotated[str | None, typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.")]
-TokenFile = Annotated[
-    Path | None, typer.Option(help="An .npy of token ids (sequences, seq_len), evaluated as they are.")
-]
-Pack = Annotated[bool, typer.Option("--pack", help="Concatenate documents instead of cutting each.")]
-Sequences = Annotated[int, typer.Option(min=1, help="Sequences to measure.")]
-SeqLen = Annotated[int, typer.Option(min=2, help="Tokens per sequence.")]
-Bos = Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.")]
-ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap each document as a user's message.")]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16, float16 or float64; default float32 on CPU, the checkpoint's on a GPU."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, or auto to shard; default a GPU if there is one.")]
-Epsilon = Annotated[float, typer.Option(help="Importance above which a key is a sink.")]
-SinkMetric = Annotated[str, typer.Option(help="sun2026 or gu2025.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass; default about 1024 tokens.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
-AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickle weights, which can run code.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the record; default runs/MODEL-TIME, none with --json.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing record.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON and nothing else on stdout.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the record goes."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the record; default runs/MODEL-TIME, none with --json.", rich_help_panel=RESULT),
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.", rich_help_panel=RESULT)] = False
+    json: Json = False
+
+    def folder(self, model_name: str) -> Path | None:
+        """See `output_folder`."""
+        return output_folder(self.out, self.json, model_name)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameters of the classes above are options of their own on the command line."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        annotations = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(one.name, parameter.kind, default=one.default, annotation=annotations[one.name])
+            for one in fields(groups[name])
+        ]
+    # Arguments stand before options on the command line, and parameters with a default behind those without.
+    signature = inspect.Signature(parameters)
+
+    @wraps(command)
+    def flat(*given: Any, **more: Any) -> None:
+        bound = signature.bind(*given, **more)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        made = {name: kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for name, kind in groups.items()}
+        command(**made, **values)
+
+    flat.__signature__ = signature  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del flat.__wrapped__  # type: ignore[attr-defined]
+    return flat
 
 
 def output_folder(out: Path | None, json: bool, model_name: str) -> Path | None:

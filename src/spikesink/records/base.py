@@ -15,6 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from spikesink.errors import NumericError, RecordError
 from spikesink.records.files import read_files, read_json, write_files
+from spikesink.shown import Shown
 
 SCHEMA = 1
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -112,16 +113,6 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
             f"'{path}' is no record of schema {SCHEMA}: {where}: {first['msg'][:300]}. Make it again with "
             f"{command} --out."
         ) from None
-
-
-class Shown:
-    """What draws itself in a notebook."""
-
-    def _repr_html_(self) -> str | None:
-        """The answer and the key chart; None for a record that has none."""
-        from spikesink.report.notebook import display
-
-        return display(self)
 
 
 class Record(Shown, BaseModel):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-FORMATS = ("svg", "pdf", "png")
+from spikesink.report.document import FORMATS
 
 
 def write_page(paths: Sequence[Path | str], out: Path | str) -> Path:

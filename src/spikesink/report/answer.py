@@ -1,24 +1,16 @@
 """The answer first: what spikes, what sinks, what breaks, what to do, in plain words made from the numbers."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
-from spikesink.records import Anatomy, TrainingRun
+from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions
 from spikesink.report.conditions import name
+from spikesink.report.document import Statement
+from spikesink.report.format import blocks, counted, listed, number, percent, placed, quantity, quoted
 from spikesink.report.runs import Model
-from spikesink.report.words import block_kind, blocks, counted, listed, number, percent, signed
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One thing that the page answers: a heading, its sentences, and whether it was measured."""
-
-    heading: str
-    text: str
-    measured: bool = True
+from spikesink.report.training import training_statement
 
 
 def answer(model: Model) -> list[Statement]:
@@ -31,28 +23,13 @@ def answer(model: Model) -> list[Statement]:
     if model.anatomy is not None or model.interventions is not None:
         statements += [_breaks(model), _advice(model)]
     if model.training is not None:
-        statements.append(_trained(model.training, alone=len(statements) == 0))
+        statements.append(training_statement(model.training, alone=not statements))
     return statements
-
-
-def _trained(record: TrainingRun, alone: bool) -> Statement:
-    text = f"{record.parameters:,} parameters, {record.steps:,} steps, {record.tokens:,} tokens; held-out loss "
-    text += f"{record.held_out_loss_nats:.3f} nats."
-    seen = record.anatomy
-    if "spike" in seen:
-        text += f" The monitor's last reading: largest magnitude {number(seen['spike'])}"
-        text += f", {number(seen['max_over_median'])} × the median" if "max_over_median" in seen else ""
-        text += f", sink ratio {percent(seen['sink_ratio'])}" if "sink_ratio" in seen else ""
-        text += "."
-    if alone:
-        text += " Its anatomy was not measured: spikesink scan RUN/model --tokens RUN/held_out.npy adds it."
-    return Statement("Training", text)
 
 
 def _spikes(record: Anatomy) -> str:
     summary = record.summary
-    top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {summary.spike_block} "
-    top += f"({block_kind(summary.spike_block)})"
+    top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {placed(summary.spike_block)}"
     if not summary.has_spikes:
         rule = record.spikes
         return (
@@ -78,15 +55,10 @@ def _tokens(record: Anatomy) -> str:
             f"the first token of {first:,} of {sequences:,} sequences" if sequences else f"{first:,} first tokens"
         )
     if later:
-        parts.append(
-            f"{sum(later.values()):,} later ones (" + listed([_quoted(text) for text, _ in later.most_common(4)]) + ")"
-        )
+        texts = listed([quoted(text) for text, _ in later.most_common(4)])
+        parts.append(f"{counted(sum(later.values()), 'later one')} ({texts})")
     among = f" (of the {len(listed_tokens)} largest)" if len(listed_tokens) < record.spikes.token_count else ""
     return " and ".join(parts) + among
-
-
-def _quoted(text: str) -> str:
-    return "“" + text.replace("\n", "⏎") + "”"
 
 
 def _made(record: Anatomy) -> str:
@@ -155,7 +127,7 @@ def _found(record: Interventions) -> Statement:
     if found.get("has_spikes"):
         text += f", in {counted(len(found.get('channels', [])), 'channel')} ({listed(found.get('channels', []), 6)})"
     sinks = f"{counted(len(found.get('sink_heads', [])), 'head')} sink." if found.get("has_sinks") else "No sinks."
-    command = f"Their anatomy was not measured: spikesink scan {_argument(record.provenance.model)} adds it."
+    command = f"Their anatomy was not measured: spikesink scan {argument(record.provenance.model)} adds it."
     return Statement("Spikes and sinks", f"{text}. {sinks} {command}")
 
 
@@ -163,7 +135,7 @@ def _breaks(model: Model) -> Statement:
     record = model.interventions
     if record is None:
         assert model.anatomy is not None
-        command = f"spikesink intervene {_argument(model.anatomy.provenance.model)}"
+        command = f"spikesink intervene {argument(model.anatomy.provenance.model)}"
         return Statement("What breaks without them", f"Not measured; {command} adds it.", measured=False)
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []
@@ -187,7 +159,7 @@ def _perplexity(row: InterventionRow) -> str:
 def _cost(row: InterventionRow) -> str:
     cost = row.loss_difference_nats
     assert cost is not None
-    return f"{signed(cost.value)} nats [{signed(cost.low)}, {signed(cost.high)}]"
+    return quantity(cost.value, "nats", cost.low, cost.high)
 
 
 def _advice(model: Model) -> Statement:
@@ -209,7 +181,7 @@ def _why(record: Interventions) -> str:
     return "; ".join(sorted(reason for reason in reasons if reason)) or "intervene --which all adds it"
 
 
-def _argument(model: dict[str, object]) -> str:
+def argument(model: dict[str, object]) -> str:
     """The model as one types it: its hub id; a folder's name alone does not say where it lies."""
     text = name(model)
     return text if "/" in text else "MODEL"

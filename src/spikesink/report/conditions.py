@@ -1,8 +1,9 @@
-"""Under which conditions a number was measured, as the end of a caption."""
+"""Under which conditions a number was measured: in a sentence, in a line, and every field as a table."""
 
 from typing import Any
 
-from spikesink.records import Provenance, Record
+from spikesink.records import Provenance, Record, Timing
+from spikesink.report.document import Table
 
 
 def conditions(record: Record) -> str:
@@ -38,3 +39,32 @@ def _bos(tokens: dict[str, Any]) -> str:
     if "bos_added" in tokens:
         return "with BOS" if tokens["bos_added"] else "no BOS added"
     return "with BOS" if tokens.get("bos") is True else ""
+
+
+def line(record: Any) -> str:
+    """The conditions for a terminal: the sentence, what was held out, and how long it took."""
+    provenance: Provenance = record.provenance
+    timing: Timing = record.timing
+    parts = [sentence(provenance).removesuffix(".")]
+    held_out = provenance.settings.get("held_out_sequences")
+    if held_out is not None:
+        parts.append(f"constants from {held_out} other sequences")
+    if provenance.model.get("device"):
+        parts.append(f"on {provenance.model['device']}")
+    spent = [f"{what} {seconds:.0f}" for what, seconds in (("load", timing.load_s), ("forward", timing.forward_s))
+             if seconds]  # fmt: skip
+    return "; ".join(parts) + f"; {timing.total_s:.0f} s" + (f" ({', '.join(spent)})" if spent else "")
+
+
+def condition_table(record: Any) -> Table:
+    """Every condition of a record, with when and how long; one a row, nested names joined by dots."""
+    content = {**record.provenance.model_dump(mode="json"), "timing": record.timing.model_dump(mode="json")}
+    return Table("Conditions", ("condition", "value"), [[key, value] for key, value in _flat(content)], words=2)
+
+
+def _flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(content, dict):
+        return [
+            pair for key, value in content.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, ", ".join(map(str, content)) if isinstance(content, list) else str(content))]

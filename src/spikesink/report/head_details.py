@@ -6,20 +6,17 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import rounded
-from spikesink.report.charts.geometry import KINDS
-from spikesink.report.charts.sink_map import head_id, strongest_head
-from spikesink.report.runs import Model
-from spikesink.report.words import number, percent
+from spikesink.report.drawing import rounded
+from spikesink.report.format import number, percent
+from spikesink.report.geometry import KINDS
+from spikesink.report.sinks import head_id, strongest_head
 
 SCALE = 1000
 """Importances are sent as whole thousandths of a head's largest, points as thousandths of its farthest coordinate."""
 
 
-def head_details(model: Model) -> dict[str, Any]:
+def head_details(record: Anatomy) -> dict[str, Any]:
     """Everything about every head, compact, for the page's script."""
-    record = model.anatomy
-    assert record is not None
     facts = {head_id(head.block, head.head): _facts(record, head.block, head.head) for head in record.sinks.heads}
     rows = {int(block): index for index, block in enumerate(record.arrays["attention_blocks"])}
     importance = {}

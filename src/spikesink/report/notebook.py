@@ -1,47 +1,56 @@
-"""A record in a notebook: what it says, and its key chart as a picture, so that nothing runs there."""
+"""A document in a notebook: what it says, its figures of merit, its key charts as pictures; nothing runs there."""
 
 import base64
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from spikesink.records import Anatomy, TrainingRun
-from spikesink.records.interventions import Interventions
-from spikesink.records.study import StudyRecord
-from spikesink.report.answer import Statement, answer
-from spikesink.report.charts import Figure, intervention_figures, lifecycle_figures, sink_map
-from spikesink.report.charts.study import name_of, study_figures
-from spikesink.report.charts.training import training_figures
-from spikesink.report.conditions import name
-from spikesink.report.runs import Model
-from spikesink.report.study_page import study_statements
+from spikesink.report.build import record_document
+from spikesink.report.document import Document, Merit, Section, Statement
+from spikesink.report.drawing import Figure
 from spikesink.report.write import drawn
 
 
 def display(record: object) -> str | None:
-    """HTML of the answer and the key charts; None for a record of another kind."""
-    if isinstance(record, Anatomy):
-        model = Model(name(record.provenance.model), anatomy=record)
-        return _html(_measured(model), [lifecycle_figures(record)[0], sink_map(record)])
-    if isinstance(record, Interventions):
-        model = Model(name(record.provenance.model), interventions=record)
-        return _html(_measured(model), intervention_figures(record)[:1])
-    if isinstance(record, TrainingRun):
-        wanted = ("training_loss", "training_max_over_median", "training_sink_ratio")
-        figures = [figure for figure in training_figures([(record.name, record)]) if figure.name in wanted]
-        return _html(_measured(Model(record.name, training=record)), figures)
-    if isinstance(record, StudyRecord):
-        wanted = name_of(record, "plane")
-        return _html(study_statements(record), [item for item in study_figures(record) if item.name == wanted])
-    return None
+    """HTML of what a record says; None for a record of another kind."""
+    document = record_document(record)
+    return None if document is None else str(_document(document))
 
 
-def _measured(model: Model) -> list[Statement]:
-    return [statement for statement in answer(model) if statement.measured]
+def _document(document: Document) -> Markup:
+    parts = [_statement(statement) for statement in document.statements if statement.measured]
+    for section in document.sections:
+        parts += [_picture(figure) for figure in section.figures if figure.key]
+        parts += _section(section)
+    return Markup("<div>") + Markup("").join(parts) + Markup("</div>")
 
 
-def _html(statements: list[Statement], figures: list[Figure]) -> str:
-    lines = [Markup("<p><strong>{}.</strong> {}</p>").format(item.heading, item.text) for item in statements]
-    return str(Markup("").join([Markup("<div>"), *lines, *map(_picture, figures), Markup("</div>")]))
+def _statement(statement: Statement) -> Markup:
+    points = Markup("").join(Markup("<li>{}</li>").format(point) for point in statement.points)
+    listed = Markup("<ul>{}</ul>").format(points) if points else ""
+    return Markup("<p><strong>{}.</strong> {}</p>{}").format(statement.heading, statement.text, listed)
+
+
+def _section(section: Section) -> list[Markup]:
+    """Its figures of merit and short tables, folded away."""
+    tables = [table for table in section.tables if table.brief is None or table.brief]
+    rows = [_merit(merit) for merit in section.merits]
+    for table in tables:
+        rows.append(Markup("<tr><th colspan={}>{}</th></tr>").format(len(table.columns), table.caption))
+        rows += [_row("th", table.columns), *[_row("td", row) for row in table.rows[: table.most]]]
+    if not rows:
+        return []
+    body = Markup("<table>{}</table>").format(Markup("").join(rows))
+    return [Markup("<details><summary>{}</summary>{}</details>").format(section.title, body)]
+
+
+def _row(tag: str, cells: Sequence[str]) -> Markup:
+    cell = Markup(f"<{tag}>{{}}</{tag}>")
+    return Markup("<tr>{}</tr>").format(Markup("").join(cell.format(text) for text in cells))
+
+
+def _merit(merit: Merit) -> Markup:
+    return Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(merit.label, merit.text, merit.note)
 
 
 def _picture(figure: Figure) -> Markup:

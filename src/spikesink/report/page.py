@@ -1,24 +1,24 @@
-"""From records to one self-contained page: no network, no inline handlers, and no text of a record is ever markup."""
+"""A document as one self-contained page: no network, no inline handlers, and no text of a record is ever markup."""
 
 import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from spikesink import __version__
 from spikesink.report.bundle import bundle, licences
-from spikesink.report.charts.base import DARK, LIGHT, Figure
-from spikesink.report.sections import Page
+from spikesink.report.document import Document
+from spikesink.report.drawing import DARK, LIGHT, Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(page: Page) -> str:
+def render(page: Document) -> str:
     """The page as HTML."""
     style = _read("page.css")
     scripts = [_safe_script(bundle()), _safe_script(_read("page.js"))]
@@ -27,7 +27,7 @@ def render(page: Page) -> str:
     )
     return environment.get_template("page.html").render(
         page=page,
-        version=__version__,
+        version=version("spikesink"),
         policy=policy(scripts, style),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
@@ -48,7 +48,7 @@ def embedded_json(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data(page: Page) -> dict[str, Any]:
+def _data(page: Document) -> dict[str, Any]:
     return {
         "figures": {figure.name: _packed(figure) for figure in page.figures()},
         "looks": {"light": LIGHT, "dark": DARK},

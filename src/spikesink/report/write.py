@@ -1,4 +1,4 @@
-"""From folders to files: which page these runs make, and where it goes."""
+"""From folders to files: the page and the figures of these runs, and where they go."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,35 +10,22 @@ import vl_convert
 from spikesink.errors import InputError, OutputError, RecordError, SpikesinkError, did_you_mean
 from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
-from spikesink.report import FORMATS
+from spikesink.report.build import runs_document
 from spikesink.report.bundle import vl_version
-from spikesink.report.charts.base import Figure
-from spikesink.report.compare_page import compare_page
-from spikesink.report.model_page import model_page
+from spikesink.report.document import FORMATS
+from spikesink.report.drawing import Figure
 from spikesink.report.page import render
-from spikesink.report.runs import group, read_runs, read_studies
-from spikesink.report.sections import Page
-from spikesink.report.study_page import study_page
 
 MARK = '<meta name="generator" content="spikesink'
 PNG_SCALE = 3
 """Pixels of a PNG per pixel of its chart: about 300 dots per inch at a column's width."""
 
 
-def make_page(paths: Sequence[Path]) -> Page:
-    """What the page of these runs holds: a study's, one model's, or a comparison."""
-    studies = read_studies(paths)
-    if studies:
-        return study_page(studies)
-    models = group(read_runs(paths))
-    return model_page(models[0]) if len(models) == 1 else compare_page(models)
-
-
 def write_page(paths: Sequence[Path], out: Path) -> Path:
     """See `spikesink.report.write_page`."""
     _check_target(out)
     with _explained(paths):
-        page = render(make_page(paths)).encode()
+        page = render(runs_document(paths)).encode()
     _write(out, page)
     return out
 
@@ -48,7 +35,7 @@ def write_figures(paths: Sequence[Path], folder: Path, file_format: str) -> list
     if file_format not in FORMATS:
         raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
     with _explained(paths):
-        figures = make_page(paths).figures()
+        figures = runs_document(paths).figures()
     return [_write_figure(figure, folder, file_format) for figure in figures]
 
 

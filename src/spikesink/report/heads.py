@@ -5,11 +5,40 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
 from spikesink.report.conditions import conditions
-from spikesink.report.words import interval, number
+from spikesink.report.document import Merit, Section
+from spikesink.report.drawing import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
+from spikesink.report.format import number, quantity
 
 KINDS = ("sink head", "other head")
+
+
+NAMES = {"distance": "distance", "distance_by_mass": "distance by mass", "write_norm": "write norm",
+         "entropy_nats": "entropy"}  # fmt: skip
+
+
+def heads_part(record: Anatomy, section: sections.Heads) -> Section:
+    """What the heads' section of the record says."""
+    merits = [
+        Merit(f"sink mass and {NAMES.get(found.other, found.other)}", found.over_heads.value, low=found.over_heads.low,
+              high=found.over_heads.high, note=f"rank correlation; within layers {_interval(found.within_layers)}")
+        for found in section.correlations
+    ]  # fmt: skip
+    if section.loss_sink_nats is not None and section.loss_control_nats is not None:
+        note = f"mean |direct effect| on the loss; of a random part {number(section.loss_control_nats.value)}"
+        merits.append(Merit("a head's sink part", section.loss_sink_nats.value, "nats", note=note))
+    return Section(
+        "heads",
+        "What the sink does to its head",
+        "The mass on the sink turns the head's output down; what is left decides where the head looks.",
+        merits=merits,
+        figures=heads_figures(record, section),
+        note=f"The effect on the loss does not apply: {section.loss_reason}." if section.loss_reason else "",
+    )
+
+
+def _interval(found: sections.Interval) -> str:
+    return quantity(found.value, "", found.low, found.high)
 
 
 def heads_figures(record: Anatomy, section: sections.Heads) -> list[Figure]:
@@ -57,17 +86,15 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
         chart=layered(points, rule),
         rows=table(rows),
         caption=f"One point a head, mean over {section.queries:,} queries: distance between query and key with the "
-        f"sink taken out; dashed: a head that attends uniformly. {correlation}{conditions(record)}",
+        f"sink taken out; dashed: a head that attends uniformly. {correlation}".rstrip(),
+        conditions=conditions(record),
         alternative=f"Scatter of attention distance against sink mass. {correlation}".rstrip(),
     )
 
 
 def _both(found: sections.HeadCorrelation) -> str:
     over, within = found.over_heads, found.within_layers
-    return (
-        f"{interval(over.value, over.low, over.high)} over {over.n} heads, within layers "
-        f"{interval(within.value, within.low, within.high)}"
-    )
+    return f"{_interval(over)} over {over.n} heads, within layers {_interval(within)}"
 
 
 def _writes(record: Anatomy, section: sections.Heads) -> Figure:
@@ -94,6 +121,7 @@ def _writes(record: Anatomy, section: sections.Heads) -> Figure:
         chart=layered(points, alt.Chart(inline([{"one": 1.0}])).mark_rule(strokeDash=[4, 3]).encode(alt.Y("one:Q"))),
         rows=table(rows),
         caption="Norm of what a head adds to the residual stream, over its norm when the sink's mass goes to the other "
-        f"keys instead; below 1, the sink turns the head down; {text}. {conditions(record)}",
+        f"keys instead; below 1, the sink turns the head down; {text}.",
+        conditions=conditions(record),
         alternative=f"Scatter of the share of the write norm that is left against sink mass; {text}.",
     )

@@ -1,26 +1,83 @@
-"""What int8 and a short KV cache cost, and what mends it."""
+"""What int8 costs, site by site and block by block, and what mends it."""
 
 from typing import Any
 
 import altair as alt
 
-from spikesink.records.interventions import Damage, Interventions
-from spikesink.report.charts.base import (
+from spikesink.records.interventions import Damage, Interventions, Quantisation
+from spikesink.report.conditions import conditions
+from spikesink.report.document import Section, Table
+from spikesink.report.drawing import (
     BLUE,
     HEIGHT,
     ORANGE,
     Figure,
     Rows,
     colours,
-    dashes,
     drawing,
     layered,
-    line_legend,
-    log_scale,
     table,
 )
-from spikesink.report.conditions import conditions, name
-from spikesink.report.words import counted, listed, number
+from spikesink.report.format import NONE, counted, listed, number, placed, shown, signed
+from spikesink.report.interventions import cost_text
+
+WORST = 5
+"""Blocks that a terminal lists, the dearest first."""
+
+
+def quantisation_part(record: Interventions) -> Section:
+    """What int8 costs, where, and what mends it."""
+    found = record.quantisation
+    return Section(
+        "quantisation",
+        "Int8: what breaks, and what mends it",
+        "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",
+        figures=quantisation_figures(record),
+        tables=[_site_table(found), _block_table(found), *_remedies(found), *_tokens(record)],
+        note=found.weights_note or "",
+    )
+
+
+def _site_table(found: Quantisation) -> Table:
+    rows = [
+        [row.kind, f"int{row.bits}", row.granularity + (", static" if row.scales == "static" else ""), *_cost(row)]
+        for row in found.sites
+        if row.applicable
+    ]
+    columns = ("site", "type", "scale per", "perplexity", "cost in nats")
+    return Table("Simulated quantisation, all blocks", columns, rows, words=3)
+
+
+def _block_table(found: Quantisation) -> Table:
+    rows = sorted((row for row in found.blocks if row.blocks), key=lambda row: -row.loss_difference_nats.value)
+    return Table(
+        f"{found.worst_kind}, int8 per tensor: one block alone",
+        ("block", "perplexity", "cost in nats"),
+        [[placed((row.blocks or [0])[0]), *_cost(row)] for row in rows],
+        ["strong" if (row.blocks or [0])[0] in found.worst_blocks else "dim" for row in rows],
+        most=WORST,
+    )
+
+
+def _remedies(found: Quantisation) -> list[Table]:
+    rows = [[row.remedy or NONE, *_cost(row)] for row in found.remedies if row.applicable]
+    return [Table("What mends it, in all blocks", ("remedy", "perplexity", "cost in nats"), rows)] if rows else []
+
+
+def _cost(row: Damage) -> tuple[str, str]:
+    return number(row.perplexity.value), cost_text(row.loss_difference_nats)
+
+
+def _tokens(record: Interventions) -> list[Table]:
+    """Tokens to keep in high precision, as rules."""
+    rows = [[_rule(rule), f"{rule['spikes']:,}", f"{rule['of']:,}"] for rule in record.recommendation.tokens]
+    return [Table("Tokens that spike, as rules", ("token", "spikes", "of"), rows)] if rows else []
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    if "position" in rule:
+        return f"position {rule['position']}"
+    return f"{shown(str(rule['text']))} (id {rule['token_id']}), later"
 
 
 def quantisation_figures(record: Interventions) -> list[Figure]:
@@ -31,10 +88,6 @@ def quantisation_figures(record: Interventions) -> list[Figure]:
     if found.applicable and found.blocks:
         figures.append(_blocks(record))
     return figures
-
-
-def cache_figures(record: Interventions) -> list[Figure]:
-    return [_cache(record)] if record.kv_cache.applicable and record.kv_cache.table else []
 
 
 def _damage(row: Damage) -> dict[str, Any]:
@@ -74,9 +127,10 @@ def _sites(record: Interventions) -> Figure:
         chart=layered(bars, ranges, height=max(140, 19 * len(rows))),
         rows=table(rows),
         caption="Simulated quantisation in all blocks: mean loss less that of the unquantised model, 95 % interval "
-        f"over {counted(n, 'sequence')}. {found.weights_note or ''} {conditions(record)}",
+        f"over {counted(n, 'sequence')}.",
+        conditions=conditions(record),
         alternative=f"Bars of {len(rows)} configurations; the dearest is {worst['configuration']} with "
-        f"{worst['cost']:+.2f} nats.",
+        f"{signed(worst['cost'])} nats.",
     )
 
 
@@ -97,53 +151,14 @@ def _blocks(record: Interventions) -> Figure:
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["worst", "other"], range=["diamond", "circle"])),
         tooltip=_tips("block", "kind"),
     )
-    worst = listed(sorted(found.worst_blocks)) or "none"
+    worst = listed([placed(block) for block in sorted(found.worst_blocks)]) or "none"
     return Figure(
         name="quantisation_blocks",
         title=f"Which blocks of {found.worst_kind} break int8",
         chart=layered(ranges, points, height=HEIGHT - 60),
         rows=table(rows),
         caption=f"Int8 with one scale per tensor at the input of {found.worst_kind}, one block at a time; marked "
-        f"blocks do a notable share of the damage: {worst}. 95 % intervals over sequences. {conditions(record)}",
+        f"blocks do a notable share of the damage: {worst}. 95 % intervals over sequences.",
+        conditions=conditions(record),
         alternative=f"Cost of quantising one block at a time; blocks that stand out: {worst}.",
-    )
-
-
-def _cache(record: Interventions) -> Figure:
-    found = record.kv_cache
-    rows: Rows = [
-        {
-            "window": row.window, "kept": row.keep,
-            "line": f"window {row.window}" + (", not the first" if row.first else ""),
-            "perplexity": row.perplexity.value, "low": row.perplexity.low, "high": row.perplexity.high,
-        }
-        for row in found.table
-        if row.window is not None
-    ]  # fmt: skip
-    lines = list(dict.fromkeys(row["line"] for row in rows))
-    base = drawing().encode(
-        alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
-        alt.Y("perplexity:Q", title="perplexity", scale=log_scale(row["perplexity"] for row in rows)),
-        alt.Color("line:N", title=None, scale=colours(lines), legend=line_legend()),
-    )
-    tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),
-            alt.Tooltip("high:Q", format=".4~g")]  # fmt: skip
-    full = next((row.perplexity.value for row in found.table if row.window is None), None)
-    source = (record.provenance.settings.get("cache_tokens") or {}).get("source")
-    of = f" of {source}" if source else ""
-    kept = "none tried is enough" if found.keep is None else f"keep {found.keep}"
-    return Figure(
-        name="kv_cache",
-        title="How many first tokens a KV cache must keep",
-        chart=layered(
-            base.mark_line(strokeWidth=2).encode(alt.StrokeDash("line:N", title=None, scale=dashes(lines))),
-            base.mark_point(filled=True, size=45, opacity=1).encode(tooltip=tips),
-            height=HEIGHT - 40,
-        ),
-        rows=table(rows),
-        caption=f"Perplexity with a streaming cache of so many tokens, so many of them the first ones; full attention: "
-        f"{number(full)}. Rule: {kept}, the fewest within {found.tolerance_nats:g} nats of the best at the largest "
-        f"window. "
-        f"{found.sequences} × {found.tokens} tokens{of}; {name(record.provenance.model)}.",
-        alternative=f"Perplexity by kept tokens and window; {kept}; full attention has {number(full)}.",
     )

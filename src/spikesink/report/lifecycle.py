@@ -1,9 +1,13 @@
 """The life cycle of a spike: what is in the residual stream after each block, and what each block writes. Figure 1."""
 
+import math
+
 import altair as alt
 
 from spikesink.records import Anatomy, Peak
-from spikesink.report.charts.base import (
+from spikesink.report.conditions import conditions
+from spikesink.report.document import Section
+from spikesink.report.drawing import (
     BLUE,
     GREEN,
     GREY,
@@ -11,6 +15,7 @@ from spikesink.report.charts.base import (
     ORANGE,
     Figure,
     Rows,
+    Sketch,
     block_axis,
     colours,
     dashes,
@@ -23,10 +28,39 @@ from spikesink.report.charts.base import (
     step_marks,
     table,
 )
-from spikesink.report.conditions import conditions
-from spikesink.report.words import blocks, number, percent
+from spikesink.report.format import blocks, number, percent, placed
 
 RANKS = ("largest", "second", "third", "median")
+
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def lifecycle_part(record: Anatomy) -> Section:
+    """What the life cycle of the record says."""
+    return Section(
+        "lifecycle",
+        "Life cycle of the largest activations",
+        "Each block adds its write to the residual stream: few blocks make a spike, the ones between carry it along, "
+        "few take it away.",
+        figures=lifecycle_figures(record),
+        label="Life cycle",
+    )
+
+
+def _sketch(record: Anatomy) -> Sketch:
+    """Largest magnitude after each block on a logarithmic scale, the step blocks marked below."""
+    summary = record.summary
+    peaks = [(cycle.block, cycle.resid_top3[0].value) for cycle in record.lifecycle.blocks if cycle.resid_top3]
+    levels = [math.log10(max(value, 1e-3)) for _, value in peaks]
+    low, span = min(levels), max(max(levels) - min(levels), 1e-9)
+    curve = "".join(BARS[1 + round((level - low) / span * (len(BARS) - 2))] for level in levels)
+    ups, downs = summary.step_up_blocks, summary.step_down_blocks
+    marks = [("▲", "green") if b in ups else ("▼", "red") if b in downs else (" ", "") for b, _ in peaks]
+    values = [value for _, value in peaks]
+    course = " to ".join(number(value, 4) for value in (values[0], max(values), values[-1]))
+    where = f"largest |h| after blocks {peaks[0][0]} to {peaks[-1][0]}: {course} (log scale)"
+    return [[(curve, "cyan")], marks, [(where, "dim")]]
 
 
 def lifecycle_figures(record: Anatomy) -> list[Figure]:
@@ -45,13 +79,16 @@ def _residual(record: Anatomy) -> Figure:
     return Figure(
         name="lifecycle_residual",
         wide=True,
+        key=True,
+        sketch=_sketch(record),
         title="After each block: the largest magnitudes in the residual stream",
         chart=_lines(rows, record, "magnitude in the residual stream"),
         rows=table(rows),
         caption="The three channels with the largest magnitude over all tokens after each block, and the median "
-        f"magnitude; logarithmic. {_marked(record)} {conditions(record)}",
+        f"magnitude; logarithmic. {_marked(record)}",
+        conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest magnitude is "
-        f"{number(peak.spike)} in channel {peak.spike_channel} after block {peak.spike_block}; "
+        f"{number(peak.spike)} in channel {peak.spike_channel} after block {placed(peak.spike_block)}; "
         f"step-up: {blocks(peak.step_up_blocks)}; step-down: {blocks(peak.step_down_blocks)}.",
     )
 
@@ -68,9 +105,10 @@ def _write(record: Anatomy) -> Figure:
         chart=_lines(rows, record, "magnitude of the block's write"),
         rows=table(rows),
         caption="The same of what each block adds to the residual stream. A spike that few blocks make and others take "
-        f"away shows as few high points here and a plateau above. {_marked(record)} {conditions(record)}",
+        f"away shows as few high points here and a plateau above. {_marked(record)}",
+        conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest write is "
-        f"{number(top['magnitude'])} in channel {top['channel']}, by block {top['block']}.",
+        f"{number(top['magnitude'])} in channel {top['channel']}, by block {placed(top['block'])}.",
     )
 
 
@@ -129,8 +167,8 @@ def _shares(record: Anatomy) -> Figure:
         rows=table(rows),
         caption=f"Signed contribution of each block on the spike channels at {rule.tokens} spike tokens, as a share of "
         f"the plateau ({number(rule.plateau)}). At least {percent(rule.share_min)} up to block "
-        f"{record.spikes.verdict_block} is step-up, at most −{percent(rule.share_min)} after it step-down. "
-        f"{conditions(record)}",
+        f"{placed(record.spikes.verdict_block)} is step-up, at most −{percent(rule.share_min)} after it step-down.",
+        conditions=conditions(record),
         alternative="Bar chart of each block's share of the plateau; the step blocks are "
         + ", ".join(f"{row['block']} ({row['share']:+.0%})" for row in rows if row["block"] in steps)
         + ".",

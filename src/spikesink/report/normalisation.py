@@ -4,7 +4,9 @@ import altair as alt
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import (
+from spikesink.report.conditions import conditions
+from spikesink.report.document import Merit, Section
+from spikesink.report.drawing import (
     BLUE,
     HEIGHT,
     ORANGE,
@@ -19,17 +21,48 @@ from spikesink.report.charts.base import (
     step_marks,
     table,
 )
-from spikesink.report.conditions import conditions
-from spikesink.report.words import counted, number, percent
+from spikesink.report.format import counted, number, percent, placed
 
 KINDS = ("spike tokens", "other tokens")
 
 
+def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Section:
+    """What the normalisation's section of the record says."""
+    implicit = section.implicit
+    at = _at(section)
+    merits = [
+        Merit("explained by the mean of other prompts", implicit.explained_spike, "%",
+              note=f"of a spike token's normed state; others {percent(implicit.explained_other)}"),
+    ]  # fmt: skip
+    if at is not None:
+        where = f"after block {placed(at.block)}"
+        merits += [
+            Merit("energy in the spike channels", at.spike.energy_share, "%",
+                  note=f"{where}; others {percent(at.other.energy_share)}"),
+            Merit("cosine between prompts", at.spike.cosine_across,
+                  note=f"{where}; others {number(at.other.cosine_across)}"),
+        ]  # fmt: skip
+    return Section(
+        "normalisation",
+        "What normalisation makes of it",
+        "Behind the norm a spike is bounded and sparse: the token becomes nearly the same vector everywhere, "
+        "an implicit parameter.",
+        merits=merits,
+        figures=normalisation_figures(record, section),
+    )
+
+
+def _at(section: sections.Normalisation) -> sections.NormalisationBlock | None:
+    """The block that is spoken of: where the implicit parameter was read, else the last."""
+    found = next((block for block in section.blocks if block.block == section.implicit.block), None)
+    return found or (section.blocks[-1] if section.blocks else None)
+
+
 def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> list[Figure]:
-    if not section.blocks:
+    at = _at(section)
+    if at is None:
         return []
-    at = next((block for block in section.blocks if block.block == section.implicit.block), section.blocks[-1])
-    where = f"after block {at.block}"
+    where = f"after block {placed(at.block)}"
     cosine = _figure(
         record, section, "norm_cosine", "cosine_across", "cosine between prompts",
         "Spike tokens become the same vector in every prompt",
@@ -78,6 +111,7 @@ def _figure(
         ),
         rows=table(rows),
         caption=f"{found} Residual after each block, seen through the model's {section.norm} without its scale; "
-        f"{last.spike.tokens} spike and {last.other.tokens} other tokens. {conditions(record)}",
+        f"{last.spike.tokens} spike and {last.other.tokens} other tokens.",
+        conditions=conditions(record),
         alternative=f"Line chart by block. {found}",
     )

@@ -1,4 +1,4 @@
-"""What all charts share: the figure, the palette, the looks of page and paper."""
+"""Charts as Altair specifications, interactive on the page and a paper's figure as files: what they all share."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +53,8 @@ DARK = config(ink="#e8ebf0", dim="#a3acba", grid="#2c3440")
 PAPER = config(ink="#000000", dim="#444444", grid="#e6e6e6", font="Helvetica, 'Liberation Sans', Arial, sans-serif")
 
 Rows = list[dict[str, Any]]
+Sketch = Sequence[Sequence[tuple[str, str]]]
+"""Lines of (text, style as rich names it)."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,17 @@ class Figure:
     """Made of `drawing()`s: `rows` are put under it when it is written."""
     rows: Rows
     caption: str
-    """How to read it, with n and conditions."""
+    """How to read it, with n."""
     alternative: str
     """What the chart shows, in words, for who does not see it."""
+    conditions: str = ""
+    """Model, tokens and the like, for where the chart stands alone; a page says them once."""
     wide: bool = False
     """Whether it needs the page's whole width."""
+    key: bool = False
+    """Whether it is shown where there is room for one or two only, as in a notebook."""
+    sketch: Sketch = ()
+    """The chart in characters, for a terminal; nothing where that says less than the words."""
 
     def spec(self, width: int | str = "container") -> dict[str, Any]:
         """The Vega-Lite specification without its rows, which the reader adds to its `datasets` as `rows`."""

@@ -4,14 +4,86 @@ from typing import Any
 
 import altair as alt
 
-from spikesink.records.interventions import InterventionRow, Interventions
-from spikesink.report.charts.base import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
+from spikesink.records.interventions import Estimate, InterventionRow, Interventions
 from spikesink.report.conditions import conditions
-from spikesink.report.words import counted
+from spikesink.report.document import Section, Table
+from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
+from spikesink.report.format import NONE, counted, listed, number, percent, signed
 
 KINDS = ("intervention", "control of the same size")
 CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(datum.label, ' / ')[1]"
 """A control's label without the intervention's, which stands above it."""
+
+
+def interventions_part(record: Interventions) -> Section:
+    """What each intervention, control and the verdict say."""
+    return Section(
+        "interventions",
+        "Remove one, keep the rest",
+        "What the model loses when spikes or sinks go, with a random control of the same size for each.",
+        figures=intervention_figures(record),
+        tables=[_answers(record), _table(record)],
+        note=_refused(record),
+        label="Interventions",
+    )
+
+
+def _table(record: Interventions) -> Table:
+    """Every intervention that applies with its controls below it."""
+    columns = ("intervention", "perplexity", "cost in nats", "sink ratio", "sinks left", "plateau left", "spike tokens")
+    shown = [row for row in record.interventions if row.applicable]
+    settings = record.provenance.settings
+    return Table(
+        "Remove one, keep the rest", columns, [[_label(row), *_numbers(row)] for row in shown],
+        ["control" if row.control_of else "strong" if row.name == "baseline" else "" for row in shown],
+        note=f"Cost: mean loss less the baseline's on the same tokens, with its 95 % bootstrap interval over "
+        f"{counted(settings['evaluated_sequences'], 'sequence')}. Indented: random controls of the same size, "
+        f"{settings['draws']} draws. Plateau: largest magnitude between the step blocks, of the baseline's. Spike "
+        "tokens: how many spike, per sequence.",
+        brief=("intervention", "perplexity", "cost in nats", "sink ratio", "plateau left", "spike tokens"),
+    )  # fmt: skip
+
+
+def _label(row: InterventionRow) -> str:
+    return row.name.split("/")[1].replace("_", " ") if row.control_of else row.name
+
+
+def _numbers(row: InterventionRow) -> list[str]:
+    cost, perplexity = row.loss_difference_nats, row.perplexity
+    shares = [value.value if value else None for value in (row.sink_ratio, row.sink_ratio_kept, row.plateau_kept)]
+    return [
+        number(perplexity.value if perplexity else None),
+        NONE if row.name == "baseline" or cost is None else cost_text(cost),
+        *map(percent, shares),
+        number(row.spike_tokens),
+    ]
+
+
+def cost_text(cost: Estimate) -> str:
+    """+11.3 [+11.29, +11.31], under a heading that says nats."""
+    return f"{signed(cost.value)} [{signed(cost.low)}, {signed(cost.high)}]"
+
+
+def _refused(record: Interventions) -> str:
+    """What does not apply, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in record.interventions:
+        if not row.applicable and row.control_of is None:
+            reasons.setdefault(row.reason or "", []).append(row.name)
+    return " ".join(f"Does not apply, since {reason}: {listed(names, 12)}." for reason, names in reasons.items())
+
+
+def _answers(record: Interventions) -> Table:
+    """The questions of the double dissociation, with what decided."""
+    found = record.dissociation
+    answers = (found.sinks_need_spikes, found.spikes_need_sinks, found.constant_suffices)
+    return Table(
+        f"Verdict: {found.verdict}",
+        ("question", "answer", "because"),
+        [[item.question, item.answer, item.reason] for item in answers],
+        words=3,
+        aside=" ".join(found.rules.get("in_words", [])),
+    )
 
 
 def intervention_figures(record: Interventions) -> list[Figure]:
@@ -54,14 +126,16 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
     return Figure(
         name="interventions_cost",
         wide=True,
+        key=True,
         title="What each intervention costs",
         chart=layered(zero, bars, points, height=max(120, 22 * len(rows))),
         rows=table(rows),
         caption=f"Mean loss less the baseline's on the same tokens, 95 % bootstrap interval over "
         f"{counted(n, 'sequence')}; grey: random controls of the same size, mean over "
-        f"{record.provenance.settings['draws']} draws. {conditions(record)}",
+        f"{record.provenance.settings['draws']} draws.",
+        conditions=conditions(record),
         alternative=f"Costs of {len(rows)} interventions and controls; the dearest is {worst['name']} with "
-        f"{worst['cost']:+.2f} nats. The table below has every number.",
+        f"{signed(worst['cost'])} nats. The table below has every number.",
     )
 
 
@@ -104,7 +178,8 @@ def _plane(record: Interventions, rows: Rows) -> Figure:
         ),
         rows=table(rows),
         caption="Left: spikes gone; below: sinks gone; the corner at 100 %: both as they were. "
-        f"Verdict: {record.dissociation.verdict}. {conditions(record)}",
+        f"Verdict: {record.dissociation.verdict}.",
+        conditions=conditions(record),
         alternative="Scatter of the sink ratio that is left against the spike plateau that is left. "
         + record.dissociation.sentence,
     )

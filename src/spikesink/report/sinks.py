@@ -1,15 +1,70 @@
 """Which heads sink: the layer x head map, and one head's importance by position."""
 
+import math
+
 import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy, SinkHead
-from spikesink.report.charts.base import BLUE, HEIGHT, ORANGE, RAMP, Figure, Rows, drawing, inline, layered, table
 from spikesink.report.conditions import conditions
-from spikesink.report.words import number, percent
+from spikesink.report.document import Merit, Section
+from spikesink.report.drawing import BLUE, HEIGHT, ORANGE, RAMP, Figure, Rows, Sketch, drawing, inline, layered, table
+from spikesink.report.format import number, percent, placed
+from spikesink.report.geometry import plane_chart, plane_rows
 
 PICKED = "picked"
 """Name of the chart's parameter that holds the id of the head that was clicked."""
+
+
+SHADES = " ·░▒▓█"
+MAP_ROWS = 32
+"""Rows of the sketched map; models with more heads show the strongest of several in one row."""
+
+
+def sinks_part(record: Anatomy) -> Section:
+    """What the sinks of the record say."""
+    summary, sinks = record.summary, record.sinks
+    metrics = f"sun2026 {percent(summary.sink_ratio_sun2026)}, first key alone {percent(summary.sink1_gu2025)}"
+    uniform = f"uniform attention gives {number(sinks.uniform_first_key)}"
+    merits = [
+        Merit("sink ratio, gu2025", summary.sink_ratio_gu2025, "%", note=metrics),
+        Merit("importance of the first key", sinks.first_key_importance, note=uniform),
+    ]
+    if sinks.virtual_mass is not None:
+        merits.append(Merit("attention on virtual keys", sinks.virtual_mass, "%", note="counted apart"))
+    return Section(
+        "sinks",
+        "Where attention sinks",
+        "Click a cell, or choose a head with the fields below the map, to see what is known of that head.",
+        merits=merits,
+        figures=[sink_map(record), head_importance(record), *head_plane(record)],
+        label="Sink heads",
+        part="heads",
+        content=sorted({head.block for head in sinks.heads}),
+    )
+
+
+def _sketch(record: Anatomy) -> Sketch:
+    """Head x layer map: shade = largest importance over the first half of the keys, sink heads in colour."""
+    layers: dict[int, list[SinkHead]] = {}
+    for head in record.sinks.heads:
+        layers.setdefault(head.block, []).append(head)
+    n_heads = max(len(heads) for heads in layers.values())
+    per_row = math.ceil(n_heads / MAP_ROWS)
+    lines = []
+    for start in range(0, n_heads, per_row):
+        groups = [heads[start : start + per_row] for heads in layers.values()]
+        lines.append([(f"{start:>3} ", "dim"), *[_cell(group) for group in groups]])
+    blocks = list(layers)
+    legend = f"    head (down) by attention block {blocks[0]} to {blocks[-1]} (across);"
+    shades = f"    shade = importance {' '.join(SHADES[1:])} up to 1, colour = sink head"
+    return [*lines, [(legend, "dim")], [(shades, "dim")]]
+
+
+def _cell(group: list[SinkHead]) -> tuple[str, str]:
+    strongest = max((head.max_importance for head in group), default=0.0)
+    shade = SHADES[min(len(SHADES) - 1, int(strongest * len(SHADES)))]
+    return shade, "magenta" if any(head.is_sink for head in group) else "dim"
 
 
 def head_id(block: int, head: int) -> str:
@@ -58,14 +113,17 @@ def sink_map(record: Anatomy) -> Figure:
     return Figure(
         name="sink_map",
         wide=True,
+        key=True,
+        sketch=_sketch(record),
         title="Which heads sink",
         chart=layered(cells, dots, height=min(520, max(120, 20 * heads))),
         rows=table(rows),
         caption="Colour: largest importance of a key in the first half, averaged over sequences (1 = all attention). "
         f"Dot: a sink head under {record.sinks.metric}, ε = {record.sinks.epsilon:g}, in at least "
-        f"{percent(record.sinks.sink_rate_min)} of the sequences. {conditions(record)}",
+        f"{percent(record.sinks.sink_rate_min)} of the sequences.",
+        conditions=conditions(record),
         alternative=f"Map of {summary.head_count} heads by block; {summary.sink_head_count} are sink heads. The "
-        f"strongest is head {strongest.head} of block {strongest.block} with importance "
+        f"strongest is head {strongest.head} of block {placed(strongest.block)} with importance "
         f"{number(strongest.max_importance)}. The fields below the map pick a head without a mouse.",
     )
 
@@ -94,10 +152,30 @@ def head_importance(record: Anatomy) -> Figure:
     limit = alt.Chart(inline([{"limit": record.sinks.epsilon}])).mark_rule(strokeDash=[4, 3], color=ORANGE)
     return Figure(
         name="head_importance",
-        title=f"Importance by key position: block {head.block}, head {head.head}",
+        title=f"Importance by key position: block {placed(head.block)}, head {head.head}",
         chart=layered(bars, limit.encode(alt.Y("limit:Q")), height=HEIGHT - 80),
         rows=rows,
-        caption=f"Mean attention that each key gets, α_k = (1/T) Σ_t A[t, k]; dashed: ε = {record.sinks.epsilon:g}. "
-        f"{conditions(record)}",
+        caption=f"Mean attention that each key gets, α_k = (1/T) Σ_t A[t, k]; dashed: ε = {record.sinks.epsilon:g}.",
+        conditions=conditions(record),
         alternative=f"Bar chart of importance over {len(rows)} key positions for one head.",
     )
+
+
+def head_plane(record: Anatomy) -> list[Figure]:
+    """The plane of the strongest head, from the points that every head has; on the page, of the picked head."""
+    if "geometry.head_points" not in record.arrays:
+        return []
+    strongest = strongest_head(record)
+    row = int(np.nonzero(record.arrays["geometry.head_blocks"] == strongest.block)[0][0])
+    rows = plane_rows(record.arrays["geometry.head_points"][row, strongest.head], record.arrays["geometry.head_kinds"])
+    figure = Figure(
+        name="head_plane",
+        title=f"Queries and keys: block {placed(strongest.block)}, head {strongest.head}",
+        chart=plane_chart(),
+        rows=rows,
+        caption="Before the rotary embedding, in the plane of their two principal components: "
+        f"{len(rows)} of the head's queries, sink keys and other keys.",
+        conditions=conditions(record),
+        alternative="Scatter of queries, sink keys and other keys of one head.",
+    )
+    return [figure]

@@ -1,4 +1,4 @@
-"""A study in charts: where the variants stand, what the paper has, learning curves, scaling."""
+"""The charts of a study: where the variants stand, what the paper has, learning curves, scaling."""
 
 import re
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import altair as alt
 import numpy as np
 
 from spikesink.records.study import StudyRecord, VariantRow
-from spikesink.report.charts.base import (
+from spikesink.report.drawing import (
     BLUE,
     GREY,
     HEIGHT,
@@ -23,7 +23,7 @@ from spikesink.report.charts.base import (
     magnitude_axis,
     table,
 )
-from spikesink.report.words import counted, listed, number
+from spikesink.report.format import counted, listed, number
 
 CURVES = {
     "loss_nats": ("Training loss", "loss, nats", False),
@@ -99,11 +99,12 @@ def _plane(study: StudyRecord) -> Figure | None:
     return Figure(
         name=name_of(study, "plane"),
         wide=True,
+        key=True,
         title="Do spikes and sinks come apart?",
         chart=layered(rings.transform_filter(is_baseline), points, height=HEIGHT + 80),
         rows=table(rows),
-        caption="One point a seed: up, spikes; right, sinks. Ringed: the baseline, "
-        f"{study.baseline}. {conditions(study)}",
+        caption=f"One point a seed: up, spikes; right, sinks. Ringed: the baseline, {study.baseline}.",
+        conditions=conditions(study),
         alternative=f"Scatter of {counted(len(rows), 'run')} of {counted(len(variants), 'variant')}; the table has "
         "every number.",
     )
@@ -142,7 +143,8 @@ def _beside_paper(study: StudyRecord, metric: str) -> Figure | None:
         chart=layered(bars, points, height=max(110, 26 * len(order))),
         rows=table(rows),
         caption="Mean, lowest and highest seed, and the paper's single run. Models and data differ in size by "
-        f"orders of magnitude: compare the order and the ratio to the baseline, not the values. {conditions(study)}",
+        "orders of magnitude: compare the order and the ratio to the baseline, not the values.",
+        conditions=conditions(study),
         alternative=f"Dots of {PAPER[metric].lower()} by variant, ours and the paper's; the table has every number.",
     )
 
@@ -176,7 +178,8 @@ def _scaling(study: StudyRecord, metric: str) -> Figure | None:
         title=f"{PAPER[metric]} over size",
         chart=layered(line, points),
         rows=table(rows),
-        caption=f"One point a seed, the line through the means; logarithmic in parameters. {conditions(study)}",
+        caption="One point a seed, the line through the means; logarithmic in parameters.",
+        conditions=conditions(study),
         alternative=f"{PAPER[metric]} over parameters for {listed(families)}.",
     )
 
@@ -207,7 +210,8 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
         title=title,
         chart=layered(*layers),
         rows=table(rows),
-        caption=f"Mean over seeds{banded}. {conditions(study)}",
+        caption=f"Mean over seeds{banded}.",
+        conditions=conditions(study),
         alternative=f"Learning curves of {counted(len(variants), 'variant')}: {axis} over steps.",
     )
 

@@ -5,7 +5,9 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import (
+from spikesink.report.conditions import conditions
+from spikesink.report.document import Merit, Section, Table
+from spikesink.report.drawing import (
     BLUE,
     ORANGE,
     Figure,
@@ -20,12 +22,94 @@ from spikesink.report.charts.base import (
     magnitude_axis,
     table,
 )
-from spikesink.report.conditions import conditions
-from spikesink.report.words import number, percent
+from spikesink.report.format import number, percent, placed, quantity, shown
 
 BINS = 60
 PLACES = ("alone at position 0", "later, behind random items")
 TOKENS = ("first token", "later tokens")
+
+
+CLASSES = 3
+"""Early attention blocks whose classes of tokens are listed."""
+LISTED = 20
+
+
+def trigger_part(record: Anatomy, section: sections.Trigger) -> Section:
+    """What the trigger's section of the record says."""
+    tables = [_self_sinking(section)] if section.self_sinking else []
+    return Section(
+        "trigger",
+        "Which tokens trigger it",
+        "The first token attends only to itself, so attention is one fixed linear map there, whatever the token is.",
+        merits=_merits(section),
+        figures=trigger_figures(record, section),
+        tables=[*tables, _exceptions(section.probe)] if section.probe.exceptions else tables,
+        note=" ".join(_refusals(section)),
+    )
+
+
+def _count(probe: sections.VocabularyProbe) -> sections.ProbeCount:
+    return next(count for count in probe.counts if count.criterion == probe.criterion)
+
+
+def _merits(section: sections.Trigger) -> list[Merit]:
+    probe, count = section.probe, _count(section.probe)
+    merits = [
+        Merit("spike alone at position 0", count.first_ratio, "%",
+              note=f"of {probe.items:,} vocabulary items (above {number(count.threshold)})"),
+        Merit("behind random items", count.later_ratio, "%", note="of them: the control"),
+    ]  # fmt: skip
+    if section.first_token_map is not None and section.first_token_map.blocks:
+        last = section.first_token_map.blocks[-1]
+        note = f"the first token's state before block {placed(last.block)}; later tokens {number(last.before_later)}"
+        merits.append(Merit("|cos| with s*", last.before_first, note=note))
+    if section.self_sinking:
+        classes = {found.name: found for found in section.self_sinking[0].classes}
+        own, other = classes["delimiter"].self_attention, classes["other"].self_attention
+        note = f"in block {placed(section.self_sinking[0].block)}; other tokens {quantity(other.value)}"
+        merits.append(Merit("delimiters' self-attention", own.value, low=own.low, high=own.high, note=note))
+    return merits
+
+
+def _refusals(section: sections.Trigger) -> list[str]:
+    reasons = (("The first token's way to s*", section.first_token_reason),
+               ("Self-sinking of delimiters", section.self_sinking_reason))  # fmt: skip
+    return [f"{what} does not apply: {reason}." for what, reason in reasons if reason]
+
+
+def _self_sinking(section: sections.Trigger) -> Table:
+    """First tokens, delimiters and others in the first attention blocks."""
+    rows = [
+        [
+            placed(block.block), found.name, f"{found.tokens:,}", _interval(found.self_attention),
+            number(found.uniform), _interval(found.norm_magnitude), _interval(found.gamma_cosine),
+        ]
+        for block in (section.self_sinking or [])[:CLASSES]
+        for found in block.classes
+    ]  # fmt: skip
+    return Table(
+        "Self-sinking: who attends to itself in the first blocks",
+        ("block", "tokens", "n", "self-attention", "uniform", "normed magnitude", "cos with γ"),
+        rows, words=2, note="Means with 95 % bootstrap intervals over sequences.", brief=(),
+    )  # fmt: skip
+
+
+def _interval(found: sections.Interval) -> str:
+    return quantity(found.value, "", found.low, found.high)
+
+
+def _exceptions(probe: sections.VocabularyProbe) -> Table:
+    """Vocabulary items that do not spike alone at position 0."""
+    rows = [
+        [shown(item.text), f"{item.token_id}", number(item.value), number(item.embedding_norm)]
+        for item in probe.exceptions[:LISTED]
+    ]
+    some = f"; the first {len(rows)} are listed" if len(rows) < probe.exception_count else ""
+    return Table(
+        f"Items that do not spike alone at position 0: {probe.exception_count:,} of {probe.items:,}",
+        ("item", "id", "largest magnitude", "embedding norm"), rows, most=6,
+        note=f"Median embedding norm {number(probe.median_embedding_norm)}{some}.",
+    )  # fmt: skip
 
 
 def trigger_figures(record: Anatomy, section: sections.Trigger) -> list[Figure]:
@@ -56,7 +140,7 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
         alt.Color("place:N", title=None, scale=colours(PLACES, [ORANGE, BLUE])),
         tooltip=["place:N", alt.Tooltip("low:Q", format=".4~g"), alt.Tooltip("high:Q", format=".4~g"), "items:Q"],
     )  # fmt: skip
-    count = next(count for count in probe.counts if count.criterion == probe.criterion)
+    count = _count(probe)
     rule = alt.Chart(inline([{"low": count.threshold}])).mark_rule(strokeDash=[4, 3]).encode(alt.X("low:Q"))
     found = f"{percent(count.first_ratio)} of {probe.items:,} items spike alone at position 0 and "
     found += f"{percent(count.later_ratio)} at a later position"
@@ -66,7 +150,8 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
         chart=layered(bars, rule),
         rows=table(rows),
         caption=f"{found} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
-        f"{probe.block}, every item of the vocabulary. {conditions(record)}",
+        f"{probe.block}, every item of the vocabulary.",
+        conditions=conditions(record),
         alternative=f"Two histograms: {found}.",
     )
 
@@ -94,6 +179,7 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
         rows=table(rows),
         caption=f"Mean |cos| of the residual with s* of channel {found.channel} in block {found.step_block}: "
         f"{found.n_first} items alone at position 0, {found.n_later} ordinary later tokens; dashed: random directions "
-        f"({number(found.random_cosine)}). {conditions(record)}",
+        f"({number(found.random_cosine)}).",
+        conditions=conditions(record),
         alternative="Line chart of the cosine with s* over the early attention blocks, first token against later ones.",
     )

@@ -5,13 +5,41 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, drawing, layered, table
-from spikesink.report.charts.sink_map import strongest_head
 from spikesink.report.conditions import conditions
-from spikesink.report.words import interval, number, percent
+from spikesink.report.document import Merit, Section
+from spikesink.report.drawing import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, drawing, layered, table
+from spikesink.report.format import interval, number, percent, placed
 
 KINDS = ("query", "sink key", "other key")
 SHAPES = ("cross", "circle", "triangle-up")
+
+
+def geometry_part(record: Anatomy, section: sections.Geometry) -> Section:
+    """What the geometry's section of the record says."""
+    merits = []
+    if section.keys:
+        sink, other = _median_ranks(section)
+        merits.append(Merit("effective rank of sink keys", sink, note=f"median; as many other keys {number(other)}"))
+    for label, is_sink in (("logit gap of sink heads", True), ("logit gap of other heads", False)):
+        gaps = [gap for gap in section.gaps if gap.is_sink == is_sink]
+        if gaps:
+            gap, content, distance = (
+                float(np.mean([getattr(gap, name) for gap in gaps])) for name in ("gap", "content", "distance")
+            )
+            merits.append(Merit(label, gap, note=f"mean: content {number(content)} + distance {number(distance)}"))
+    return Section(
+        "geometry",
+        "Why queries find the sink",
+        "A head sinks when its queries lie closer to the sink's key than to the others. Before the rotary embedding.",
+        merits=merits,
+        figures=geometry_figures(record, section),
+    )
+
+
+def _median_ranks(section: sections.Geometry) -> tuple[float, float]:
+    """Of sink keys and of as many other keys, over KV heads."""
+    sink, other = (np.median([getattr(key, name) for key in section.keys]) for name in ("rank_sink", "rank_other"))
+    return float(sink), float(other)
 
 
 def geometry_figures(record: Anatomy, section: sections.Geometry) -> list[Figure]:
@@ -21,25 +49,6 @@ def geometry_figures(record: Anatomy, section: sections.Geometry) -> list[Figure
         *([_gaps(record, section)] if section.gaps else []),
         *([_ranks(record, section)] if section.keys else []),
     ]
-
-
-def head_plane(record: Anatomy) -> list[Figure]:
-    """The plane of the strongest head, from the points that every head has; on the page, of the picked head."""
-    if "geometry.head_points" not in record.arrays:
-        return []
-    strongest = strongest_head(record)
-    row = int(np.nonzero(record.arrays["geometry.head_blocks"] == strongest.block)[0][0])
-    rows = plane_rows(record.arrays["geometry.head_points"][row, strongest.head], record.arrays["geometry.head_kinds"])
-    figure = Figure(
-        name="head_plane",
-        title=f"Queries and keys: block {strongest.block}, head {strongest.head}",
-        chart=plane_chart(),
-        rows=rows,
-        caption="Before the rotary embedding, in the plane of their two principal components: "
-        f"{len(rows)} of the head's queries, sink keys and other keys. {conditions(record)}",
-        alternative="Scatter of queries, sink keys and other keys of one head.",
-    )
-    return [figure]
 
 
 def plane_chart() -> alt.LayerChart:
@@ -63,12 +72,13 @@ def _plane(record: Anatomy, section: sections.Geometry, plane: sections.KeyPlane
     what = "the strongest sink head" if plane.name == "sink_head" else "the head that sinks least"
     return Figure(
         name=f"plane_{plane.name}",
-        title=f"Queries and keys of {what} (block {plane.block}, head {plane.head})",
+        title=f"Queries and keys of {what} (block {placed(plane.block)}, head {plane.head})",
         chart=plane_chart(),
         rows=rows,
         caption=f"Before the rotary embedding, in the plane of their two principal components, which holds "
         f"{percent(plane.explained)} of the variance; importance {number(plane.importance)}; {len(rows)} of "
-        f"{len(points)} points drawn, from {section.sequences} sequences. {conditions(record)}",
+        f"{len(points)} points drawn, from {section.sequences} sequences.",
+        conditions=conditions(record),
         alternative=f"Scatter of queries, sink keys and other keys of {what}.",
     )
 
@@ -113,8 +123,8 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         chart=chart,
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
-        f"{interval(found.value, found.low, found.high)} over {found.n} heads (95 % bootstrap interval). "
-        f"{conditions(record)}",
+        f"{interval(found.value, found.low, found.high)} over {found.n} heads (95 % bootstrap interval).",
+        conditions=conditions(record),
         alternative=f"Scatter of importance against logit gap; rank correlation {number(found.value)}.",
     )
 
@@ -138,15 +148,15 @@ def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
     kinds = ("all sink keys", "of spike tokens")
     chart = _scatter("rank_other", "effective rank of as many other keys", "rank_sink", "effective rank of sink keys",
                      kinds, ("block", "kv_head", "kind", "n", "rank_sink", "rank_other"))  # fmt: skip
-    medians = [float(np.median([getattr(key, name) for key in section.keys])) for name in ("rank_sink", "rank_other")]
+    medians = _median_ranks(section)
     return Figure(
         name="key_ranks",
         title="Sink keys span few directions",
         chart=chart,
         rows=table(rows),
         caption="One point a KV head; effective rank is exp of the entropy of the singular values. Medians: sink keys "
-        f"{medians[0]:.1f}, as many other keys {medians[1]:.1f}; sinks are {section.sink_tokens.tokens} tokens. "
-        f"{conditions(record)}",
+        f"{medians[0]:.1f}, as many other keys {medians[1]:.1f}; sinks are {section.sink_tokens.tokens} tokens.",
+        conditions=conditions(record),
         alternative=f"Scatter of effective ranks: medians {medians[0]:.1f} for sink keys, {medians[1]:.1f} for others.",
     )
 

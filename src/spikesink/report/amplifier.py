@@ -5,7 +5,9 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.charts.base import (
+from spikesink.report.conditions import conditions
+from spikesink.report.document import Merit, Section, Table
+from spikesink.report.drawing import (
     BLUE,
     GREY,
     ORANGE,
@@ -21,18 +23,61 @@ from spikesink.report.charts.base import (
     magnitude_axis,
     table,
 )
-from spikesink.report.conditions import conditions
-from spikesink.report.words import listed, number
+from spikesink.report.format import listed, number, percent, placed
 
 NAMED = 8
 """Outliers that get their channel beside them."""
-DENSE = -2
+
+
+def amplifier_part(record: Anatomy, section: sections.Amplifier) -> Section:
+    """What the amplifier's section of the record says."""
+    return Section(
+        "amplifier",
+        "The amplifier",
+        "A gated FFN whose gate is near the identity is a quadratic form in each output channel, "
+        "h̃ᵀU_k h̃. A channel with an outlying ‖U_k‖ and one dominant eigenvalue turns one direction into a spike.",
+        merits=_merits(section),
+        figures=amplifier_figures(record, section),
+        tables=[_steps(section)] if section.steps else [],
+        note=f"No step block is taken apart: {section.steps_reason}." if section.steps_reason else "",
+    )
 
 
 def amplifier_figures(record: Anatomy, section: sections.Amplifier) -> list[Figure]:
     figures = [_norms(record, section)] if len(record.arrays.get("amplifier.norms", ())) else []
     spectra = _spectra(record, section)
     return [*figures, spectra] if spectra else figures
+
+
+def _merits(section: sections.Amplifier) -> list[Merit]:
+    strongest = [f"{item.channel} in block {placed(item.block)}, {number(item.frobenius)}" for item in section.outliers]
+    merits = [Merit("outlying channels", float(section.outlier_count), note="; ".join(strongest[:3]))]
+    for step in section.steps:
+        if step.channel == section.spike_channel:
+            first = step.rank_one_first
+            note = f"the next is {number(step.next_eigenvalue)}; rank one predicts {number(first.ratio)} × the true "
+            note += f"output at position 0 (n = {first.n})"
+            merits.append(Merit(f"λ* in block {step.block}", step.eigenvalue, note=note, digits=4))
+    return merits
+
+
+def _steps(section: sections.Amplifier) -> Table:
+    """The rank-one form of step FFNs against their true output."""
+    rows = [
+        [
+            placed(step.block), f"{step.channel}", number(step.eigenvalue), number(step.next_eigenvalue),
+            percent(step.share_of_spectrum), number(step.alignment_spike), number(step.alignment_other),
+            number(step.rank_one_spike.ratio), number(step.rank_one_spike.r2), number(step.quadratic_spike.ratio),
+        ]
+        for step in section.steps
+    ]  # fmt: skip
+    columns = ("block", "channel", "λ*", "next", "share of S²", "|cos|, spikes", "others", "rank 1 / true", "R²",
+               "quadratic / true")  # fmt: skip
+    n = section.steps[0].rank_one_spike.n
+    return Table(
+        "One direction predicts what the step FFNs write", columns, rows, brief=(),
+        note=f"λ*‖h̃‖²cos²(s*, h̃) against the true output, at {n} spike tokens. {section.erratum}",
+    )  # fmt: skip
 
 
 def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
@@ -75,7 +120,8 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
         caption="Line: median ‖U_k‖ over channels; band: 1st to 99th percentile; grey: the largest channel; orange: "
         f"outliers, at least {section.outlier_over_median_min:g} × the median of their block "
         f"({section.outlier_count} in all). From the weights alone, norm folded in; "
-        f"{norms.shape[1]} channels a block. {conditions(record)}",
+        f"{norms.shape[1]} channels a block.",
+        conditions=conditions(record),
         alternative=f"Norms of U_k by FFN block; outliers: {text or 'none'}.",
     )
 
@@ -117,6 +163,7 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
         chart=layered(chart),
         rows=table(rows),
         caption="The largest eigenvalues of S_k = (U_k + U_kᵀ)/2 of the spike channel, one line a block; "
-        f"orange: blocks {listed(shown, 12)}.{ended} From the weights alone. {conditions(record)}",
+        f"orange: blocks {listed(shown, 12)}.{ended} From the weights alone.",
+        conditions=conditions(record),
         alternative=f"Eigenvalue spectra of channel {spike}.{ended or ' No step block.'}",
     )

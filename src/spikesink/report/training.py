@@ -3,7 +3,8 @@
 import altair as alt
 
 from spikesink.records import TrainingRun
-from spikesink.report.charts.base import (
+from spikesink.report.document import Section, Statement
+from spikesink.report.drawing import (
     HEIGHT,
     Figure,
     Rows,
@@ -16,7 +17,7 @@ from spikesink.report.charts.base import (
     magnitude_axis,
     table,
 )
-from spikesink.report.words import listed, number
+from spikesink.report.format import listed, number, percent
 
 CURVES = {
     "loss": ("Training loss", "loss, nats", False),
@@ -29,6 +30,32 @@ POINTS = 400
 """Of a curve that are drawn; every n-th where there are more."""
 
 Runs = list[tuple[str, TrainingRun]]
+
+
+KEY = ("loss", "spikesink/max_over_median", "spikesink/sink_ratio")
+
+
+def training_part(record: TrainingRun) -> Section:
+    """Loss, spike and sinks while the model was trained."""
+    intro = f"{record.steps:,} steps, {record.tokens:,} tokens, {record.parameters:,} parameters."
+    return Section("training", "While it was trained", intro, figures=training_figures([(record.name, record)]))
+
+
+def training_statement(record: TrainingRun, alone: bool) -> Statement:
+    """How the run ended; where nothing else is known of the model, the command that scans it."""
+    text = f"{record.parameters:,} parameters, {record.steps:,} steps, {record.tokens:,} tokens; held-out loss "
+    text += f"{record.held_out_loss_nats:.3f} nats."
+    entropy, seen = record.provenance.tokens.get("entropy_nats"), record.anatomy
+    if entropy is not None:
+        text += f" No model can do better than {entropy:.3f} nats, the entropy of the data."
+    if "spike" in seen:
+        text += f" The monitor's last reading: largest magnitude {number(seen['spike'])}"
+        text += f", {number(seen['max_over_median'])} × the median" if "max_over_median" in seen else ""
+        text += f", sink ratio {percent(seen['sink_ratio'])}" if "sink_ratio" in seen else ""
+        text += "."
+    if alone:
+        text += " Its anatomy was not measured: spikesink scan RUN/model --tokens RUN/held_out.npy adds it."
+    return Statement("Training", text)
 
 
 def training_figures(runs: Runs) -> list[Figure]:
@@ -60,9 +87,11 @@ def _curve(runs: Runs, name: str) -> Figure | None:
     return Figure(
         name=f"training_{name.split('/')[-1]}",
         title=title,
+        key=name in KEY,
         chart=_lines("run", [run for run, _ in runs], axis, rows, logarithmic),
         rows=table(rows),
-        caption=f"At the end: {ends}. {_conditions(runs)}",
+        caption=f"At the end: {ends}.",
+        conditions=_conditions(runs),
         alternative=f"Line chart of {axis} over {rows[-1]['step']:,} steps; at the end {ends}.",
     )
 
@@ -80,7 +109,8 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
         title=title,
         chart=_lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
         rows=table(rows),
-        caption=f"One line a layer, counted from 0. {_conditions([(run, record)])}",
+        caption="One line a layer, counted from 0.",
+        conditions=_conditions([(run, record)]),
         alternative=f"Line chart of {title.lower()} over training.",
     )
 

@@ -1,15 +1,13 @@
-"""The page of one or several studies: the verdicts, the table beside the paper's, the charts."""
+"""What one or several studies say: the verdicts, the table beside the paper's, the charts."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow, VariantVerdict
-from spikesink.report import tables
-from spikesink.report.answer import Statement
-from spikesink.report.charts.study import conditions, name_of, study_figures
-from spikesink.report.model_page import provenance
-from spikesink.report.sections import Page, Section, Tile
-from spikesink.report.words import counted, listed, number, percent
+from spikesink.report.conditions import condition_table, line
+from spikesink.report.document import Document, Merit, Section, Statement, Table
+from spikesink.report.format import NONE, counted, listed, number, percent
+from spikesink.report.study_charts import conditions, name_of, study_figures
 
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "perplexity": ("perplexity", lambda value: number(value, 4)),
@@ -23,19 +21,18 @@ UNBOUNDED = 1e30
 """An interval's upper end from here on has no bound: some resample of the baseline was 0."""
 
 
-def study_page(studies: Sequence[StudyRecord]) -> Page:
+def study_document(studies: Sequence[StudyRecord]) -> Document:
     """Every study in its own sections."""
     titles = [f"{study.study} at {study.preset}" for study in studies]
-    return Page(
+    return Document(
         kind="study",
         title=listed(titles, 4),
         lead=" ".join(study.about for study in studies),
         statements=[statement for study in studies for statement in study_statements(study, len(studies) > 1)],
-        tiles=_tiles(studies),
+        merits=_merits(studies),
         sections=[section for study in studies for section in _sections(study, len(studies) > 1)],
-        conditions=[
-            (title, tables.provenance_table(provenance(study))) for title, study in zip(titles, studies, strict=True)
-        ],
+        conditions=[(title, condition_table(study)) for title, study in zip(titles, studies, strict=True)],
+        condition=line(studies[0]) if len(studies) == 1 else "",
     )
 
 
@@ -75,14 +72,14 @@ def _effects_in_words(found: VariantVerdict) -> str:
     return f"{found.variant} ({', '.join(parts)})" if parts else found.variant
 
 
-def _tiles(studies: Sequence[StudyRecord]) -> list[Tile]:
+def _merits(studies: Sequence[StudyRecord]) -> list[Merit]:
     rows = [row for study in studies for row in study.rows]
     finished = sum(len(row.seeds) for row in rows)
     lost = sum(row.diverged + row.failed for row in rows)
     return [
-        Tile("variants", f"{len(rows)}", "with the baseline"),
-        Tile("runs finished", f"{finished}", f"{lost} diverged or failed"),
-        Tile("tokens seen", number(float(sum(row.tokens * len(row.seeds) for row in rows))), "in all runs"),
+        Merit("variants", f"{len(rows)}", note="with the baseline"),
+        Merit("runs finished", f"{finished}", note=f"{lost} diverged or failed"),
+        Merit("tokens seen", float(sum(row.tokens * len(row.seeds) for row in rows)), note="in all runs"),
     ]
 
 
@@ -91,7 +88,7 @@ def _sections(study: StudyRecord, several: bool) -> list[Section]:
 
     def section(name: str, heading: str, intro: str, **parts: object) -> Section:
         whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
-        return Section(name_of(study, f"section_{name}"), whole, intro, **parts)  # type: ignore[arg-type]
+        return Section(name_of(study, f"section_{name}"), whole, intro, label=heading, **parts)  # type: ignore[arg-type]
 
     figures = study_figures(study)
     curves = [figure for figure in figures if "_curve_" in figure.name]
@@ -108,11 +105,11 @@ def _sections(study: StudyRecord, several: bool) -> list[Section]:
     ]
 
 
-def _table(study: StudyRecord) -> tables.Table:
+def _table(study: StudyRecord) -> Table:
     columns = ["variant"]
     for name, (title, _) in METRICS.items():
         columns += [title, "paper"] if name in PAPER else [title]
-    return tables.Table(
+    return Table(
         "Mean ± standard deviation (seeds)", columns, [_row(row) for row in study.rows],
         ["strong" if row.variant == study.baseline else "" for row in study.rows],
         note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
@@ -126,29 +123,29 @@ def _row(row: VariantRow) -> list[str]:
     for name, (_, show) in METRICS.items():
         cells.append(_spread(row.measured.get(name), show))
         if name in PAPER:
-            cells.append(show(getattr(row.paper, name)) if row.paper else "–")
+            cells.append(show(getattr(row.paper, name)) if row.paper else NONE)
     return cells
 
 
 def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
     if found is None:
-        return "–"
+        return NONE
     sd = "" if found.sd is None else f" ± {percent(found.sd) if show is percent else number(found.sd, 2)}"
     return f"{show(found.mean)}{sd} ({found.n})"
 
 
-def _lines(study: StudyRecord) -> list[tables.Table]:
+def _lines(study: StudyRecord) -> list[Table]:
     """What has no figures, and why."""
     found = []
     if study.errors:
-        found.append(tables.Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
+        found.append(Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
     if study.left_out:
         rows = [[variant, reason] for variant, reason in study.left_out.items()]
-        found.append(tables.Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
+        found.append(Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
     return found
 
 
-def _verdicts(study: StudyRecord) -> list[tables.Table]:
+def _verdicts(study: StudyRecord) -> list[Table]:
     names = list(dict.fromkeys(effect.metric for found in study.verdicts for effect in found.effects))
     rows = [
         [found.variant, found.verdict, *[_effect(found.effects, name) for name in names]] for found in study.verdicts
@@ -161,15 +158,15 @@ def _verdicts(study: StudyRecord) -> list[tables.Table]:
     if rows:
         header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
         title = "Variant over baseline, with its 95 % interval over seeds"
-        found.append(tables.Table(title, header, rows, words=2, note=f"Rules: {rules}."))
+        found.append(Table(title, header, rows, words=2, note=f"Rules: {rules}."))
     if claims:
-        found.append(tables.Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
-    return [*found, tables.Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
+        found.append(Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
+    return [*found, Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
 
 
 def _effect(effects: Sequence[Effect], metric: str) -> str:
     found = next((effect for effect in effects if effect.metric == metric), None)
     if found is None:
-        return "–"
+        return NONE
     high = number(found.high) if found.high < UNBOUNDED else "unbounded"
     return f"× {number(found.ratio)} [{number(found.low)}, {high}] {found.change}"

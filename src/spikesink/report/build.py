@@ -1,0 +1,38 @@
+"""From a record to its document."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spikesink.records import Anatomy, TrainingRun, VerificationRecord
+from spikesink.records.interventions import Interventions
+from spikesink.records.study import StudyRecord
+from spikesink.report.compare import compare_document
+from spikesink.report.conditions import name
+from spikesink.report.document import Document
+from spikesink.report.model import model_document
+from spikesink.report.runs import Model, Source, group, read_runs, read_studies
+from spikesink.report.study import study_document
+from spikesink.report.verification import verification_document
+
+
+def record_document(record: object) -> Document | None:
+    """What one record says; None for one of another kind."""
+    if isinstance(record, StudyRecord):
+        return study_document([record])
+    if isinstance(record, VerificationRecord):
+        return verification_document(record)
+    if isinstance(record, Anatomy | Interventions | TrainingRun):
+        title = record.name if isinstance(record, TrainingRun) else name(record.provenance.model)
+        model = Model(title)
+        model.add(Source(record, Path()))
+        return model_document(model)
+    return None
+
+
+def runs_document(paths: Sequence[Path]) -> Document:
+    """What the records in these folders say: a study's, one model's, or a comparison."""
+    studies = read_studies(paths)
+    if studies:
+        return study_document(studies)
+    models = group(read_runs(paths))
+    return model_document(models[0]) if len(models) == 1 else compare_document(models)

@@ -1,0 +1,95 @@
+"""How many first tokens a KV cache must keep."""
+
+import altair as alt
+
+from spikesink.records.interventions import Interventions, KeptSinks
+from spikesink.report.conditions import name
+from spikesink.report.document import Section, Table
+from spikesink.report.drawing import (
+    HEIGHT,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    line_legend,
+    log_scale,
+    table,
+)
+from spikesink.report.format import NONE, number
+from spikesink.report.interventions import cost_text
+
+
+def kv_cache_part(record: Interventions) -> Section:
+    """What a streaming cache of few tokens costs."""
+    found = record.kv_cache
+    return Section(
+        "kv-cache",
+        "KV cache: how many first tokens to keep",
+        "A cache that forgets the first tokens loses the keys that heads sink on.",
+        figures=[_cache(record)] if found.table else [],
+        tables=[_table(record)] if found.table else [],
+        note=found.note or "",
+        label="KV cache",
+    )
+
+
+def _table(record: Interventions) -> Table:
+    found = record.kv_cache
+    rows = [
+        [
+            "full" if row.window is None else f"{row.window}", _kept(row), number(row.perplexity.value),
+            NONE if row.window is None else cost_text(row.loss_difference_nats),
+        ]
+        for row in found.table
+    ]  # fmt: skip
+    styles = ["dim" if row.first else "strong" if row.keep == found.keep and row.window else "" for row in found.table]
+    title = f"Streaming KV cache, {found.sequences} × {found.tokens} tokens"
+    return Table(title, ("cache", "kept", "perplexity", "cost in nats"), rows, styles, words=2)
+
+
+def _kept(row: KeptSinks) -> str:
+    if row.keep is None:
+        return NONE
+    return f"{row.keep}, not the first" if row.first else f"{row.keep}"
+
+
+def _cache(record: Interventions) -> Figure:
+    found = record.kv_cache
+    rows: Rows = [
+        {
+            "window": row.window, "kept": row.keep,
+            "line": f"window {row.window}" + (", not the first" if row.first else ""),
+            "perplexity": row.perplexity.value, "low": row.perplexity.low, "high": row.perplexity.high,
+        }
+        for row in found.table
+        if row.window is not None
+    ]  # fmt: skip
+    lines = list(dict.fromkeys(row["line"] for row in rows))
+    base = drawing().encode(
+        alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
+        alt.Y("perplexity:Q", title="perplexity", scale=log_scale(row["perplexity"] for row in rows)),
+        alt.Color("line:N", title=None, scale=colours(lines), legend=line_legend()),
+    )
+    tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),
+            alt.Tooltip("high:Q", format=".4~g")]  # fmt: skip
+    full = next((row.perplexity.value for row in found.table if row.window is None), None)
+    source = (record.provenance.settings.get("cache_tokens") or {}).get("source")
+    of = f" of {source}" if source else ""
+    kept = "none tried is enough" if found.keep is None else f"keep {found.keep}"
+    return Figure(
+        name="kv_cache",
+        title="How many first tokens a KV cache must keep",
+        chart=layered(
+            base.mark_line(strokeWidth=2).encode(alt.StrokeDash("line:N", title=None, scale=dashes(lines))),
+            base.mark_point(filled=True, size=45, opacity=1).encode(tooltip=tips),
+            height=HEIGHT - 40,
+        ),
+        rows=table(rows),
+        caption=f"Perplexity with a streaming cache of so many tokens, so many of them the first ones; full attention: "
+        f"{number(full)}. Rule: {kept}, the fewest within {found.tolerance_nats:g} nats of the best at the largest "
+        f"window.",
+        conditions=f"{found.sequences} × {found.tokens} tokens{of}; {name(record.provenance.model)}.",
+        alternative=f"Perplexity by kept tokens and window; {kept}; full attention has {number(full)}.",
+    )

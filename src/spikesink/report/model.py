@@ -1,0 +1,121 @@
+"""What the records of one model say: the answer, the figures of merit, every part, what was not measured."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from spikesink import measures
+from spikesink.records import Anatomy, NotApplicable
+from spikesink.records.interventions import Interventions
+from spikesink.report.answer import answer, argument
+from spikesink.report.conditions import condition_table, line, sentence
+from spikesink.report.document import Document, Merit, Section, Unmeasured
+from spikesink.report.fields import fields_part
+from spikesink.report.format import counted, placed
+from spikesink.report.head_details import head_details
+from spikesink.report.interventions import interventions_part
+from spikesink.report.kv_cache import kv_cache_part
+from spikesink.report.lifecycle import lifecycle_part
+from spikesink.report.quantisation import quantisation_part
+from spikesink.report.runs import Model
+from spikesink.report.sinks import sinks_part
+from spikesink.report.spikes import spikes_part
+from spikesink.report.training import training_part
+
+
+def model_document(model: Model) -> Document:
+    """Everything that the records of one model hold."""
+    records: list[Any] = [source.record for source in model.sources]
+    return Document(
+        kind="model",
+        title=model.name,
+        lead=sentence(records[0].provenance),
+        statements=answer(model),
+        merits=_merits(model),
+        sections=[section for section in _sections(model) if not section.empty],
+        unmeasured=_unmeasured(model),
+        heads=head_details(model.anatomy) if model.anatomy is not None else None,
+        conditions=[(record.file, condition_table(record)) for record in records],
+        condition=line(records[0]),
+    )
+
+
+def _merits(model: Model) -> list[Merit]:
+    merits: list[Merit] = []
+    if model.anatomy is not None:
+        summary = model.anatomy.summary
+        where = f"channel {summary.spike_channel}, block {placed(summary.spike_block)}"
+        verdict = "has spikes" if summary.has_spikes else "no spikes"
+        heads = f"{summary.sink_head_count:,} of {counted(summary.head_count, 'head')}"
+        merits += [
+            Merit("largest magnitude", summary.spike, note=where),
+            Merit("over the median", summary.max_over_median, "×", note=verdict),
+            Merit("sink ratio", summary.sink_ratio, "%", note=heads),
+            Merit("perplexity", summary.perplexity, note="on these tokens", digits=4),
+        ]
+    if model.interventions is not None:
+        merits += _intervention_merits(model.interventions)
+    if model.training is not None:
+        merits.append(Merit("held-out loss", model.training.held_out_loss_nats, note="nats, end of training", digits=4))
+    return merits
+
+
+def _intervention_merits(record: Interventions) -> list[Merit]:
+    merits = []
+    zeroed = next((row for row in record.interventions if row.applicable and row.name == "zero_spikes"), None)
+    if zeroed is not None and zeroed.perplexity is not None:
+        merits.append(Merit("perplexity, spikes zeroed", zeroed.perplexity.value, note="see the interventions"))
+    if record.kv_cache.applicable and record.kv_cache.keep is not None:
+        merits.append(Merit("keep in the KV cache", str(record.kv_cache.keep), note="first tokens"))
+    return merits
+
+
+def _sections(model: Model) -> list[Section]:
+    sections: list[Section] = []
+    if model.anatomy is not None:
+        record = model.anatomy
+        sections += [lifecycle_part(record), sinks_part(record), spikes_part(record)]
+        sections += [_measured(record, name, section) for name, section in _further(record).items()]
+    if model.interventions is not None:
+        record = model.interventions
+        sections.append(interventions_part(record))
+        sections += [quantisation_part(record)] if record.quantisation.applicable else []
+        sections += [kv_cache_part(record)] if record.kv_cache.applicable else []
+    if model.training is not None:
+        sections.append(training_part(model.training))
+    return sections
+
+
+def _further(record: Anatomy) -> dict[str, Any]:
+    """Sections of further measures, typed or as read from a file, in the registry's order."""
+    found = {name: value for name, value in (record.model_extra or {}).items() if isinstance(value, BaseModel | dict)}
+    order = {name: index for index, name in enumerate(measures.measures())}
+    return dict(sorted(found.items(), key=lambda pair: order.get(pair[0], len(order))))
+
+
+def _measured(record: Anatomy, name: str, section: Any) -> Section:
+    """The part of one measure; where it has none of its own, all of its fields."""
+    known = measures.measures().get(name)
+    title = name.replace("_", " ").capitalize()
+    if isinstance(section, NotApplicable):
+        return Section(name, title, note=f"Does not apply to this model: {section.reason}.")
+    if known is None or known.part is None:
+        return fields_part(name, title, section)
+    return measures.resolve(known.part)(record, section)
+
+
+def _unmeasured(model: Model) -> list[Unmeasured]:
+    """What is missing, one line with its command for each kind."""
+    found: list[Unmeasured] = []
+    if model.anatomy is not None:
+        command = f"spikesink scan {argument(model.anatomy.provenance.model)}"
+        missing = [name for name in measures.measures() if name not in _further(model.anatomy)]
+        if missing:
+            found.append(Unmeasured(", ".join(missing), f"{command} --measure {','.join(missing)}"))
+    if model.interventions is not None:
+        command = f"spikesink intervene {argument(model.interventions.provenance.model)} --which all"
+        parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}
+        found += [
+            Unmeasured(name, command, section.reason or "") for name, section in parts.items() if not section.applicable
+        ]
+    return found
