@@ -82,7 +82,7 @@ def _merits(label: str, merits: list[Merit] | tuple[Merit, ...]) -> Grid:
         name = merit.label[0].upper() + merit.label[1:] if merit.label[:1].isascii() else merit.label
         text = Text(f"{name}: ").append(merit.text, "bold")
         if merit.note:
-            text.append(f" ({merit.note})", "dim")
+            text.append(f"; {merit.note}", "dim")
         grid.add_row(Text(label if index == 0 else ""), text)
     return grid
 
@@ -94,8 +94,9 @@ def _section(section: Section, width: int) -> list[RenderableType]:
     for figure in section.figures:
         if figure.sketch:
             lines = [Text.assemble(*[(text, style) for text, style in line]) for line in figure.sketch]
-            for line in lines:
-                line.no_wrap = True
+            for text, line in zip(lines, figure.sketch, strict=True):
+                # Words wrap, drawings do not.
+                text.no_wrap = any(style != "dim" for _, style in line)
             parts.append(_block(label if not parts else "", lines))
     if section.merits:
         parts.append(_merits(label if not parts else "", list(section.merits)))
