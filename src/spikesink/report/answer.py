@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from spikesink.positions import first_half
 from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions
 from spikesink.report.conditions import name
@@ -32,6 +33,8 @@ def _spikes(record: Anatomy) -> str:
     top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {placed(summary.spike_block)}"
     if not summary.has_spikes:
         rule = record.spikes
+        if rule.token_share_max is not None and (rule.token_share or 0) > rule.token_share_max and rule.reason:
+            return f"No spikes: {rule.reason}. The largest magnitude is {top}."
         return (
             f"No spikes. The largest magnitude is {top}. At most it is {number(summary.max_over_median)} × the median "
             f"and {number(rule.token_ratio)} × its own token's median; a spike needs {rule.max_over_median_min:g} × "
@@ -93,9 +96,9 @@ def _sinks(record: Anatomy) -> str:
 def _target(record: Anatomy) -> str:
     """On which key sink heads put most of their attention."""
     importance, rows = record.arrays["key_importance"], record.arrays["attention_blocks"].tolist()
-    half = max(1, importance.shape[-1] // 2)
+    keys = first_half(np.ones(importance.shape[-1], dtype=bool))
     places = Counter(
-        int(np.nanargmax(importance[rows.index(head.block), head.head, :half]))
+        int(np.nanargmax(importance[rows.index(head.block), head.head, keys]))
         for head in record.sinks.heads
         if head.is_sink
     )
