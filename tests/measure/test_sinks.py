@@ -1,12 +1,10 @@
 """Sink ratios on hand-made attention maps."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure, uniform_first_key
-from spikesink.observer import Batch, full_batch
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
 
 
 def feed(measure, weights, valid=None, rows=2, block=1):
@@ -16,19 +14,15 @@ def feed(measure, weights, valid=None, rows=2, block=1):
     measure.on_batch(full_batch(ids) if valid is None else Batch(ids, valid))
     seen = valid if valid is not None else torch.ones(batch, tokens, dtype=torch.bool)
     counts = torch.stack([seen[:, k:].sum(1) for k in range(tokens)], dim=1)
-    inputs = SimpleNamespace(
-        block=block,
-        query=torch.zeros(batch, heads, tokens, 3),
-        key=torch.zeros(batch, heads, tokens, 3),
-        queries_per_key=counts,
-    )
-    measure.on_attention(inputs)
+    states = torch.zeros(batch, heads, tokens, 3)
+    measure.on_attention(AttentionInputs(block, states, states, states, 1.0, None, lambda: counts))
     for start in range(0, tokens, rows):
         stop = min(start + rows, tokens)
         measure.on_attention_rows(
-            SimpleNamespace(
+            AttentionRows(
                 block=block, query_start=start, query_stop=stop, key_start=0, total_queries=tokens,
-                weights=weights[:, :, start:stop, :stop], virtual_mass=None,
+                weights=weights[:, :, start:stop, :stop], virtual_mass=None, value=states, output=states,
+                visible_rows=lambda: torch.ones(1),
             )
         )  # fmt: skip
 
@@ -102,3 +96,51 @@ def test_uniform_attention_is_no_sink_at_any_length():
 
 def test_uniform_first_key_by_hand():
     assert uniform_first_key(3) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_the_ratio_at_every_epsilon():
+    """Two heads in two sequences: alphas 0.5, 1, 0.25, 0.25 of the first key."""
+    one, other = torch.cat([one_hot(c, 4) for c in ([0, 0, 2, 3], [0, 1, 2, 3])], dim=1), one_hot([0] * 4, 4)
+    measure = SinkMeasure(SinkCriteria(epsilon=0.6))
+    feed(measure, torch.cat([one, torch.cat([other, one_hot([0, 1, 2, 3], 4)], dim=1)]))
+    result = measure.compute()
+    curve = {entry.epsilon: entry.sun2026 for entry in result.by_epsilon}
+    assert [curve[at] for at in (0.05, 0.2, 0.25, 0.45, 0.5, 0.95)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert result.ratio("sun2026") == curve[0.6] == 0.25
+
+
+@pytest.mark.parametrize("rows", [3, 8, 11, 40])
+def test_the_ratio_on_the_first_tokens_is_that_of_a_text_cut_there(rows):
+    """In row blocks that end before, at and behind the lengths that are counted."""
+    weights = torch.rand(2, 5, 40, 40, generator=torch.Generator().manual_seed(6)).pow(4).tril()
+    weights[:, :2, :, 0] += torch.linspace(0, 3, 40)
+    weights /= weights.sum(-1, keepdim=True)
+    measure = SinkMeasure(SinkCriteria(epsilon=0.25))
+    feed(measure, weights, rows=rows)
+    found = {entry.tokens: entry.sun2026 for entry in measure.compute().by_tokens}
+    assert list(found) == [8, 16, 32]
+    for tokens, ratio in found.items():
+        cut = SinkMeasure(SinkCriteria(epsilon=0.25))
+        feed(cut, weights[:, :, :tokens, :tokens])
+        assert ratio == cut.compute().ratio("sun2026")
+    assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(3, True), (9, True), (10, False)])
+def test_a_length_at_which_every_model_has_sinks_is_named(tokens, said):
+    weights = torch.ones(1, 2, tokens, tokens).tril()
+    measure = SinkMeasure()
+    feed(measure, weights / weights.sum(-1, keepdim=True))
+    result = measure.compute()
+    assert result.ratio("sun2026") == float(said)
+    assert (result.section().ratio_reason is not None) is said
+
+
+def test_left_padding_shifts_no_key():
+    """Two real queries of four, both on the first real key: its importance stands at rank 0."""
+    weights = one_hot([0, 0, 2, 2], 4)
+    measure = SinkMeasure()
+    feed(measure, weights, torch.tensor([[False, False, True, True]]))
+    result = measure.compute()
+    assert result.positions[1].tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    assert result.by_tokens == []

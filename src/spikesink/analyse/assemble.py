@@ -1,13 +1,11 @@
 """From what a scan found to the sections of its record."""
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from spikesink.analyse.scanned import Scanned
-from spikesink.measure.sinks import SinkResult, uniform_first_key
-from spikesink.records import BlockCycle, Lifecycle, SinkHead, Sinks, SpikeToken, StepRule, Summary
+from spikesink.records import BlockCycle, Lifecycle, SpikeToken, StepRule, Summary
 
 LISTED_TOKENS = 256
 """Spike tokens listed in the summary; all are counted."""
@@ -94,30 +92,6 @@ def lifecycle(scanned: Scanned) -> Lifecycle:
         reason=reason,
     )
     return Lifecycle(blocks=blocks, step_rule=rule, unrolled_sum_holds=not post_norm)
-
-
-def sinks(result: SinkResult) -> Sinks:
-    metric = result.criteria.metric
-    heads = [
-        SinkHead(
-            block=block,
-            head=head,
-            first_key_importance=float(result.first[block][head]),
-            max_importance=float(result.largest[block][head]),
-            sink_rate=float(rates[head]),
-            is_sink=bool(result.is_sink(block)[head]),
-        )
-        for block, rates in result.rates[metric].items()
-        for head in range(len(rates))
-    ]
-    virtual = None if result.virtual is None else float(np.concatenate(list(result.virtual.values())).mean())
-    return Sinks(
-        **asdict(result.criteria),
-        uniform_first_key=uniform_first_key(result.tokens),
-        first_key_importance=float(np.concatenate(list(result.first.values())).mean()),
-        virtual_mass=virtual,
-        heads=heads,
-    )
 
 
 def arrays(scanned: Scanned) -> dict[str, np.ndarray]:

@@ -45,8 +45,8 @@ def probe(accessed: AccessedModel, ids: Tensor, *, epsilon: float = 0.3, batch_s
         sequences=len(ids),
         peak={block: statistics.maximum for block, statistics in spikes.residuals.items()},
         median_sum={block: statistics.median_sum for block, statistics in spikes.residuals.items()},
-        sink_sum={block: sums.sun2026.numpy() for block, sums in sinks.blocks.items()},
-        first_sum={block: sums.first.numpy() for block, sums in sinks.blocks.items()},
+        sink_sum={block: sums.per_head["sun2026"].numpy() for block, sums in sinks.blocks.items()},
+        first_sum={block: sums.per_head["first"].numpy() for block, sums in sinks.blocks.items()},
     )
 
 

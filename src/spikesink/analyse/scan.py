@@ -61,7 +61,7 @@ def scan(
             "summary": assemble.summary(scanned),
             "lifecycle": assemble.lifecycle(scanned),
             "spikes": scanned.spike.verdict,
-            "sinks": assemble.sinks(scanned.sinks),
+            "sinks": scanned.sinks.section(),
             "provenance": _provenance(accessed, given, criteria, batch_size, measures),
             "timing": Timing.now(
                 load_s=load_s + accessed.load_s,

@@ -1,17 +1,28 @@
 """Attention sinks: importance of every key and the three sink ratios, streamed. Spec section 3; eq. 27-28."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spikesink.errors import InputError, did_you_mean
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
+from spikesink.positions import first_half, ranks
+from spikesink.records import SinkHead, SinkRatio, Sinks
+
 METRICS = ("sun2026", "gu2025")
+RATES = (*METRICS, "sink1_gu2025")
+EPSILONS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Thresholds at which the sink ratio is counted beside the chosen one."""
+SHORTEST = 8
+"""The sink ratio is also counted on the first 8, 16, 32, ... tokens: attention is causal, so that is what a scan of the
+text cut there would find."""
 
 
 @dataclass(frozen=True)
 class SinkCriteria:
-    """Named thresholds behind "sink head" and "has sinks"."""
+    """Named thresholds behind "sink head" and "has sinks". Raises InputError for what is out of range or unknown."""
 
     metric: str = "sun2026"
     epsilon: float = 0.3
@@ -21,6 +32,12 @@ class SinkCriteria:
     """Its mean importance must also beat this multiple of a uniform head's first key, which short sequences push above
     epsilon."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise InputError(f"epsilon is {self.epsilon}; expected a share of attention between 0 and 1, e.g. 0.3.")
+        if self.metric not in METRICS:
+            raise InputError(f"Unknown sink metric '{self.metric}'{did_you_mean(self.metric, METRICS)}")
+
 
 def uniform_first_key(tokens: int) -> float:
     """alpha_1 of a head that attends uniformly to the keys it sees: (1/T) sum_t 1/t."""
@@ -28,122 +45,145 @@ def uniform_first_key(tokens: int) -> float:
 
 
 @dataclass
-class HeadSums:
-    """Sums over sequences of one block, each (head,) in float64; `positions` (head, key)."""
+class BlockSums:
+    """Sums over sequences of one block, each (head,) in float64; `positions` (head, key), keys by rank."""
 
-    first: Tensor
-    largest: Tensor
-    sun2026: Tensor
-    gu2025: Tensor
-    sink1_gu2025: Tensor
-    virtual: Tensor
+    per_head: dict[str, Tensor]
+    above: dict[str, Tensor]
+    """By metric: how often a head of a sequence exceeds each of EPSILONS, (epsilon,)."""
+    shorter: dict[int, int]
+    """By number of tokens: heads of sequences that exceed epsilon there."""
     positions: Tensor
     sequences: int = 0
 
 
-@dataclass
-class _Running:
-    """Sums over the queries of one batch in one block: mass (batch, head, key), virtual (batch, head)."""
-
-    mass: Tensor
-    virtual: Tensor
-    queries_per_key: Tensor
-
-
-class SinkMeasure:
+class SinkMeasure(Observer):
     """Observer of attention rows: importance per key in O(batch x head x key), never a T x T map."""
 
     def __init__(self, criteria: SinkCriteria | None = None) -> None:
         self.criteria = criteria or SinkCriteria()
-        self.blocks: dict[int, HeadSums] = {}
+        self.blocks: dict[int, BlockSums] = {}
         self.has_virtual_keys = False
         self.longest = 0
+        self._any_padded = False
         self.sequence_sinks: list[float] = []
         """Sink heads of each sequence so far, under the chosen metric."""
-        self._valid: Tensor | None = None
-        self._padded = False
-        self._running: _Running | None = None
 
-    def on_batch(self, batch) -> None:
-        self._valid = batch.valid
+    def on_batch(self, batch: Batch) -> None:
+        super().on_batch(batch)
         self._padded = batch.padded
+        self._any_padded |= self._padded
         self.longest = max(self.longest, int(batch.valid.sum(1).max()))
         self.sequence_sinks += [0.0] * len(batch.valid)
 
-    def on_attention(self, inputs) -> None:
+    def on_attention(self, inputs: AttentionInputs) -> None:
         batch, heads = inputs.query.shape[:2]
-        device = inputs.query.device
-        self._running = _Running(
-            mass=torch.zeros(batch, heads, inputs.key.shape[2], device=device),
-            virtual=torch.zeros(batch, heads, device=device),
-            queries_per_key=inputs.queries_per_key,
-        )
+        self._mass = torch.zeros(batch, heads, inputs.key.shape[2], device=inputs.query.device)
+        self._virtual = torch.zeros(batch, heads, device=inputs.query.device)
+        self._queries_per_key = inputs.queries_per_key
+        self._shorter = [] if self._padded else _shorter(inputs.query.shape[2])
+        if inputs.block not in self.blocks:
+            zeros = {name: torch.zeros(heads, dtype=torch.float64) for name in ("first", "largest", "virtual", *RATES)}
+            above = {metric: torch.zeros(len(EPSILONS), dtype=torch.float64) for metric in METRICS}
+            empty = torch.zeros(heads, 0, dtype=torch.float64)
+            self.blocks[inputs.block] = BlockSums(zeros, above, {}, empty)
 
-    def on_attention_rows(self, rows) -> None:
-        assert self._running is not None and self._valid is not None
+    def on_attention_rows(self, rows: AttentionRows) -> None:
         weights = rows.weights
-        counted = self._valid[:, rows.query_start : rows.query_stop].to(weights.device)
+        counted = self.batch.valid[:, rows.queries].to(weights.device)
         if self._padded:
             weights = weights * counted[:, None, :, None]
-        self._running.mass[:, :, rows.key_start : rows.key_start + weights.shape[-1]] += weights.sum(2)
+        start = rows.query_start
+        shorter = [length for length in self._shorter if start < length <= rows.query_stop]
+        for stop in sorted({*shorter, rows.query_stop}):
+            self._mass[:, :, rows.keys] += weights[:, :, start - rows.query_start : stop - rows.query_start].sum(2)
+            if stop in shorter:
+                largest = self._mass[..., : max(1, stop // 2)].amax(-1).double() / stop
+                counts = self.blocks[rows.block].shorter
+                counts[stop] = counts.get(stop, 0) + int((largest > self.criteria.epsilon).sum())
+            start = stop
         if rows.virtual_mass is not None:
             self.has_virtual_keys = True
-            self._running.virtual += (rows.virtual_mass * counted[:, None]).sum(2)
+            self._virtual += (rows.virtual_mass * counted[:, None]).sum(2)
         if rows.query_stop == rows.total_queries:
-            self._finish(rows.block, self._running, self._valid.to(weights.device))
+            self._finish(rows.block, self.batch.valid.to(weights.device))
 
-    def _finish(self, block: int, running: _Running, valid: Tensor) -> None:
+    def _finish(self, block: int, valid: Tensor) -> None:
         """Turn the sums over queries of one block into alphas and count."""
         queries = valid.sum(1)[:, None]
-        mass = running.mass.double()
+        mass = self._mass.double()
         alpha = mass / queries[..., None]
-        alpha_gu = mass / running.queries_per_key.clamp(min=1)[:, None, :]
-        # Rank among real tokens: padding, left or right, neither counts as a key nor shifts the first half.
-        rank = valid.long().cumsum(1) - 1
-        first_half = (valid & (rank < (queries // 2).clamp(min=1)))[:, None]
-        first_key = (valid & (rank == 0))[:, None]
-        epsilon = self.criteria.epsilon
-        largest = alpha.masked_fill(~first_half, 0).amax(-1)
-        largest_gu = alpha_gu.masked_fill(~first_half, 0).amax(-1)
-        sums = self.blocks.setdefault(block, _zeros(alpha.shape[1]))
-        sums.first += (alpha * first_key).sum(-1).sum(0).cpu()
-        sums.largest += largest.sum(0).cpu()
-        sums.sun2026 += (largest > epsilon).double().sum(0).cpu()
-        sums.gu2025 += (largest_gu > epsilon).double().sum(0).cpu()
-        sums.sink1_gu2025 += ((alpha_gu * first_key).sum(-1) > epsilon).double().sum(0).cpu()
-        sums.virtual += (running.virtual.double() / queries).sum(0).cpu()
-        sums.positions = _added(sums.positions, alpha.sum(0).cpu())
-        sums.sequences += alpha.shape[0]
-        chosen = largest if self.criteria.metric == "sun2026" else largest_gu
-        self._count_sequences((chosen > epsilon).sum(1))
-
-    def _count_sequences(self, sinks: Tensor) -> None:
-        """Add one block's sink heads, (batch,), to the sequences of this batch."""
-        first = len(self.sequence_sinks) - len(sinks)
-        for row, count in enumerate(sinks.tolist()):
+        by_metric = {"sun2026": alpha, "gu2025": mass / self._queries_per_key.clamp(min=1)[:, None, :]}
+        half, first_key = first_half(valid)[:, None], (valid & (ranks(valid) == 0))[:, None]
+        largest = {metric: values.masked_fill(~half, 0).amax(-1) for metric, values in by_metric.items()}
+        epsilon, sums = self.criteria.epsilon, self.blocks[block]
+        per_head = {
+            "first": (alpha * first_key).sum(-1),
+            "largest": largest["sun2026"],
+            "virtual": self._virtual.double() / queries,
+            "sink1_gu2025": (by_metric["gu2025"] * first_key).sum(-1) > epsilon,
+            **{metric: values > epsilon for metric, values in largest.items()},
+        }
+        for name, values in per_head.items():
+            sums.per_head[name] += values.double().sum(0).cpu()
+        for metric, values in largest.items():
+            grid = torch.tensor(EPSILONS, dtype=torch.float64, device=values.device)
+            sums.above[metric] += (values[..., None] > grid).double().sum((0, 1)).cpu()
+        sums.positions = _added(sums.positions, self._by_rank(alpha, valid).sum(0).cpu())
+        sums.sequences += len(alpha)
+        first = len(self.sequence_sinks) - len(alpha)
+        for row, count in enumerate((largest[self.criteria.metric] > epsilon).sum(1).tolist()):
             self.sequence_sinks[first + row] += count
+
+    def _by_rank(self, alpha: Tensor, valid: Tensor) -> Tensor:
+        """Importance (batch, head, key) with keys counted from the first real token."""
+        if not self._padded:
+            return alpha
+        places = ranks(valid).clamp(min=0)[:, None].expand_as(alpha)
+        return torch.zeros_like(alpha).scatter_add_(2, places, alpha * valid[:, None])
 
     def sequence_ratios(self) -> list[float]:
         """Sink ratio of each sequence under the chosen metric, for intervals over sequences. Eq. 28."""
-        heads = sum(len(sums.first) for sums in self.blocks.values())
+        heads = sum(len(sums.per_head["first"]) for sums in self.blocks.values())
         return [count / heads for count in self.sequence_sinks]
 
     def compute(self) -> "SinkResult":
         """Averages over sequences, block by block."""
-        blocks = sorted(self.blocks)
+        blocks = dict(sorted(self.blocks.items()))
 
         def mean(name: str) -> dict[int, np.ndarray]:
-            return {b: (getattr(self.blocks[b], name) / self.blocks[b].sequences).numpy() for b in blocks}
+            return {block: (sums.per_head[name] / sums.sequences).numpy() for block, sums in blocks.items()}
 
         return SinkResult(
             criteria=self.criteria,
             tokens=self.longest,
             first=mean("first"),
             largest=mean("largest"),
-            rates={name: mean(name) for name in ("sun2026", "gu2025", "sink1_gu2025")},
+            rates={name: mean(name) for name in RATES},
             virtual=mean("virtual") if self.has_virtual_keys else None,
-            positions=mean("positions"),
+            positions={block: (sums.positions / sums.sequences).numpy() for block, sums in blocks.items()},
+            by_epsilon=self._by_epsilon(),
+            by_tokens=self._by_tokens(),
         )
+
+    def _by_epsilon(self) -> list[SinkRatio]:
+        total = sum(len(sums.per_head["first"]) * sums.sequences for sums in self.blocks.values())
+        above = {metric: sum(sums.above[metric] for sums in self.blocks.values()) / total for metric in METRICS}
+        return [
+            SinkRatio(tokens=self.longest, epsilon=epsilon, **{name: float(above[name][at]) for name in METRICS})
+            for at, epsilon in enumerate(EPSILONS)
+        ]
+
+    def _by_tokens(self) -> list[SinkRatio]:
+        """Of sequences without padding, and only where all have the same lengths in all blocks."""
+        every = [sums.shorter for sums in self.blocks.values()]
+        total = sum(len(sums.per_head["first"]) * sums.sequences for sums in self.blocks.values())
+        same = not self._any_padded and all(counts.keys() == every[0].keys() for counts in every)
+        epsilon = self.criteria.epsilon
+        return [
+            SinkRatio(tokens=length, epsilon=epsilon, sun2026=sum(counts[length] for counts in every) / total)
+            for length in (every[0] if same else ())
+        ]
 
 
 @dataclass(frozen=True)
@@ -157,10 +197,12 @@ class SinkResult:
     rates: dict[str, dict[int, np.ndarray]]
     virtual: dict[int, np.ndarray] | None
     positions: dict[int, np.ndarray]
+    by_epsilon: list[SinkRatio]
+    by_tokens: list[SinkRatio]
 
     def ratio(self, metric: str) -> float:
         """Sink ratio: share of heads over layers and heads that are sink heads, averaged over sequences. Eq. 28."""
-        return float(np.concatenate(list(self.rates[metric].values())).mean())
+        return _mean(self.rates[metric])
 
     @property
     def importance_min(self) -> float:
@@ -176,10 +218,49 @@ class SinkResult:
         often = self.rates[self.criteria.metric][block] >= self.criteria.sink_rate_min
         return often & (self.largest[block] > self._floor)
 
+    def section(self) -> Sinks:
+        """As the record says it."""
+        uniform = uniform_first_key(self.tokens)
+        heads = [
+            SinkHead(
+                block=block,
+                head=head,
+                first_key_importance=float(self.first[block][head]),
+                max_importance=float(self.largest[block][head]),
+                sink_rate=float(rate),
+                is_sink=bool(self.is_sink(block)[head]),
+            )
+            for block, rates in self.rates[self.criteria.metric].items()
+            for head, rate in enumerate(rates)
+        ]
+        return Sinks(
+            **asdict(self.criteria),
+            uniform_first_key=uniform,
+            ratio_reason=_too_short(self.tokens, uniform, self.criteria.epsilon),
+            first_key_importance=_mean(self.first),
+            virtual_mass=None if self.virtual is None else _mean(self.virtual),
+            by_epsilon=self.by_epsilon,
+            by_tokens=self.by_tokens,
+            heads=heads,
+        )
 
-def _zeros(heads: int) -> HeadSums:
-    empty = [torch.zeros(heads, dtype=torch.float64) for _ in range(6)]
-    return HeadSums(*empty, positions=torch.zeros(heads, 0, dtype=torch.float64))
+
+def _too_short(tokens: int, uniform: float, epsilon: float) -> str | None:
+    if uniform <= epsilon:
+        return None
+    return (
+        f"at {tokens} tokens a head that attends uniformly gives its first key {uniform:.2f}, more than epsilon = "
+        f"{epsilon:g}: the sink ratio of any model is near 1"
+    )
+
+
+def _shorter(tokens: int) -> list[int]:
+    """SHORTEST and its doubles below the number of tokens."""
+    return [SHORTEST * 2**power for power in range(32) if SHORTEST * 2**power < tokens]
+
+
+def _mean(per_block: dict[int, np.ndarray]) -> float:
+    return float(np.concatenate(list(per_block.values())).mean())
 
 
 def _added(one: Tensor, other: Tensor) -> Tensor:

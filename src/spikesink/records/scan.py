@@ -128,9 +128,23 @@ class SinkHead(Frozen):
     is_sink: bool
 
 
+class SinkRatio(Frozen):
+    """Sink ratio at another threshold or on the first tokens of the sequences: what the chosen two decide."""
+
+    tokens: int
+    epsilon: float
+    sun2026: float
+    gu2025: float | None = None
+
+
 class Sinks(Frozen):
     metric: str
     epsilon: float
+    ratio_reason: str | None = None
+    """Why the sink ratio says nothing at this length: uniform attention itself exceeds epsilon."""
+    by_epsilon: list[SinkRatio] = Field(default_factory=list)
+    by_tokens: list[SinkRatio] = Field(default_factory=list)
+    """Of text without padding; attention is causal, so the ratio on the first tokens is that of a text cut there."""
     uniform_first_key: float
     """alpha_1 of a head that attends uniformly to what it sees: the mean over queries of 1 / visible keys."""
     uniform_factor_min: float
