@@ -123,7 +123,7 @@ def test_a_damaged_cache_is_made_again(embedded, tmp_path, monkeypatch, damage):
     """Whoever damaged it: a file that is not as it was written is never read."""
     made = []
 
-    def copy(_gguf, _header, folder):
+    def copy(_paths, folder):
         made.append(folder)
         shutil.copytree(embedded.path, folder, dirs_exist_ok=True)
 

@@ -138,11 +138,13 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("shard", ["../model/model.safetensors", "/etc/passwd", "a/b.safetensors", "", "..", 7])
     def test_shards_outside_the_folder(self, model, shard):
+        (model / "model.safetensors").unlink()
         (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
         refused(lambda: load(model), "the shard", "same folder")
 
     @pytest.mark.parametrize("content", ["[]", "7", "{", '{"weight_map": 5}', '{"weight_map": {"a": [1]}}'])
     def test_an_index_that_is_none(self, model, content):
+        (model / "model.safetensors").unlink()
         (model / "model.safetensors.index.json").write_text(content)
         refused(lambda: load(model), "no index of weights")
 
@@ -158,6 +160,7 @@ class TestCheckpoints:
         contained(lambda: load(model, allow_pickle=True))
         (model / "model.safetensors.index.json").unlink()
         (model / "other.safetensors").unlink()
+        (model / "evil.bin").rename(model / "pytorch_model.bin")
         refused(lambda: load(model), "pickle weights only")
         assert not os.path.exists(MARKER)
 

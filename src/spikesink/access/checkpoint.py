@@ -1,8 +1,8 @@
 """Finding checkpoints on disk: folders, GGUF files and the embedded model, and the cache of de-quantised GGUFs."""
 
+import hashlib
 import importlib.util
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ import psutil
 import torch
 import transformers
 
-from spikesink.access.config_sizes import Stored, check_config_sizes
-from spikesink.access.gguf_header import GgufHeader, read_header
+from spikesink.access import gguf_model
+from spikesink.access.gguf_header import read_header
+from spikesink.access.stored import Stored, picked_weights
 from spikesink.atomic import file_sha256, make_folder
 from spikesink.errors import ModelError
 
@@ -40,9 +41,8 @@ class Checkpoint:
     """Of files that were hashed already."""
     commit: str | None = None
     """Of a hub id: what `revision` stands for, so that all its files are of one commit."""
-    weights: tuple[Path, ...] | None = None
-    """Weight files and their index, where the folder may hold others, as the hub's cache does; None: all that is there.
-    """
+    weights: tuple[Path, ...] = ()
+    """The weight files that are loaded, and their index; the folder may hold others."""
 
     @property
     def local(self) -> bool:
@@ -57,7 +57,7 @@ class Checkpoint:
     def provenance(self) -> dict[str, Any]:
         files = self.file_sha256 or {}
         if not files and self.folder is not None:
-            files = {path.name: file_sha256(path) for path in _model_files(self.folder, self.weights)}
+            files = {path.name: file_sha256(path) for path in model_files(self.folder, self.weights)}
         return {
             "name": self.name,
             "revision": self.revision,
@@ -73,11 +73,10 @@ def find_checkpoint(name_or_path: str | Path | None, *, revision: str | None, al
         return _from_gguf(embedded_gguf(), EMBEDDED_NAME)
     text = str(name_or_path)
     path = Path(text).expanduser()
+    if path.is_dir():
+        return _from_folder(path, allow_pickle)
     if text.lower().endswith(".gguf"):
         return _from_gguf(path, path.stem)
-    if path.is_dir():
-        _check_folder(path, allow_pickle)
-        return Checkpoint(name=path.resolve().name, source=str(path), folder=path.resolve())
     if path.exists():
         raise ModelError(f"'{text}' is a file; expected a checkpoint folder, a .gguf file or a hub id.")
     if text.startswith((".", "/", "~")) or text.count("/") > 1 or not text.strip():
@@ -105,32 +104,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
 
 
-def stored_weights(checkpoint: Checkpoint) -> Stored | None:
-    """Counts from the headers of the safetensors files; None where there are none to read. Raises ModelError."""
-    from safetensors import safe_open
-
-    tensors = elements = 0
-    for path in _safetensors(checkpoint):
-        try:
-            with safe_open(path, framework="numpy") as weights:
-                for key in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    tensors += 1
-                    elements += math.prod(weights.get_slice(key).get_shape())
-        # safetensors has an exception of its own.
-        except Exception as error:
-            raise ModelError(
-                f"'{path.name}' of '{checkpoint.name}' cannot be read ({error}): truncated or corrupt; "
-                "download it again."
-            ) from error
-    return Stored(tensors, elements) if tensors else None
-
-
-def _safetensors(checkpoint: Checkpoint) -> list[Path]:
-    if checkpoint.weights is not None:
-        return [path for path in checkpoint.weights if path.suffix == ".safetensors"]
-    return list(checkpoint.folder.glob("*.safetensors")) if checkpoint.folder is not None else []
-
-
 def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dtype | str, device: str) -> None:
     """Refuse before loading what cannot fit into this machine's memory."""
     if stored is None or device != "cpu":
@@ -144,34 +117,51 @@ def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dty
         )
 
 
-def _model_files(folder: Path, weights: tuple[Path, ...] | None = None) -> list[Path]:
-    """Files that make the model; of weights and their indices those given, all of them with None."""
+def model_files(folder: Path, weights: tuple[Path, ...]) -> list[Path]:
+    """Files that make the model: these weights, and whatever describes it."""
     files = [path for path in sorted(folder.glob("*")) if path.suffix in (*WEIGHTS, ".json", ".model")]
-    if weights is not None:
-        files = [path for path in files if path in weights or not path.name.endswith((*WEIGHTS, ".index.json"))]
-    return [path for path in files if path.is_file()]
+    other = (*WEIGHTS, ".index.json")
+    return [path for path in files if path.is_file() and (path in weights or not path.name.endswith(other))]
 
 
-def _check_folder(path: Path, allow_pickle: bool) -> None:
+def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     config = path / "config.json"
     if (path / "adapter_config.json").exists():
         raise ModelError(f"The folder '{path}' holds an adapter, not a model; merge it into its base model first.")
     if not config.is_file():
         raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.")
     check_config_size(config)
-    safe = any(path.glob("*.safetensors"))
-    pickled = any(path.glob("*.bin")) or any(path.glob("*.pt"))
-    if not safe and pickled and not allow_pickle:
-        raise ModelError(
+    folder = path.resolve()
+    weights = picked_weights(folder, _named_weights(config), allow_pickle)
+    if not weights:
+        raise _no_weights(path)
+    for shard in weights:
+        if not shard.is_file():
+            raise ModelError(f"'{weights[0]}' names the shard '{shard.name}', which is not there; download it again.")
+    return Checkpoint(name=folder.name, source=str(path), folder=folder, weights=tuple(weights))
+
+
+def _named_weights(config: Path) -> str | None:
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        # What is wrong with it is said where it is read.
+        return None
+    return named if isinstance(named, str) and Path(named).name == named else None
+
+
+def _no_weights(path: Path) -> ModelError:
+    if any((path / f"pytorch_model.bin{suffix}").is_file() for suffix in ("", ".index.json")):
+        return ModelError(
             f"'{path}' holds pickle weights only, which can run code when read. Convert them to safetensors, or pass "
             "--allow-pickle if you trust their source."
         )
-    if not safe and not pickled:
-        raise ModelError(f"The folder '{path}' has a config.json but no weights (*.safetensors).")
-    for index in path.glob("*.index.json"):
-        for shard in shards_of(index, allow_pickle):
-            if not (path / shard).is_file():
-                raise ModelError(f"'{index}' names the shard '{shard}', which is not there; download it again.")
+    others = sorted(each.name for each in path.glob("*.safetensors"))
+    beside = f"; it holds {', '.join(others)[:200]}, which the loader does not look for" if others else ""
+    return ModelError(
+        f"The folder '{path}' has a config.json but no weights (model.safetensors, or model.safetensors.index.json and "
+        f"its shards{beside})."
+    )
 
 
 def check_config_size(config: Path) -> None:
@@ -180,35 +170,16 @@ def check_config_size(config: Path) -> None:
         raise ModelError(f"'{config}' has {config.stat().st_size:,} bytes; that is no config. Broken download?")
 
 
-def shards_of(index: Path, allow_pickle: bool) -> list[str]:
-    """Names of an index's shards, each a file of its folder. Raises ModelError.
-
-    Pickles only where asked for: the loader follows whatever the index says.
-    """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        shards = sorted(set(content["weight_map"].values()))
-    # A list, a number, a missing field: JSON of any other shape.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise ModelError(f"'{index}' is no index of weights ({reason}); download it again.") from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.strip("."):
-            raise ModelError(f"'{index}' names the shard {shard!r}; expected a file in the same folder. Refused.")
-        if not shard.endswith(".safetensors") and not allow_pickle:
-            raise ModelError(
-                f"'{index}' names the shard '{shard}', pickle weights, which can run code when read. Convert them to "
-                "safetensors, or pass --allow-pickle if you trust their source."
-            )
-    return shards
-
-
 def _from_gguf(path: Path, name: str) -> Checkpoint:
     """A GGUF file as a folder of float32 safetensors, de-quantised once and cached by content."""
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
-    header = read_header(path)
-    key = f"{name}-{file_sha256(path)[:16]}-transformers{transformers.__version__}"
+    paths = gguf_model.shards(path)
+    digest = file_sha256(path)
+    if len(paths) > 1:
+        digest = hashlib.sha256("".join(map(file_sha256, paths)).encode()).hexdigest()
+    key = f"{name}-{digest[:16]}-transformers{transformers.__version__}-{gguf_model.CONVERSION}"
+    quantisation = read_header(max(paths, key=lambda path: path.stat().st_size)).quantisation
     folder = cache_folder() / "gguf" / key
     # Every file is read to check its hash, so the hashes of the record come for free.
     hashes: dict[str, str] = {}
@@ -219,12 +190,15 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
         return bool(hashes)
 
     try:
-        make_folder(folder, lambda empty: _dequantise(path, header, empty), is_whole)
+        make_folder(folder, lambda empty: _dequantise(paths, empty), is_whole)
     except OSError as error:
         raise ModelError(
             f"The cache folder '{folder.parent}' cannot be written ({error}). Set SPIKESINK_CACHE to a folder that can."
         ) from error
-    return Checkpoint(name, str(folder), folder, gguf_quantisation=header.quantisation, file_sha256=hashes or None)
+    weights = tuple(picked_weights(folder, None, allow_pickle=False))
+    return Checkpoint(
+        name, str(folder), folder, gguf_quantisation=quantisation, file_sha256=hashes or None, weights=weights
+    )
 
 
 def _matching_hashes(folder: Path) -> dict[str, str]:
@@ -238,37 +212,9 @@ def _matching_hashes(folder: Path) -> dict[str, str]:
     return hashes if whole else {}
 
 
-def _dequantise(path: Path, header: GgufHeader, folder: Path) -> None:
+def _dequantise(paths: list[Path], folder: Path) -> None:
     """Write the float32 checkpoint and the hashes of its files into an empty folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    # Older versions have no such config: they always de-quantise.
-    kind = getattr(transformers, "GgufConfig", None)
-    dequantised = {} if kind is None else {"quantization_config": kind(dequantize=True)}
-    # Without it, a tokenizer_config.json beside the file could ask the user to run its code.
-    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(str(path.parent), **options)
-        check_config_sizes(config, path.name, Stored(len(header.tensors), header.elements))
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **dequantised, **options)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **options)
-    except (ModelError, MemoryError):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"The GGUF file '{path.name}' cannot be read ({type(error).__name__}: {text}): truncated, corrupt or "
-            "of an architecture that transformers cannot de-quantise."
-        ) from error
-    # The weights are plain float32 now; transformers still calls the model quantised and would not save it.
-    for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(holder, name):
-            delattr(holder, name)
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    # Each library has its own exception for a full disk.
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {str(error)[:200]}") from error
-    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in _model_files(folder))
+    gguf_model.dequantise(paths, folder)
+    weights = tuple(picked_weights(folder, None, allow_pickle=False))
+    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in model_files(folder, weights))
     (folder / SUMS).write_text(sums, encoding="utf-8")

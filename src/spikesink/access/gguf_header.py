@@ -20,9 +20,14 @@ MAX_ITEMS = 5_000_000
 """Keys, strings and tensors in one header; the largest vocabularies and their merges have about a million."""
 MAX_DIMENSIONS = 4
 MAX_NESTING = 4
-SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""By GGUF value type."""
-STRING, ARRAY, UINT32 = 8, 9, 4
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""By GGUF value type, as `struct` has them."""
+STRING, ARRAY = 8, 9
+MAX_KEPT = 65_536
+"""Items of an array, or bytes of a string, whose value is kept; what is longer is a vocabulary or a text."""
+
+Value = int | float | bool | str | list | None
+"""Of a key; None where it is too long to keep."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
+    keys: dict[str, Value]
     tensors: tuple[GgufTensor, ...]
 
     @property
@@ -77,44 +83,47 @@ class _Walk:
             raise self.wrong(f"it has version {version}, expected {' or '.join(map(str, VERSIONS))} (little-endian)")
         tensors = self.count(self.number("<Q", "the number of tensors"), 24, "tensors")
         keys = self.count(self.number("<Q", "the number of keys"), 13, "keys")
-        alignment = self.metadata(keys)
+        values = self.metadata(keys)
         table = [self.tensor() for _ in range(tensors)]
+        alignment = values.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1) or alignment > 2**20:
+            raise self.wrong(f"general.alignment is {str(alignment)[:100]}, expected a power of two")
         self.check_data(table, -(-self.at // alignment) * alignment, alignment)
-        return GgufHeader(tuple(table))
+        return GgufHeader(values, tuple(table))
 
-    def metadata(self, keys: int) -> int:
-        """Pass over the keys and values; returns the alignment of the data."""
-        seen: set[str] = set()
-        alignment = 32
+    def metadata(self, keys: int) -> dict[str, Value]:
+        """The keys and their values."""
+        values: dict[str, Value] = {}
         for _ in range(keys):
             key = self.string("a key")
-            if key in seen:
+            if key in values:
                 raise self.wrong(f"the key '{key[:100]}' comes twice")
-            seen.add(key)
             kind = self.number("<I", f"the type of '{key[:100]}'")
-            if key == "general.alignment" and kind == UINT32:
-                alignment = self.number("<I", key)
-            else:
-                self.pass_over(kind, f"the value of '{key[:100]}'")
-        if alignment < 1 or alignment & (alignment - 1) or alignment > 2**20:
-            raise self.wrong(f"general.alignment is {alignment}, expected a power of two")
-        return alignment
+            values[key] = self.value(kind, f"the value of '{key[:100]}'")
+        return values
 
-    def pass_over(self, kind: int, what: str, depth: int = 0) -> None:
-        if kind in SCALAR_BYTES:
-            self.skip(SCALAR_BYTES[kind], what)
-        elif kind == STRING:
+    def value(self, kind: int, what: str, depth: int = 0) -> Value:
+        if kind in SCALARS:
+            return self.number("<" + SCALARS[kind], what)
+        if kind == STRING:
+            start = self.at + 8
             self.skip(self.number("<Q", what), what)
-        elif kind == ARRAY and depth < MAX_NESTING:
-            inner = self.number("<I", what)
-            count = self.number("<Q", what)
-            if inner in SCALAR_BYTES:
-                self.skip(count * SCALAR_BYTES[inner], what)
-                return
-            for _ in range(self.count(count, 8, f"items in {what}")):
-                self.pass_over(inner, what, depth + 1)
-        else:
+            return self.content[start : self.at].decode("utf-8", "replace") if self.at - start <= MAX_KEPT else None
+        if kind != ARRAY or depth >= MAX_NESTING:
             raise self.wrong(f"{what} has type {kind}" + (", nested too deeply" if kind == ARRAY else ""))
+        inner = self.number("<I", what)
+        count = self.number("<Q", what)
+        if inner in SCALARS:
+            start, form = self.at, "<" + SCALARS[inner]
+            self.skip(count * struct.calcsize(form), what)
+            raw = self.content[start : self.at] if count <= MAX_KEPT else b""
+            return [item for (item,) in struct.iter_unpack(form, raw)] if raw or not count else None
+        items: list[Value] | None = [] if count <= MAX_KEPT else None
+        for _ in range(self.count(count, 8, f"items in {what}")):
+            item = self.value(inner, what, depth + 1)
+            if items is not None:
+                items.append(item)
+        return items
 
     def tensor(self) -> GgufTensor:
         name = self.string("the name of a tensor")

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from spikesink.access.checkpoint import Checkpoint, check_config_size, shards_of
+from spikesink.access.checkpoint import Checkpoint, check_config_size
 from spikesink.access.protocol import Progress
+from spikesink.access.stored import shards_of
 
 MIB = 2**20
 

@@ -14,12 +14,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 import spikesink
 from spikesink.access.blocks import find_blocks
-from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint, stored_weights
+from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
 from spikesink.access.comparison import PROBE_TOKENS
-from spikesink.access.config_sizes import check_config_sizes
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import Progress, no_progress
+from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
+from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
 from spikesink.limits import panics_raised
@@ -54,13 +55,17 @@ def load(
     torch_dtype = _resolve_dtype(dtype, device)
     with _explained(checkpoint, trust_remote_code):
         checkpoint = fetched(checkpoint, config, allow_pickle, progress)
-    stored = stored_weights(checkpoint)
+    stored = read_stored(checkpoint.name, checkpoint.weights)
+    method = quantisation_method(config)
+    check_quantised(checkpoint.name, stored, method)
     check_memory(checkpoint, stored, torch_dtype, device)
     if stored is not None:
         check_config_sizes(config, checkpoint.name, stored)
     model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
     accessed = _accessed(model, _read_tokenizer(checkpoint, trust_remote_code), checkpoint)
     accessed.provenance.update(checkpoint.provenance())
+    if method is not None:
+        accessed.provenance["dequantised_from"] = method
     accessed.load_s = time.perf_counter() - started
     return accessed
 
@@ -148,9 +153,13 @@ def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         part = spikesink.REGISTERING.get(str(stored.get("model_type")))
         if part is not None:
             import_module(part)
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
         )
+    # Which attention it was saved with does not matter: ours is measured, and eager's is what it is held against.
+    for part in (config, config.get_text_config(decoder=True)):
+        part._attn_implementation = None
+    return config
 
 
 def _refuse_unsuitable(config: Any, name: str) -> None:
@@ -172,13 +181,6 @@ def _refuse_unsuitable(config: Any, name: str) -> None:
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if encoder:
         raise UnsupportedModelError(f"'{name}' is an encoder-only model ({config.model_type}); decoder-only expected.")
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
-        raise UnsupportedModelError(
-            f"'{name}' is stored quantised ({method}); its weights are not the ones that were trained. "
-            "Scan the unquantised checkpoint."
-        )
 
 
 def _read_model(
@@ -189,42 +191,36 @@ def _read_model(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {**checkpoint.at_revision}
+    method = quantisation_method(config)
+    options: dict[str, Any] = {**checkpoint.at_revision, **dequantising(config, checkpoint.name)}
     if device == "auto":
         options["device_map"] = "auto"
+    # Before the loader takes what it needs out of it.
+    said = config.to_dict()
     with _explained(checkpoint, trust_remote_code):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.source,
-            config=config,
-            dtype=dtype,
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            # Weights of another shape are refused below, by name.
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint.source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                # Weights of another shape are refused below, by name.
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        except (ImportError, NotImplementedError, ValueError) as error:
+            if method is None:
+                raise
+            raise refused(checkpoint.name, method, error) from error
         model, info = loaded
         if device != "auto":
             model = model.to(device)
-    _refuse_incomplete(checkpoint, info)
+    check_loaded(f"The checkpoint '{checkpoint.name}'", info, said)
+    if method is not None:
+        model = made_plain(model, checkpoint.name, method, dtype)
     return model.eval()
-
-
-def _refuse_incomplete(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
-    """What the checkpoint does not have, transformers fills with random numbers: never measure those."""
-    missing = sorted(map(str, info["missing_keys"]))
-    if missing:
-        raise ModelError(
-            f"The checkpoint '{checkpoint.name}' lacks {len(missing)} of the model's weights (first: {missing[0]}); "
-            "they would be random. Use a complete checkpoint."
-        )
-    for name, *shapes in sorted(info.get("mismatched_keys", ())):
-        found, expected = (tuple(shape) for shape in shapes)
-        raise ModelError(
-            f"The checkpoint '{checkpoint.name}' has '{name}' of shape {found}; its config.json makes it {expected}. "
-            "Use weights and config of the same model."
-        )
 
 
 def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | None:

@@ -1,0 +1,184 @@
+"""Every stored tensor is used, is known not to matter, or is refused by name; integers are never taken for weights."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny, token_ids
+
+from spikesink import scan
+from spikesink.access import load
+from spikesink.errors import ModelError, UnsupportedModelError
+
+ATTENTION = "model.layers.0.self_attn"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "model"
+
+
+def saved(folder, family="llama", **changes):
+    tiny(family, **changes).save_pretrained(folder)
+    return folder
+
+
+def config_says(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def stores(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def numbers(model):
+    summary = scan(model, token_ids()).summary
+    return summary.perplexity, summary.spike
+
+
+@pytest.mark.parametrize(
+    ("made_with", "config", "first"),
+    [
+        ({"mlp_bias": True}, {"mlp_bias": False}, r"layers\.0\.mlp\.down_proj\.bias"),
+        ({"attention_bias": True}, {"attention_bias": False}, r"layers\.0\.self_attn\.k_proj\.bias"),
+        ({}, {"num_hidden_layers": 2}, r"layers\.2\.input_layernorm\.weight"),
+    ],
+)
+def test_weights_that_the_config_has_no_place_for(folder, made_with, config, first):
+    saved(folder, **made_with)
+    load(folder)
+    config_says(folder, **config)
+    with pytest.raises(ModelError, match=rf"makes no use of \(first: model\.{first}\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{ATTENTION}.q_norm.weight",
+        f"{ATTENTION}.q_proj.lora_A.weight",
+        f"{ATTENTION}.q_proj.lora_B.default.weight",
+        f"{ATTENTION}.sinks",
+        "model.layers.3.mlp.up_proj.weight",
+        "model.embed_positions.weight",
+    ],
+)
+def test_further_weights(folder, name):
+    saved(folder)
+    stores(folder, lambda tensors: tensors.update({name: torch.ones(24)}))
+    with pytest.raises(ModelError, match=rf"makes no use of \(first: {name}\)"):
+        load(folder)
+
+
+def test_what_changes_nothing_is_accepted(folder):
+    saved(folder, tie_word_embeddings=True, num_nextn_predict_layers=1)
+    expected = numbers(load(folder))
+    further = {
+        f"{ATTENTION}.rotary_emb.inv_freq": torch.ones(3),
+        "v_head.summary.weight": torch.ones(1, 24),
+        "score.weight": torch.ones(2, 24),
+        "model.layers.3.self_attn.q_proj.weight": torch.ones(24, 24),
+        "mtp.layers.0.mlp.up_proj.weight": torch.ones(40, 24),
+    }
+    stores(
+        folder, lambda tensors: tensors.update(further, **{"lm_head.weight": tensors["model.embed_tokens.weight"] + 0})
+    )
+    assert numbers(load(folder)) == expected
+
+
+def test_masks_that_gpt2_stores_are_accepted(folder):
+    saved(folder, "gpt2")
+    expected = numbers(load(folder))
+    masks = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
+    stores(folder, lambda tensors: tensors.update(masks))
+    assert numbers(load(folder)) == expected
+
+
+def as_type(kind):
+    def change(tensors):
+        for name, weight in list(tensors.items()):
+            if "proj" in name:
+                tensors[name] = (weight * 20).to(kind)
+                if kind == torch.int8:
+                    tensors[name.replace("weight", "SCB")] = torch.ones(len(weight))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "called"),
+    [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3"), (torch.uint8, "U8"), (torch.int32, "I32")],
+)
+def test_numbers_that_are_not_the_weights(folder, kind, called):
+    saved(folder)
+    stores(folder, as_type(kind))
+    with pytest.raises(
+        UnsupportedModelError, match=rf"numbers that are not the weights \(first: .*proj.weight, {called}\)"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "method"),
+    [
+        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        ("quantization_config", {"quant_method": "nobody's"}, "nobody's"),
+        ("compression_config", {"format": "float-quantized", "config_groups": {}}, "compressed-tensors"),
+    ],
+)
+def test_methods_that_cannot_be_undone_are_refused_by_name(folder, key, said, method):
+    saved(folder)
+    stores(folder, as_type(torch.int8))
+    config_says(folder, **{key: said})
+    with pytest.raises(ModelError, match=rf"stored quantised \({method}\)|stores .* weights"):
+        load(folder)
+
+
+def test_only_the_files_that_the_loader_takes_count(folder, monkeypatch):
+    saved(folder)
+    before = load(folder)
+    save_file({"x": torch.ones(1000)}, folder / "consolidated.safetensors")
+    (folder / "training_args.bin").write_bytes(b"x")
+    after = load(folder)
+    assert after.provenance["file_sha256"] == before.provenance["file_sha256"]
+    assert numbers(after) == numbers(before)
+    # 60 KB of weights are loaded; 4 KB more would be too many.
+    from spikesink.access import checkpoint
+
+    needed = 4 * sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+    monkeypatch.setattr(checkpoint.psutil, "virtual_memory", lambda: type("Free", (), {"available": needed + 1000})())
+    load(folder)
+
+
+def test_files_that_are_no_weights(folder):
+    saved(folder)
+    (folder / "model.safetensors").unlink()
+    for name in ("training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"has a config\.json but no weights"):
+        load(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="holds pickle weights only"):
+        load(folder)
+
+
+def test_a_config_that_asks_for_another_attention(folder):
+    saved(folder)
+    expected = numbers(load(folder))
+    config_says(folder, _attn_implementation="flash_attention_2")
+    assert numbers(load(folder)) == expected
+
+
+def test_a_folder_may_be_called_like_a_gguf(folder):
+    named = folder.with_name("x.gguf")
+    saved(named)
+    assert load(named).name == "x.gguf"
