@@ -133,3 +133,92 @@ def test_unusable_input_is_refused():
         AnatomyMonitor(model_of(), IDS[0])
     with pytest.raises(InputError, match="every is 0"):
         AnatomyMonitor(model_of(), IDS, every=0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (IDS.float(), r"Token ids have type float32"),
+        (IDS.clone().index_put_((torch.tensor(1), torch.tensor(2)), torch.tensor(-100)), "go from -100"),
+        (IDS + 40, "outside the model's vocabulary"),
+        ([[1, 2, 3], [4, 5]], "expected rows of one length"),
+    ],
+)
+def test_ids_that_the_model_cannot_take_are_refused_at_once(ids, words):
+    with pytest.raises(InputError, match=words):
+        AnatomyMonitor(model_of(), ids)
+
+
+def llama(seed=0):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=12, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=16,
+        )
+    )  # fmt: skip
+
+
+def test_ids_in_other_forms_and_a_wrapped_model():
+    model = llama()
+    expected = AnatomyMonitor(model, IDS).read(0)
+    assert AnatomyMonitor(model, IDS.numpy()).read(0) == expected
+    assert AnatomyMonitor(torch.nn.DataParallel(model), IDS.tolist()).read(0) == expected
+    assert AnatomyMonitor(torch.compile(model), IDS).read(0) == expected
+
+
+def test_layers_that_were_compiled_one_by_one():
+    model = llama()
+    expected = AnatomyMonitor(model, IDS).read(0)
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+    model(IDS)
+    assert AnatomyMonitor(model, IDS).read(0) == expected
+    model(IDS, labels=IDS).loss.backward()
+
+
+def test_weights_that_overflow_are_a_warning_and_a_missing_reading():
+    model = llama()
+    monitor = AnatomyMonitor(model, IDS, every=1)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0] = torch.inf
+    with pytest.warns(UserWarning, match="No reading at step 3: NumericError"):
+        assert monitor(3) is None
+
+
+def trainer_of(tmp_path, model=None, **options):
+    rows = [{"input_ids": ids, "labels": ids} for ids in IDS.repeat(4, 1)]
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=2, logging_steps=2, report_to="none",
+        use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=0.05,
+    )  # fmt: skip
+    return Trainer(model=model, args=args, train_dataset=rows, **options)
+
+
+def readings_of(trainer):
+    return [entry for entry in trainer.state.log_history if "spikesink/spike" in entry]
+
+
+@pytest.mark.parametrize("attached", [True, False], ids=["attach", "callbacks"])
+@pytest.mark.parametrize("made_anew", [True, False], ids=["model_init", "model"])
+def test_the_model_that_is_trained_is_watched(tmp_path, attached, made_anew):
+    """Also one that the trainer makes for itself when training begins, and without `attach`."""
+    callback = AnatomyCallback(IDS, every=2)
+    options = {"model_init": lambda: llama()} if made_anew else {"model": llama()}
+    trainer = trainer_of(tmp_path, callbacks=None if attached else [callback], **options)
+    if attached:
+        callback.attach(trainer)
+    trainer.train()
+    logged = readings_of(trainer)
+    assert [entry["step"] for entry in logged] == [2, 4, 6]
+    assert len({entry["spikesink/spike"] for entry in logged}) == 3
+    assert logged[-1]["spikesink/spike"] == pytest.approx(scan(trainer.model, IDS).summary.spike)
+
+
+def test_a_model_that_cannot_be_measured_is_trained_all_the_same(tmp_path, monkeypatch):
+    trainer = trainer_of(tmp_path, llama(), callbacks=[AnatomyCallback(IDS + 40, every=2)])
+    with pytest.warns(UserWarning, match="training is not watched: InputError.*vocabulary"):
+        trainer.train()
+    assert trainer.state.global_step == 6 and not readings_of(trainer)

@@ -9,7 +9,7 @@ import ctypes
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -191,7 +191,14 @@ def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
 
 @contextmanager
 def hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
+    """The hooks of every layer; layers that were compiled one by one run as they are written meanwhile."""
     handles: list[Any] = []
+    compiled = any(module._compiled_call_impl is not None for module in accessed.model.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        yield from _hooked(accessed, tap, handles)
+
+
+def _hooked(accessed: AccessedModel, tap: Tap, handles: list[Any]) -> Iterator[None]:
     try:
         for layer in accessed.layers:
             handles += _LayerHooks(layer, tap).register()

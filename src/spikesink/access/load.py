@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -84,11 +85,12 @@ def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpo
         ) from error
 
 
-def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path | None = None) -> AccessedModel:
-    """Find and verify the residual blocks of a model that is already in memory.
+def access(model: nn.Module, tokenizer: Any | None = None, *, path: Path | None = None) -> AccessedModel:
+    """Find and verify the residual blocks of a model that is already in memory, also one in a wrapper.
 
     Raises UnsupportedModelError where no layout fits and VerificationError where none holds numerically.
     """
+    model = unwrapped(model)
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type '{model.config.model_type}') computes attention outside transformers' "
@@ -105,6 +107,37 @@ def access(model: PreTrainedModel, tokenizer: Any | None = None, *, path: Path |
         accessed.provenance.update(_facts(accessed), verification=verification)
         return accessed
     raise refusals[0]
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The causal LM inside what wraps it: `DataParallel` and its like, `torch.compile`, a `PeftModel`.
+
+    Raises UnsupportedModelError for adapters that are no part of the model itself, and for what holds no causal LM.
+    """
+    outermost = type(model).__name__
+    while not isinstance(model, PreTrainedModel):
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            _refuse_prompt_learning(model)
+            inner = model.get_base_model()
+        else:
+            inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+        if not isinstance(inner, nn.Module):
+            raise UnsupportedModelError(
+                f"Got a model of type {outermost}; expected a Hugging Face causal LM (...ForCausalLM), also in "
+                "DataParallel, torch.compile or a PeftModel."
+            )
+        model = inner
+    return model
+
+
+def _refuse_prompt_learning(model: Any) -> None:
+    for config in model.peft_config.values():
+        if getattr(config, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"The adapter is of type {getattr(config.peft_type, 'value', config.peft_type)!s}: it puts vectors "
+                "of its own before the tokens or their keys, so that the first token is not the first one. Measure "
+                "the base model, or an adapter that changes weights (LoRA, DoRA, IA3)."
+            )
 
 
 def _facts(accessed: AccessedModel) -> dict[str, Any]:

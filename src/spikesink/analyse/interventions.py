@@ -23,7 +23,7 @@ from spikesink.analyse.resume import Memo
 from spikesink.analyse.scan import accessed_model, check_options
 from spikesink.analyse.scanned import Criteria
 from spikesink.analyse.verdict import dissociation
-from spikesink.data.tokens import Tokens, check_ids
+from spikesink.data.tokens import Tokens, as_tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Found, Intervention
 from spikesink.records.base import Provenance, Timing, package_versions
@@ -155,7 +155,7 @@ def _quantisation(bench: Bench, held_out: Tensor, choice: Choice) -> Quantisatio
 
 
 def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> Tokens:
-    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
+    given = as_tokens(tokens)
     check_ids(given, accessed.vocab_size, accessed.max_positions)
     return given
 

@@ -1,19 +1,20 @@
 """Scan: spikes and sinks of a model on given token ids, in one streaming pass, as an `Anatomy` record."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from spikesink.access import AccessedModel, access, full_batch, load, observing, run
 from spikesink.analyse import assemble
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.scanned import Criteria, Scanned
-from spikesink.data.tokens import Tokens, check_ids
+from spikesink.data.tokens import Tokens, as_tokens, as_valid, check_ids
 from spikesink.errors import InputError, did_you_mean
 from spikesink.measure.gather import Gather
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
@@ -28,10 +29,10 @@ REPLAY_SPIKES = 64
 
 
 def scan(
-    model: AccessedModel | PreTrainedModel | str | None,
-    tokens: Tokens | np.ndarray | Tensor,
+    model: AccessedModel | nn.Module | str | Path | None,
+    tokens: Tokens | np.ndarray | Tensor | Sequence[Sequence[int]],
     *,
-    valid: Tensor | None = None,
+    valid: np.ndarray | Tensor | Sequence[Sequence[int]] | None = None,
     epsilon: float = 0.3,
     sink_metric: str = "sun2026",
     batch_size: int | None = None,
@@ -40,20 +41,21 @@ def scan(
 ) -> Anatomy:
     """Measure spikes, sinks, life cycle and perplexity; returns a typed record.
 
-    model: an accessed model, a Hugging Face causal LM, or what `load` takes. tokens: integer ids (sequence, token),
-    evaluated exactly as given. valid: same shape, False where padding. epsilon: threshold on importance, in (0, 1).
-    measures: names of further measures (see `spikesink.measures`), or ("all",).
+    model: an accessed model, a Hugging Face causal LM (also wrapped), or what `load` takes. tokens: integer ids
+    (sequence, token), evaluated exactly as given. valid: same shape, False or 0 where padding. epsilon: threshold on
+    importance, in (0, 1). measures: names of further measures (see `spikesink.measures`), or ("all",).
     Raises SpikesinkError subclasses for ids, options or models that cannot be measured. Sun et al. 2026, eq. 27-28.
     """
     started = time.perf_counter()
     accessed = accessed_model(model)
     load_s = time.perf_counter() - started
-    given = Tokens.from_ids(np.asarray(tokens)) if isinstance(tokens, np.ndarray | Tensor) else tokens
+    given = as_tokens(tokens)
     check_ids(given, accessed.vocab_size, accessed.max_positions)
+    mask = None if valid is None else torch.from_numpy(as_valid(valid, given.ids.shape))
     criteria = check_options(epsilon, sink_metric)
     # Copied only where torch could not read it in place: there may be more ids than memory holds twice.
     ids = torch.from_numpy(np.require(given.ids, np.int64, ["C", "W"]))
-    scanned, forward_s = measure(accessed, ids, criteria, valid=valid, batch_size=batch_size, progress=progress)
+    scanned, forward_s = measure(accessed, ids, criteria, valid=mask, batch_size=batch_size, progress=progress)
     sections, arrays = run_measures(scanned, measures, progress)
     return Anatomy.model_validate(
         {
@@ -95,11 +97,11 @@ def measure(
     return scanned, seconds
 
 
-def accessed_model(model: AccessedModel | PreTrainedModel | str | None) -> AccessedModel:
+def accessed_model(model: AccessedModel | nn.Module | str | Path | None) -> AccessedModel:
     """A model in any form that the public functions take, as an accessed one."""
     if isinstance(model, AccessedModel):
         return model
-    return access(model) if isinstance(model, PreTrainedModel) else load(model)
+    return access(model) if isinstance(model, nn.Module) else load(model)
 
 
 def check_options(epsilon: float, sink_metric: str) -> Criteria:

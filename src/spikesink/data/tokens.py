@@ -68,6 +68,39 @@ class Tokens:
         }
 
 
+def as_tokens(tokens: Any) -> Tokens:
+    """Tokens as they are, or ids (sequence, token) as an array, a tensor or lists. Raises InputError."""
+    if isinstance(tokens, Tokens):
+        return tokens
+    return Tokens.from_ids(as_array(tokens, "Token ids"))
+
+
+def as_valid(valid: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Which tokens are real, bool (sequence, token), from booleans or an attention mask of 0 and 1.
+
+    Raises InputError for another shape, for other numbers, and for a sequence that is all padding.
+    """
+    mask = as_array(valid, "valid")
+    if mask.shape != shape:
+        raise InputError(f"valid has shape {mask.shape}; expected that of the token ids, {shape}.")
+    if mask.dtype.kind not in "biuf" or not bool(np.isin(mask, (0, 1)).all()):
+        raise InputError(f"valid ({mask.dtype}) has other values than 0 and 1; expected True where no padding is.")
+    mask = np.require(mask.astype(bool), requirements=["C", "W"])
+    empty = np.flatnonzero(~mask.any(1))
+    if len(empty):
+        raise InputError(f"valid leaves no token of sequence {empty[0]}; leave the sequence out.")
+    return mask
+
+
+def as_array(values: Any, what: str) -> np.ndarray:
+    """Whatever holds numbers, tensors on any device included, as an array."""
+    values = values.detach().cpu() if hasattr(values, "detach") else values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())[:200]}; expected rows of one length.") from error
+
+
 def load_token_ids(path: Path) -> Tokens:
     """The ids of an .npy file, an integer array (sequences, seq_len). Raises InputError."""
     check_file(path, "token file (.npy)")

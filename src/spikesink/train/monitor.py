@@ -5,17 +5,22 @@ layer, under names like `spikesink/sink_ratio` and `spikesink/layer_3/spike`.
 """
 
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from spikesink.access import access
+from spikesink.access.load import unwrapped
 from spikesink.analyse.probe import ProbeSums, merged, probe
-from spikesink.errors import InputError
+from spikesink.data.tokens import Tokens, as_array, check_ids
+from spikesink.errors import InputError, NumericError
 
 PREFIX = "spikesink/"
 
@@ -25,36 +30,52 @@ class AnatomyMonitor:
 
     ids: fixed probe sequences (sequence, token), the same on every rank; ranks share them out and merge. every: steps
     between readings. path: a JSONL that gets one line a reading. The model is verified once, here, and left as it
-    was after each reading: mode, attention backend, gradients and random state.
+    was after each reading: mode, attention backend, gradients and random state. Raises InputError for ids that the
+    model cannot take, and what `access` raises for a model that cannot be measured.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        ids: Tensor,
+        model: nn.Module,
+        ids: Tensor | np.ndarray | list[list[int]],
         *,
         every: int = 50,
         epsilon: float = 0.3,
         batch_size: int | None = None,
         path: Path | str | None = None,
     ) -> None:
-        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-            raise InputError(
-                f"Probe ids have shape {tuple(ids.shape)}; expected (sequences, tokens), 2 tokens or more."
-            )
+        given = as_array(ids, "Probe ids")
+        if given.ndim != 2 or given.shape[0] < 1 or given.shape[1] < 2:
+            raise InputError(f"Probe ids have shape {given.shape}; expected (sequences, tokens), 2 tokens or more.")
+        tokens = Tokens.from_ids(given, "probe ids")
         if every < 1:
             raise InputError(f"every is {every}; expected at least 1 step.")
         self.every, self.epsilon, self.batch_size = every, epsilon, batch_size
         self.path = Path(path) if path is not None else None
-        self.ids = ids
+        self.ids = torch.from_numpy(np.require(tokens.ids, requirements=["C", "W"]))
         self._accessed = access(model)
+        check_ids(tokens, self._accessed.vocab_size, self._accessed.max_positions)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that is watched, without what wraps it."""
+        return self._accessed.model
 
     def __call__(self, step: int) -> dict[str, float] | None:
-        """The readings if this step is one to read at, else None; call it on every rank."""
-        return self.read(step) if step % self.every == 0 else None
+        """The readings if this step is one to read at, else None; call it on every rank.
+
+        A reading that fails is a warning and None: it never ends the training that it watches.
+        """
+        if step % self.every:
+            return None
+        try:
+            return self.read(step)
+        except Exception as error:
+            warnings.warn(f"No reading at step {step}: {type(error).__name__}: {error}", stacklevel=2)
+            return None
 
     def read(self, step: int) -> dict[str, float]:
-        """Measure now."""
+        """Measure now. Raises NumericError where the weights or activations are not finite."""
         sums = self._measured()
         readings = {f"{PREFIX}{name}": value for name, value in sums.readings().items()}
         if self.path is not None and _rank_and_world()[0] == 0:
@@ -68,7 +89,15 @@ class AnatomyMonitor:
         if world == 1 or len(self.ids) < world:
             return self._probe(self.ids)
         parts: list[Any] = [None] * world
-        torch.distributed.all_gather_object(parts, self._share(rank, world))
+        try:
+            share: ProbeSums | str = self._share(rank, world)
+        except Exception as error:
+            # Said to the others, who wait for it.
+            share = f"{type(error).__name__}: {error}"
+        torch.distributed.all_gather_object(parts, share)
+        failed = next((part for part in parts if isinstance(part, str)), None)
+        if failed is not None:
+            raise NumericError(failed)
         return merged(parts)
 
     def _share(self, rank: int, world: int) -> ProbeSums:
@@ -92,15 +121,15 @@ class AnatomyMonitor:
 
 
 class AnatomyCallback(TrainerCallback):
-    """`AnatomyCallback(ids, every=50).attach(trainer)`: readings go through `trainer.log`, so to every tracker it has.
+    """`Trainer(..., callbacks=[AnatomyCallback(ids, every=50)])`: readings go to `trainer.log`, so to every tracker.
 
-    Callbacks are not handed the trainer, and reporters run before user callbacks, hence `attach`. It never opens a
-    tracker itself.
+    `attach(trainer)` does the same for a trainer that is there already, and verifies its model at once, before the
+    trainer wraps it. It never opens a tracker itself, and never ends a training: what cannot be measured is a warning.
     """
 
     def __init__(
         self,
-        ids: Tensor,
+        ids: Tensor | np.ndarray | list[list[int]],
         *,
         every: int = 50,
         epsilon: float = 0.3,
@@ -113,12 +142,32 @@ class AnatomyCallback(TrainerCallback):
         self._trainer: Trainer | None = None
 
     def attach(self, trainer: Trainer) -> "AnatomyCallback":
-        """Verify the trainer's model and watch it from now on. Raises VerificationError and UnsupportedModelError."""
+        """Verify the trainer's model and watch what it trains from now on.
+
+        Raises InputError for the ids, VerificationError and UnsupportedModelError for the model.
+        """
         # Before the trainer wraps the model: a wrapper may change its precision, and verification is exact.
-        self.monitor = AnatomyMonitor(trainer.model, self._ids, **self._options)  # type: ignore[arg-type]
-        self._trainer = trainer
-        trainer.add_callback(self)
+        self._watch(trainer)
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
         return self
+
+    def _watch(self, trainer: Trainer) -> None:
+        assert trainer.model is not None, "a trainer has a model, or makes one when it is made"
+        self.monitor = AnatomyMonitor(trainer.model, self._ids, **self._options)
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self._trainer if self._trainer is not None else _trainer_of(state)
+        try:
+            if trainer is None or trainer.model is None:
+                raise InputError("the trainer is not known; call attach(trainer).")
+            # `model_init` makes another model for each training.
+            if self.monitor is None or self.monitor.model is not unwrapped(trainer.model):
+                self._watch(trainer)
+        except Exception as error:
+            self.monitor = None
+            warnings.warn(f"The training is not watched: {type(error).__name__}: {error}", stacklevel=2)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.monitor is None or self._trainer is None or self._trainer.state is not state:
@@ -129,6 +178,17 @@ class AnatomyCallback(TrainerCallback):
             should_log = control.should_log
             self._trainer.log(dict(readings))
             control.should_log = should_log
+
+
+def _trainer_of(state: Any) -> Trainer | None:
+    """The trainer that calls us, which callbacks are not handed: it is further up the stack, with this state."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer) and caller.state is state:
+            return caller
+        frame = frame.f_back
+    return None
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -1,0 +1,63 @@
+"""What `scan` takes besides ids and a bare model: wrapped models, masks of any kind, lists; the rest is refused."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny, token_ids
+
+from spikesink import scan
+from spikesink.errors import InputError, UnsupportedModelError
+
+IDS = token_ids(3, 13)
+
+
+def numbers(record):
+    return record.summary.perplexity, record.summary.spike
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return numbers(scan(model, IDS))
+
+
+def test_wrapped_models(model, expected):
+    assert numbers(scan(torch.nn.DataParallel(model), IDS)) == expected
+    assert numbers(scan(torch.compile(model), IDS)) == expected
+
+
+def test_what_is_no_model():
+    with pytest.raises(UnsupportedModelError, match=r"type Linear; expected a Hugging Face causal LM"):
+        scan(torch.nn.Linear(2, 2), IDS)
+
+
+def test_ids_as_lists(model, expected):
+    assert numbers(scan(model, IDS.tolist())) == expected
+    with pytest.raises(InputError, match="expected rows of one length"):
+        scan(model, [[1, 2, 3], [4, 5]])
+
+
+def test_masks_of_any_kind(model):
+    valid = torch.ones(3, 13, dtype=torch.bool)
+    valid[1, 9:] = False
+    padded = numbers(scan(model, IDS, valid=valid))
+    assert padded != numbers(scan(model, IDS))
+    for other in (valid.long(), valid.numpy(), valid.float(), valid.tolist(), valid.long().numpy()):
+        assert numbers(scan(model, IDS, valid=other)) == padded
+
+
+@pytest.mark.parametrize(
+    ("valid", "words"),
+    [
+        (np.ones((3, 12)), r"shape \(3, 12\); expected that of the token ids, \(3, 13\)"),
+        (2 * np.ones((3, 13)), "other values than 0 and 1"),
+        (np.array([[1] * 13, [0] * 13, [1] * 13]), "no token of sequence 1"),
+    ],
+)
+def test_masks_that_are_none(model, valid, words):
+    with pytest.raises(InputError, match=words):
+        scan(model, IDS, valid=valid)
