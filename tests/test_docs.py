@@ -1,8 +1,11 @@
 """The documentation: what it names exists, what it shows the tool made, and the site builds without a warning."""
 
+import ast
+import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -256,3 +259,112 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     reference = (site / "reference" / "spikesink.html").read_text(encoding="utf-8")
     assert "Measure spikes, sinks, life cycle and perplexity" in reference
     assert not list(site.rglob("*.py"))
+
+
+INCLUDE = re.compile(r"^-+8-*<.*$|^.*-+8 *< *-+.*$", re.MULTILINE)
+"""A line that includes a file, or that a formatter has made of one."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "8<" in page.read_text() or "8 <" in page.read_text()])
+def test_every_include_is_one(page):
+    """As the site reads it, of a file that is there; where a formatter puts blanks into it, the page shows the line."""
+    for line in INCLUDE.findall(page.read_text(encoding="utf-8")):
+        found = re.fullmatch(r'--8<-- "([\w/.]+)"', line)
+        assert found, line
+        assert (ROOT / found.group(1)).is_file(), line
+
+
+PYTHON = [
+    (name_of(page), code) for page in sorted(DOCS.rglob("*.md")) for code in blocks(page.relative_to(DOCS), "python")
+]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=lambda part: part if part.endswith(".md") else part[:40])
+def test_every_python_snippet_is_python_that_imports_what_it_uses(page, code):
+    """It parses, what it imports is there, and what it takes from spikesink by attribute is there too."""
+    if INCLUDE.search(code):
+        return
+    tree = ast.parse(code.replace("    ...,\n", ""))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spikesink"):
+            module = import_module(node.module or "")
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{page}: {node.module}.{alias.name}"
+    uses = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    imported = {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree)
+                if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+    assert "spikesink" not in uses or "spikesink" in imported, f"{page}: import spikesink is missing"
+
+
+def test_the_picture_of_the_house_has_every_part_and_arrow():
+    """Made by tools/architecture.py; only its line counts may be behind."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "tools" / "architecture.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def without_counts(text):
+        return re.sub(r"\d+ modules?, [\d,]+ lines", "", text)
+
+    made, kept = tool.picture(), (DOCS / "architecture.svg").read_text()
+    assert without_counts(made) == without_counts(kept), "python tools/architecture.py"
+
+
+def diff_of(heading: str) -> str:
+    """The diff below a heading of the architecture page, hunks without their line numbers."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    section = page.split(f"## {heading}\n", 1)[1].split("\n## ")[0]
+    return re.findall(r"^```diff\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
+
+
+def with_diff(folder: Path, diff: str) -> Path:
+    """A copy of the source with the diff in it."""
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for part in re.split(r"^(?=--- )", diff, flags=re.MULTILINE)[1:]:
+        old, new, _, *lines = part.splitlines()
+        path = folder / new.removeprefix("+++ b/")
+        added = [line[1:] for line in lines if line.startswith("+")]
+        if old.endswith("/dev/null"):
+            path.write_text("\n".join(added) + "\n")
+            continue
+        context = "\n".join(line[1:] for line in lines if line[0] in " -")
+        text = path.read_text()
+        assert text.count(context) == 1, f"{path.name}: {context}"
+        path.write_text(text.replace(context, "\n".join(line[1:] for line in lines if line[0] in " +")))
+    return folder / "src"
+
+
+def ran_with(source: Path, code: str) -> str:
+    paths = os.pathsep.join(map(str, (source, ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_measure_that_the_architecture_page_adds(tmp_path):
+    """Its diff is all that is needed: the number is right, and terminal, page and notebook show it."""
+    source = with_diff(tmp_path, diff_of("Adding a measure"))
+    out = ran_with(
+        source,
+        "import torch, spikesink\n"
+        f"assert spikesink.__file__.startswith({str(source)!r})\n"
+        "from pathlib import Path\n"
+        "from tiny import tiny, token_ids\n"
+        "from spikesink.report.terminal import print_record\n"
+        "model, ids = tiny('llama'), token_ids(3, 13)\n"
+        "record = spikesink.scan(model, ids, measures=('tilt',))\n"
+        "states = model(ids, output_hidden_states=True).hidden_states[1].float()\n"
+        "wanted = float((states.mean(-1).abs() / states.std(-1)).mean())\n"
+        "assert abs(record.tilt.by_block[2] - wanted) < 1e-5 * wanted, (record.tilt, wanted)\n"
+        f"folder = record.save(Path({str(tmp_path / 'run')!r}))\n"
+        "from spikesink.report import write_page\n"
+        "page = write_page([folder], folder / 'report.html').read_text()\n"
+        "assert 'Tilt' in page and 'Tilt' in record._repr_html_()\n"
+        "print_record(record)",
+    )
+    assert "Tilt" in out and "2 0." in out

@@ -12,6 +12,13 @@ Fill = Callable[[Path], None]
 """Writes into an empty folder."""
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $SPIKESINK_CACHE, or spikesink in the user's cache folder."""
+    if "SPIKESINK_CACHE" in os.environ:
+        return Path(os.environ["SPIKESINK_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's content, hexadecimal. Raises OSError."""
     with path.open("rb") as file:

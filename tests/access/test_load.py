@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from spikesink import scan
 from spikesink.access import access, checkpoint, load
-from spikesink.access.checkpoint import cache_folder, embedded_gguf, find_checkpoint
+from spikesink.access.checkpoint import embedded_gguf, find_checkpoint
+from spikesink.atomic import cache_folder
 from spikesink.errors import ModelError
 
 

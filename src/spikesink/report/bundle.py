@@ -1,6 +1,5 @@
 """Vega, Vega-Lite and Vega-Embed as one script, from what vl-convert carries; and the licences they come under."""
 
-import os
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from pathlib import Path
 import altair as alt
 import vl_convert
 
+from spikesink.atomic import cache_folder
 from spikesink.errors import OutputError
 from spikesink.records.files import write_files
 
@@ -28,8 +28,7 @@ def bundle() -> str:
 
 
 def _cache_file() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "spikesink"
-    return base / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
+    return cache_folder() / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
 
 
 def vl_version() -> str:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spikesink.access.checkpoint import cache_folder
 from spikesink.access.protocol import Progress
+from spikesink.atomic import cache_folder
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
 from spikesink.data.packed import PackedSampler, write_token_file
