@@ -284,7 +284,7 @@ def test_every_python_snippet_is_python_that_imports_what_it_uses(page, code):
     """It parses, what it imports is there, and what it takes from spikesink by attribute is there too."""
     if INCLUDE.search(code):
         return
-    tree = ast.parse(code.replace("    ...,\n", ""))
+    tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spikesink"):
             module = import_module(node.module or "")
