@@ -118,8 +118,6 @@ def model_files(folder: Path, weights: tuple[Path, ...]) -> list[Path]:
 
 def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     config = path / "config.json"
-    if (path / "adapter_config.json").exists():
-        raise ModelError(f"The folder '{path}' holds an adapter, not a model; merge it into its base model first.")
     if not config.is_file():
         raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.")
     check_config_size(config)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
+from spikesink.access.adapter import Adapter, find_adapter, merged
 from spikesink.access.blocks import find_blocks
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
 from spikesink.access.comparison import PROBE_TOKENS
@@ -37,6 +39,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    base: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> AccessedModel:
     """Load a causal LM and verify every layer.
@@ -44,31 +47,79 @@ def load(
     Without a name, the embedded SmolLM2-135M-Instruct. `dtype`: a name in DTYPES; default float32 on CPU, the
     checkpoint's own on a GPU. `device`: `cpu`, `cuda`, `cuda:N` or `auto` (shards over all); default cuda if there is
     one. Only safetensors and GGUF weights are read unless `allow_pickle`; no code of the checkpoint runs unless
-    `trust_remote_code`. `progress` hears of downloads. Raises ModelError, UnsupportedModelError or VerificationError.
+    `trust_remote_code`. A PEFT adapter is merged into its base: the one it names, or `base`. `progress` hears of
+    downloads. Raises ModelError, UnsupportedModelError or VerificationError.
     """
     started = time.perf_counter()
-    device = _resolve_device(device)
-    checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=allow_pickle)
-    with _explained(checkpoint, trust_remote_code):
+    options = _Options(_resolve_device(device), dtype, trust_remote_code, allow_pickle, progress)
+    adapter = find_adapter(name_or_path, revision=revision, allow_pickle=allow_pickle)
+    if adapter is None:
+        if base is not None:
+            raise ModelError(f"A base was given, but '{name_or_path}' is no adapter; leave --base out.")
+        loaded = _loaded(name_or_path, revision, options)
+    else:
+        loaded = _adapted(adapter, base, options)
+    accessed = _accessed(loaded.model, loaded.tokenizer, loaded.checkpoint)
+    accessed.provenance.update(loaded.facts)
+    accessed.load_s = time.perf_counter() - started
+    return accessed
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a checkpoint is loaded, whichever it is."""
+
+    device: str
+    dtype: str | None
+    trust_remote_code: bool
+    allow_pickle: bool
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model that is not verified yet, and what the record says of where it comes from."""
+
+    model: PreTrainedModel
+    tokenizer: Any | None
+    checkpoint: Checkpoint
+    facts: dict[str, Any]
+
+
+def _loaded(name_or_path: str | Path | None, revision: str | None, options: _Options) -> _Loaded:
+    checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=options.allow_pickle)
+    with _explained(checkpoint, options.trust_remote_code):
         checkpoint = pinned(checkpoint)
-    config = _read_config(checkpoint, trust_remote_code)
+    config = _read_config(checkpoint, options.trust_remote_code)
     _refuse_unsuitable(config, checkpoint.name)
-    torch_dtype = _resolve_dtype(dtype, device)
-    with _explained(checkpoint, trust_remote_code):
-        checkpoint = fetched(checkpoint, config, allow_pickle, progress)
+    dtype = _resolve_dtype(options.dtype, options.device)
+    with _explained(checkpoint, options.trust_remote_code):
+        checkpoint = fetched(checkpoint, config, options.allow_pickle, options.progress)
     stored = read_stored(checkpoint.name, checkpoint.weights)
     method = quantisation_method(config)
     check_quantised(checkpoint.name, stored, method)
-    check_memory(checkpoint, stored, torch_dtype, device)
+    check_memory(checkpoint, stored, dtype, options.device)
     if stored is not None:
         check_config_sizes(config, checkpoint.name, stored)
-    model = _read_model(checkpoint, config, torch_dtype, device, trust_remote_code, allow_pickle)
-    accessed = _accessed(model, _read_tokenizer(checkpoint, trust_remote_code), checkpoint)
-    accessed.provenance.update(checkpoint.provenance())
-    if method is not None:
-        accessed.provenance["dequantised_from"] = method
-    accessed.load_s = time.perf_counter() - started
-    return accessed
+    model = _read_model(checkpoint, config, dtype, options)
+    facts = checkpoint.provenance() | ({} if method is None else {"dequantised_from": method})
+    return _Loaded(model, _read_tokenizer(checkpoint, options.trust_remote_code), checkpoint, facts)
+
+
+def _adapted(adapter: Adapter, base: str | Path | None, options: _Options) -> _Loaded:
+    """The adapter's base with the adapter merged into it."""
+    named = adapter.base if base is None else base
+    try:
+        loaded = _loaded(named, None, options)
+    except ModelError as error:
+        raise ModelError(
+            f"'{adapter.name}' is an adapter of '{named}', which cannot be loaded: {error} Another base: --base MODEL."
+        ) from error
+    own = Checkpoint(adapter.name, str(adapter.folder), adapter.folder)
+    tokenizer = _read_tokenizer(own, trust_remote_code=False)
+    facts = {**loaded.facts, "name": adapter.name, "base": loaded.facts["name"], "adapter": adapter.provenance()}
+    model = merged(loaded.model, adapter).eval()
+    return _Loaded(model, tokenizer if tokenizer is not None else loaded.tokenizer, loaded.checkpoint, facts)
 
 
 def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpoint) -> AccessedModel:
@@ -216,28 +267,21 @@ def _refuse_unsuitable(config: Any, name: str) -> None:
         raise UnsupportedModelError(f"'{name}' is an encoder-only model ({config.model_type}); decoder-only expected.")
 
 
-def _read_model(
-    checkpoint: Checkpoint,
-    config: Any,
-    dtype: torch.dtype | str,
-    device: str,
-    trust_remote_code: bool,
-    allow_pickle: bool,
-) -> PreTrainedModel:
+def _read_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | str, how: _Options) -> PreTrainedModel:
     method = quantisation_method(config)
     options: dict[str, Any] = {**checkpoint.at_revision, **dequantising(config, checkpoint.name)}
-    if device == "auto":
+    if how.device == "auto":
         options["device_map"] = "auto"
     # Before the loader takes what it needs out of it.
     said = config.to_dict()
-    with _explained(checkpoint, trust_remote_code):
+    with _explained(checkpoint, how.trust_remote_code):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.source,
                 config=config,
                 dtype=dtype,
-                use_safetensors=None if allow_pickle else True,
-                trust_remote_code=trust_remote_code,
+                use_safetensors=None if how.allow_pickle else True,
+                trust_remote_code=how.trust_remote_code,
                 output_loading_info=True,
                 # Weights of another shape are refused below, by name.
                 ignore_mismatched_sizes=True,
@@ -248,8 +292,8 @@ def _read_model(
                 raise
             raise refused(checkpoint.name, method, error) from error
         model, info = loaded
-        if device != "auto":
-            model = model.to(device)
+        if how.device != "auto":
+            model = model.to(how.device)
     check_loaded(f"The checkpoint '{checkpoint.name}'", info, said)
     if method is not None:
         model = made_plain(model, checkpoint.name, method, dtype)

@@ -22,7 +22,8 @@ class Loading:
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Hub id, checkpoint folder or GGUF file; nothing for the embedded SmolLM2.", show_default=False
+            help="Hub id, checkpoint or adapter folder, or GGUF file; nothing for the embedded SmolLM2.",
+            show_default=False,
         ),
     ] = None
     dtype: Annotated[
@@ -48,6 +49,11 @@ class Loading:
         typer.Option("--allow-pickle", help="Read pickle weights, which can run code.", rich_help_panel=MODEL),
     ] = False
 
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model that an adapter adapts, where it is not the one it names.", rich_help_panel=MODEL),
+    ] = None
+
     def load(self, progress: Callable[[str, int, int], None]) -> Any:
         """The accessed model, as one step of the progress bar."""
         from spikesink.access import load
@@ -55,7 +61,8 @@ class Loading:
         progress("load model", 0, 1)
         accessed = load(
             self.model, dtype=self.dtype, device=self.device, revision=self.revision,
-            trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle, progress=progress,
+            trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle, base=self.base,
+            progress=progress,
         )  # fmt: skip
         progress("load model", 1, 1)
         return accessed
