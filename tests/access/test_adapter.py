@@ -31,7 +31,7 @@ def adapted(folder, config):
     torch.manual_seed(1)
     model = peft.get_peft_model(tiny("llama"), config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     for each in model.peft_config.values():
