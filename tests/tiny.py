@@ -64,5 +64,28 @@ def tiny(family: str, seed: int = 0, **changes) -> PreTrainedModel:
     return model
 
 
+MARKED = 5
+"""Token ids below this spike in a `spiking` model: about one token in twenty."""
+
+
+def spiking(channel: int = 3, marker: int = 7, **changes) -> PreTrainedModel:
+    """A tiny Llama in which the first FFN writes a spike at marked tokens, and nowhere else.
+
+    Their embeddings alone have a value in the marker's channel; one hidden unit reads it and writes the spike.
+    """
+    model = tiny("llama", **changes)
+    first = model.model.layers[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, marker] = 0
+        model.get_input_embeddings().weight[:MARKED, marker] = 1.0
+        first.self_attn.o_proj.weight[marker] = 0
+        for matrix in (first.mlp.gate_proj, first.mlp.up_proj):
+            matrix.weight[0] = 0
+            matrix.weight[0, marker] = 6.0
+        first.mlp.down_proj.weight[:, 0] = 0
+        first.mlp.down_proj.weight[channel, 0] = 4.0
+    return model
+
+
 def token_ids(sequences: int = 3, tokens: int = 13, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCAB, (sequences, tokens), generator=torch.Generator().manual_seed(seed))

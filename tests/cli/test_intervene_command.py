@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-import torch
-from tiny import tiny, token_ids
+from tiny import spiking, token_ids
 
 from spikesink.cli.intervene import intervene_command
 from spikesink.errors import InputError
@@ -21,10 +20,7 @@ from spikesink.records.interventions import Interventions
 def checkpoint(tmp_path_factory):
     """A tiny model that spikes, saved, and ids for it."""
     folder = tmp_path_factory.mktemp("tiny")
-    model = tiny("llama", num_hidden_layers=4)
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight[3] *= 3000
-    model.save_pretrained(folder / "model")
+    spiking(num_hidden_layers=4).save_pretrained(folder / "model")
     np.save(folder / "ids.npy", token_ids(sequences=8, tokens=140).numpy())
     return folder
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from tiny import tiny, token_ids
+from tiny import spiking, token_ids
 from tiny_gguf import write_tiny_gguf
 
 TIMED = ("timing", "tokens_per_s", "seconds_saved", "resumed_from")
@@ -52,10 +51,7 @@ class Command:
 
 def write_inputs(folder: Path) -> None:
     """A tiny model that spikes, ids, a recipe, a grid and a GGUF file."""
-    model = tiny("llama", num_hidden_layers=4)
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight[3] *= 3000
-    model.save_pretrained(folder / "model")
+    spiking(num_hidden_layers=4).save_pretrained(folder / "model")
     np.save(folder / "ids.npy", token_ids(sequences=8, tokens=40).numpy())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (folder / "grid.yaml").write_text(yaml.safe_dump(GRID))

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from study.study_cases import GRID, base, record
 from tiny import VOCAB, tiny, token_ids
 from tiny_gguf import write_tiny_gguf
@@ -43,10 +42,7 @@ def workplace() -> Path:
 @cache
 def model() -> AccessedModel:
     """Four layers with a spike, so that every chart has something to show."""
-    made = tiny("llama", num_hidden_layers=4)
-    with torch.no_grad():
-        made.model.layers[0].mlp.down_proj.weight[3] *= 3000
-    return access(made)
+    return access(spiking(num_hidden_layers=4))
 
 
 @cache
