@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from study.study_cases import GRID, base, record
-from tiny import spiking, tiny, token_ids
+from tiny import VOCAB, spiking, tiny, token_ids
 from tiny_gguf import write_tiny_gguf
 
 from spikesink import Anatomy, scan
