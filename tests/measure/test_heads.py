@@ -1,12 +1,13 @@
 """Head traces against explicit loops, and a planted head of known reach."""
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from spikesink.access import full_batch
-from spikesink.measure.heads import HeadMeasure, sink_output
+from spikesink.measure.heads import HeadMeasure, WithinPosition, sink_output
+from spikesink.observer import AttentionInputs, AttentionRows
 
 B, H, KV, T, D, MODEL = 2, 4, 2, 7, 3, 11
 
@@ -18,17 +19,18 @@ def rows_of(weights, value, step=3, block=1):
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         visible = torch.ones(queries, queries, dtype=torch.bool).tril()[None, None, start:stop, :stop]
-        yield SimpleNamespace(
+        yield AttentionRows(
             block=block, query_start=start, query_stop=stop, key_start=0, total_queries=queries,
             weights=weights[:, :, start:stop, :stop], value=value[:, :, :stop], output=output[:, :, start:stop],
-            visible=visible,
+            visible_rows=lambda visible=visible: visible, virtual_mass=None,
         )  # fmt: skip
 
 
 def measured(weights, value, sinks, grams=None):
     measure = HeadMeasure(sinks, grams or {})
     measure.on_batch(full_batch(torch.zeros(weights.shape[0], weights.shape[2], dtype=torch.long)))
-    measure.on_attention(SimpleNamespace(block=1, query=torch.empty((*weights.shape[:3], 1)), key=value, value=value))
+    query = torch.empty((*weights.shape[:3], 1))
+    measure.on_attention(AttentionInputs(1, query, value, value, scaling=1.0, softcap=None, visible_counts=Tensor))
     for rows in rows_of(weights, value):
         measure.on_attention_rows(rows)
     return measure
@@ -98,8 +100,8 @@ def test_a_planted_head_gives_back_its_distance_and_mass(reach):
     sinks[:, 0] = True
     sums = measured(weights, torch.randn(1, 1, T, D), sinks).blocks[1]
     whole = T - 1 - reach
-    assert float(sums.distances[0]) == whole
-    assert float(sums.sums["distance"][0] / sums.distances[0]) == pytest.approx(reach, abs=1e-5)
+    assert float(sums.counts["distance"][0]) == whole
+    assert float(sums.sums["distance"][0] / sums.counts["distance"][0]) == pytest.approx(reach, abs=1e-5)
     assert float(sums.sums["mass"][0]) == pytest.approx(0.7 * whole + 1.0 * (T - 1 - whole), rel=1e-5)
 
 
@@ -110,3 +112,49 @@ def test_the_sinks_part_of_an_output():
     part = sink_output(weights, value, sink)
     assert torch.allclose(part[0, 3], weights[0, 3, :, 2:3] * value[0, 1, 2], atol=1e-6)
     assert float(part[1].abs().max()) == 0.0
+
+
+def test_queries_with_nothing_left_are_left_out():
+    """Half of the queries look at the sink only: the mean is over the others, and counts say so."""
+    weights = torch.zeros(1, 1, T, T)
+    for t in range(T):
+        weights[0, 0, t, 0] = 1.0
+        if t in (2, 4, 5):
+            weights[0, 0, t, 0], weights[0, 0, t, t - 1] = 0.9, 0.1
+    value = torch.randn(1, 1, T, D, generator=torch.Generator().manual_seed(4))
+    sinks = torch.zeros(1, T, dtype=torch.bool)
+    sinks[:, 0] = True
+    sums = measured(weights, value, sinks, {1: torch.eye(D)[None]}).blocks[1]
+    norms = value[0, 0].norm(dim=-1)
+    assert sums.mean("renormalised", 0) == pytest.approx(float(norms[[1, 3, 4]].mean()), rel=1e-5)
+    assert sums.mean("without", 0) == pytest.approx(float(0.1 * norms[[1, 3, 4]].sum() / 6), rel=1e-5)
+    assert sums.mean("distance", 0) == pytest.approx(1.0)
+    assert [float(sums.counts[name][0]) for name in ("renormalised", "distance", "mass")] == [3, 3, 6]
+    pure = torch.zeros(1, 1, T, T)
+    pure[..., 0] = 1.0
+    assert measured(pure, value, sinks, {1: torch.eye(D)[None]}).blocks[1].mean("renormalised", 0) is None
+
+
+def test_the_sinks_mass_with_the_write_at_the_same_position():
+    """Against centring by position by hand; a rise over positions alone is no correlation."""
+    weights, value = attention(5)
+    sinks = torch.zeros(B, T, dtype=torch.bool)
+    sinks[:, 0] = True
+    projection = torch.randn(MODEL, H, D, generator=torch.Generator().manual_seed(3))
+    measure = measured(weights, value, sinks, {1: torch.einsum("mhi,mhj->hij", projection, projection)})
+    for h in range(H):
+        mass, write, reach = (np.zeros((B, T - 1)) for _ in range(3))
+        for b in range(B):
+            for t in range(1, T):
+                row = weights[b, h, t].double()
+                mass[b, t - 1] = row[0]
+                write[b, t - 1] = (projection[:, h].double() @ (row @ value[b, h // 2].double())).norm()
+                reach[b, t - 1] = sum(float(row[k]) * (t - k) for k in range(1, T)) / (1 - float(row[0]))
+        for name, other in (("write", write), ("distance", reach)):
+            centred = [column - column.mean(0) for column in (mass, other)]
+            expected = np.corrcoef(centred[0].ravel(), centred[1].ravel())[0, 1]
+            assert measure.blocks[1].with_mass[name].correlation(h) == pytest.approx(expected, abs=1e-4)
+    within = WithinPosition(2)
+    rising = torch.arange(4.0).expand(3, 2, 4)
+    within.add(torch.arange(4).expand(3, 4), rising, rising, torch.ones(3, 2, 4, dtype=torch.bool))
+    assert within.correlation(0) is within.correlation(1) is None

@@ -49,6 +49,32 @@ def spearman(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.divide((one * other).sum(axis), scale, out=np.full_like(scale, np.nan), where=scale > 0)
 
 
+def clustered_p_value(values: np.ndarray, clusters: np.ndarray) -> float:
+    """Two-sided p-value that the mean of values (unit,) is zero, units of one cluster not independent; 1 for one.
+
+    Student's t with clusters - 1 degrees of freedom on the cluster-robust standard error (Liang & Zeger 1986).
+    """
+    from scipy.stats import t
+
+    _, index = np.unique(clusters, return_inverse=True)
+    count = int(index.max()) + 1
+    mean = values.mean()
+    sums = np.bincount(index, weights=values - mean)
+    error = np.sqrt((sums**2).sum() * count / max(count - 1, 1)) / len(values)
+    if count < 2 or error == 0:
+        return 1.0
+    return float(2 * t.sf(abs(mean) / error, count - 1))
+
+
+def holm(p_values: np.ndarray, alpha: float) -> np.ndarray:
+    """Which of several hypotheses are rejected at a family-wise error rate of alpha, (hypothesis,) bool. Holm 1979."""
+    order = np.argsort(p_values, kind="stable")
+    below = p_values[order] <= alpha / np.arange(len(order), 0, -1)
+    rejected = np.zeros(len(order), dtype=bool)
+    rejected[order] = np.logical_and.accumulate(below)
+    return rejected
+
+
 def within_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Values minus the mean of their group, both (unit,): what is left when depth, say, is taken out."""
     centred = values.astype(np.float64).copy()

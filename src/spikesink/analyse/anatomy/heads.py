@@ -4,13 +4,13 @@ import numpy as np
 from torch import Tensor
 
 from spikesink.access.weights import Probe, output_projection, probe
-from spikesink.analyse.anatomy.sink_loss import LossEffects, loss_effects
+from spikesink.analyse.anatomy.sink_loss import loss_effects
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
 from spikesink.analyse.passes import Progress
 from spikesink.analyse.scanned import Scanned
 from spikesink.errors import DoesNotApplyError
-from spikesink.measure.heads import REST_MIN, HeadMeasure
-from spikesink.measure.statistics import rank_correlation, within_groups
+from spikesink.measure.heads import REST_MIN, HeadMeasure, TraceSums
+from spikesink.measure.statistics import bootstrap_mean, rank_correlation, within_groups
 from spikesink.records import anatomy as record
 
 CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
@@ -23,10 +23,10 @@ def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, d
     projections, writes_reason = _projections(scanned, seen)
     measure = HeadMeasure(found.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
     scanned.replay([measure], "heads", progress)
-    effects, loss_reason = None, writes_reason
+    effects, loss_test, loss_reason = {}, None, writes_reason
     if not writes_reason:
         try:
-            effects = loss_effects(scanned, found, seen, projections, progress)
+            effects, loss_test = loss_effects(scanned, found, seen, projections, progress)
         except DoesNotApplyError as reason:
             loss_reason = str(reason)
     heads = _traces(measure, effects)
@@ -36,9 +36,9 @@ def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, d
         uniform_distance={b: sums.uniform / max(sums.count, 1) for b, sums in sorted(measure.blocks.items())},
         heads=heads,
         correlations=[_correlation(heads, "sink_mass", other) for other in CORRELATED],
-        loss_tokens=effects.tokens if effects else 0,
-        loss_control_nats=effects.control if effects else None,
-        loss_sink_nats=effects.sink if effects else None,
+        modulation=[_modulation(heads, other) for other in ("write", "distance")],
+        loss_tokens=max((effect.n for effect in effects.values()), default=0),
+        loss_test=loss_test,
         writes_reason=writes_reason,
         loss_reason=loss_reason,
     )
@@ -68,30 +68,49 @@ def _gram(weight: Tensor, seen: Probe, block: int) -> Tensor:
     return per_head.mT @ per_head
 
 
-def _traces(measure: HeadMeasure, effects: LossEffects | None) -> list[record.HeadTrace]:
+def _traces(measure: HeadMeasure, effects: dict[tuple[int, int], record.Interval]) -> list[record.HeadTrace]:
     traces = []
     for block, sums in sorted(measure.blocks.items()):
         values = measure.values[block]
         for head in range(sums.heads):
-            means = {name: float(total[head]) / max(sums.count, 1.0) for name, total in sums.sums.items()}
-            reach = float(sums.sums["distance"][head] / sums.distances[head]) if sums.distances[head] else None
+            mass = sums.mean("mass", head) or 0.0
+            reach_mass = sums.mean("reach_mass", head) or 0.0
             traces.append(
                 record.HeadTrace(
                     block=block,
                     head=head,
-                    sink_mass=means["mass"],
-                    distance=reach,
-                    distance_by_mass=means["reach_mass"] / left if (left := 1 - means["mass"]) > REST_MIN else None,
-                    entropy_nats=means["entropy"],
+                    sink_mass=mass,
+                    distance=sums.mean("distance", head),
+                    distance_queries=int(sums.counts["distance"][head]),
+                    distance_by_mass=reach_mass / left if (left := 1 - mass) > REST_MIN else None,
+                    entropy_nats=sums.mean("entropy", head) or 0.0,
                     value_norm_sink=values.mean(0, head),
                     value_norm_other=values.mean(1, head),
-                    write_norm=means.get("write"),
-                    write_norm_without=means.get("without"),
-                    write_norm_renormalised=means.get("renormalised"),
-                    loss_effect_nats=effects.per_head[block, head] if effects else None,
+                    write_norm=sums.mean("write", head),
+                    write_norm_without=sums.mean("without", head),
+                    write_norm_renormalised=sums.mean("renormalised", head),
+                    renormalised_queries=int(sums.counts["renormalised"][head]) if sums.gram is not None else None,
+                    mass_with_write=_with_mass(sums, "write", head),
+                    mass_with_distance=_with_mass(sums, "distance", head),
+                    loss_effect_nats=effects.get((block, head)),
                 )
             )
     return traces
+
+
+def _with_mass(sums: TraceSums, other: str, head: int) -> float | None:
+    return sums.with_mass[other].correlation(head) if other in sums.with_mass else None
+
+
+def _modulation(heads: list[record.HeadTrace], other: str) -> record.Modulation:
+    """Over heads, with an interval over layers."""
+    values = np.array([_number(getattr(head, f"mass_with_{other}")) for head in heads])
+    known = values[np.isfinite(values)]
+    return record.Modulation(
+        other=other,
+        mean=bootstrap_mean(values, groups=np.array([head.block for head in heads])),
+        negative_share=float((known < 0).mean()) if len(known) else None,
+    )
 
 
 def _correlation(heads: list[record.HeadTrace], one: str, other: str) -> record.HeadCorrelation:
@@ -102,8 +121,8 @@ def _correlation(heads: list[record.HeadTrace], one: str, other: str) -> record.
     return record.HeadCorrelation(
         one=one,
         other=other,
-        over_heads=rank_correlation(first, second),
-        within_layers=rank_correlation(within_groups(first, blocks), within_groups(second, blocks)),
+        over_heads=rank_correlation(first, second, blocks),
+        within_layers=rank_correlation(within_groups(first, blocks), within_groups(second, blocks), blocks),
     )
 
 
