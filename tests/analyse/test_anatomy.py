@@ -119,10 +119,12 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
     seen = probe(accessed)
     projections = {block: output_projection(accessed, block, seen)[0] for block in (1, 3, 5)}
     found = SinkTokens(mask, mask.int(), 0.3, 1)
-    effects = sink_loss.loss_effects(scanned, found, seen, projections, lambda *_: None)
+    monkeypatch.setattr(sink_loss, "TOKENS_AT_ONCE", 5)
+    effects, test = sink_loss.loss_effects(scanned, found, seen, projections, lambda *_: None)
     reference = naive(accessed.model, "granite", ids)
     chosen = [(b, t) for b in range(3) for t in range(1, 8) if not mask[b, t]]
-    assert effects.tokens == len(chosen)
+    assert test.tokens == len(chosen)
+    assert test.sink_nats.value == pytest.approx(np.mean([effect.value for effect in effects.values()]))
     model = accessed.model
     for block, head in ((1, 0), (3, 3), (5, 2)):
         layer = model.model.layers[block // 2]
@@ -147,7 +149,7 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
                     for state in (final - write, final)
                 ]
                 rise += losses[0] - losses[1]
-        assert effects.per_head[block, head].value == pytest.approx(rise / len(chosen), rel=1e-3, abs=1e-5)
+        assert effects[block, head].value == pytest.approx(rise / len(chosen), rel=1e-3, abs=1e-5)
 
 
 def test_a_norm_on_the_output_has_no_direct_effect():
@@ -166,6 +168,7 @@ def found(embedded, golden_ids):
     plain = trigger.probe_vocabulary
     patch.setattr(trigger, "probe_vocabulary", lambda accessed, block, progress: plain(accessed, block, items))
     patch.setattr(sink_loss, "PRODUCTS", 1e10)
+    patch.setattr(sink_loss, "TESTED_TOKENS", 48)
     yield scan(embedded, golden_ids[:8], measures=("all",))
     patch.undo()
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import hypergeom, spearmanr
+from scipy.stats import hypergeom, spearmanr, ttest_1samp
 
 from spikesink.access import Batch
 from spikesink.measure.cooccurrence import SinkTokenMeasure, overlap
 from spikesink.measure.directions import alignment, map_gain, random_cosine, random_gain
 from spikesink.measure.properties import edge_share, ratio_variation, together
-from spikesink.measure.statistics import bootstrap_mean, rank_correlation, within_groups
+from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, holm, rank_correlation, within_groups
 
 
 def masks(n, spikes, sinks):
@@ -120,3 +120,19 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(one[:2], other[:2]).value is None
     groups = np.repeat([0, 1], 25)
     assert within_groups(one + 100 * groups, groups) == pytest.approx(within_groups(one, groups), abs=1e-9)
+
+
+def test_clustered_p_value():
+    """One unit a cluster is the t-test; the same values repeated within clusters say nothing new."""
+    values = np.random.default_rng(3).normal(0.6, 1, 17)
+    own = clustered_p_value(values, np.arange(17))
+    assert own == pytest.approx(float(ttest_1samp(values, 0).pvalue))
+    assert clustered_p_value(np.repeat(values, 4), np.repeat(np.arange(17), 4)) == pytest.approx(own)
+    assert clustered_p_value(np.repeat(values, 4), np.arange(68)) < own / 2
+    assert clustered_p_value(values, np.zeros(17)) == 1.0
+
+
+def test_holm_by_hand():
+    """Limits 0.0125, 0.0167, 0.025, 0.05 in order of the values; the first that fails ends it."""
+    assert holm(np.array([0.06, 0.001, 0.03, 0.016]), 0.05).tolist() == [False, True, False, True]
+    assert holm(np.array([0.02, 0.001, 0.018, 0.5]), 0.05).tolist() == [False, True, False, False]

@@ -8,7 +8,7 @@ from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
 from spikesink.report.drawing import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
-from spikesink.report.format import number, quantity
+from spikesink.report.format import number, percent, quantity
 
 KINDS = ("sink head", "other head")
 
@@ -24,9 +24,14 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
               high=found.over_heads.high, note=f"rank correlation; within layers {_interval(found.within_layers)}")
         for found in section.correlations
     ]  # fmt: skip
-    if section.loss_sink_nats is not None and section.loss_control_nats is not None:
-        note = f"mean |direct effect| on the loss; of a random part {number(section.loss_control_nats.value)}"
-        merits.append(Merit("a head's sink part", section.loss_sink_nats.value, "nats", note=note))
+    merits += [
+        Merit(f"sink mass and {CHANGED.get(found.other, found.other)} within heads", found.mean.value,
+              low=found.mean.low, high=found.mean.high,
+              note=f"mean correlation over queries at one position; negative in {percent(found.negative_share)} of "
+              f"{found.mean.n} heads")
+        for found in section.modulation or []
+    ]  # fmt: skip
+    merits += _loss(section.loss_test) if section.loss_test is not None else []
     return Section(
         "heads",
         "What the sink does to its head",
@@ -35,6 +40,22 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
         figures=heads_figures(record, section),
         note=f"The effect on the loss does not apply: {section.loss_reason}." if section.loss_reason else "",
     )
+
+
+CHANGED = {"write": "the norm of the write", "distance": "distance"}
+
+
+def _loss(found: sections.LossTest) -> list[Merit]:
+    """The signed effect on the loss, and that of random directions of the same length."""
+    sink, control, difference = found.sink_nats, found.control_nats, found.difference_nats
+    note = f"mean rise of the loss, {found.heads} heads, {found.tokens:,} tokens; differs from 0 in "
+    note += f"{found.sink_rejected} of them (Holm); a random direction {_interval(control)}, {found.control_rejected}"
+    against = f"sink less random, over {found.sequences:,} sequences; p = {number(found.difference_p_value)}"
+    return [
+        Merit("without a head's sink part", sink.value, "nats", low=sink.low, high=sink.high, note=note),
+        Merit("more than a random part", difference.value, "nats", low=difference.low, high=difference.high,
+              note=against),
+    ]  # fmt: skip
 
 
 def _interval(found: sections.Interval) -> str:

@@ -1,5 +1,7 @@
 """Which tokens spike and why: the vocabulary probe, and the way of the first token to s*. Table 2; eq. 22."""
 
+from itertools import pairwise
+
 import altair as alt
 import numpy as np
 
@@ -40,11 +42,12 @@ def trigger_part(record: Anatomy, section: sections.Trigger) -> Section:
     return Section(
         "trigger",
         "Which tokens trigger it",
-        "The first token attends only to itself, so attention is one fixed linear map there, whatever the token is.",
+        "The first token attends only to itself, so attention is one fixed linear map there, whatever the token is. "
+        "Whether it is that map that makes it spike is tried by leaving it out.",
         merits=_merits(section),
         figures=trigger_figures(record, section),
         tables=[*tables, _exceptions(section.probe)] if section.probe.exceptions else tables,
-        note=" ".join(_refusals(section)),
+        note=" ".join([*_attention(section), *_direction_by_kind(section), *_refusals(section)]),
     )
 
 
@@ -71,8 +74,49 @@ def _merits(section: sections.Trigger) -> list[Merit]:
     return merits
 
 
+def _attention(section: sections.Trigger) -> list[str]:
+    """What leaving attention writes out does to items alone at position 0, as a sentence."""
+    found = section.attention_ablation
+    if found is None:
+        return []
+    every = found.rows[0]
+    text = f"Of {found.items:,} items alone at position 0, {percent(found.spiking_share)} spike"
+    text += f"; without any attention write before block {placed(found.block)} {percent(every.spiking_share)} do"
+    if found.free_from == every.first_block:
+        return [f"{text}: attention is not what makes them spike."]
+    free = next((row for row in found.rows if row.first_block == found.free_from), None)
+    if free is not None:
+        text += f", without those from block {placed(free.first_block)} on {percent(free.spiking_share)}"
+    alone = found.rows[-1]
+    if (alone.first_block, alone.last_block) == (every.first_block, every.first_block):
+        text += f", without block {placed(alone.first_block)} alone {percent(alone.spiking_share)}"
+    return [f"{text}: attention is needed, " + ("but not from there on." if free else "to the last block before.")]
+
+
+def _direction_by_kind(section: sections.Trigger) -> list[str]:
+    """Which kind of block turns the first token to s*, as a sentence."""
+    blocks = section.first_token_map.blocks if section.first_token_map is not None else []
+    attention = [block.after_first - block.before_first for block in blocks if _whole(block)]
+    between = [
+        later.before_first - earlier.after_first
+        for earlier, later in pairwise(blocks)
+        if _whole(earlier) and _whole(later) and later.block == earlier.block + 2
+    ]
+    if not between:
+        return []
+    return [
+        f"From block {placed(blocks[0].block)} to {placed(blocks[-1].block)} attention blocks change the first "
+        f"token's |cos| with s* by {sum(attention):+.3f} in all, FFN blocks by {sum(between):+.3f}."
+    ]
+
+
+def _whole(block: sections.FirstTokenBlock) -> bool:
+    return block.before_first is not None and block.after_first is not None
+
+
 def _refusals(section: sections.Trigger) -> list[str]:
     reasons = (("The first token's way to s*", section.first_token_reason),
+               ("Leaving attention out", section.attention_ablation_reason),
                ("Self-sinking of delimiters", section.self_sinking_reason))  # fmt: skip
     return [f"{what} does not apply: {reason}." for what, reason in reasons if reason]
 
@@ -174,7 +218,7 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
     )
     return Figure(
         name="first_token_direction",
-        title="How the first token is steered into the amplified direction",
+        title="How the first token comes to point in the amplified direction",
         chart=layered(line, points, random.encode(alt.Y("cosine:Q"))),
         rows=table(rows),
         caption=f"Mean |cos| of the residual with s* of channel {found.channel} in block {found.step_block}: "
