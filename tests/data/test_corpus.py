@@ -1,7 +1,11 @@
 """Documents from every kind of source, and what of a source gets into the record."""
 
+import csv
+import gzip
 import hashlib
+import io
 import json
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -85,7 +89,7 @@ def test_names_that_are_no_data_set(name):
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("spikesink.data.corpus.MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr("spikesink.data.files.MAX_LINE_BYTES", 1000)
     path = tmp_path / "a.txt"
     path.write_text("x" * 5000)
     with pytest.raises(InputError, match="line 1, is longer"):
@@ -98,3 +102,126 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(InputError, match="not a regular file"):
         read_corpus(tmp_path / "a.txt")
+
+
+CONVERSATION = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "Three."}]
+SHAREGPT = [{"from": "human", "value": "Größe?"}, {"from": "gpt", "value": "Three."}]
+
+
+def rows_in(path, rows):
+    """The rows in the format that the file's name says."""
+    from datasets import Dataset
+
+    kind = path.suffixes[0] if path.suffix else "folder"
+    lines = "\n".join(json.dumps(row) for row in rows)
+    if kind == ".json":
+        lines = json.dumps(rows)
+    elif kind == ".csv":
+        with io.StringIO(newline="") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+            lines = out.getvalue()
+    if kind == "folder":
+        Dataset.from_list(rows).save_to_disk(path)
+    elif kind == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".zst":
+        with pyarrow.output_stream(str(path), compression="zstd") as file:
+            file.write(lines.encode())
+    else:
+        path.write_text(lines)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "a.json.zst", "a.csv.gz", "folder"]
+)
+@pytest.mark.parametrize("field", [None, "body"])
+def test_every_format_gives_the_same_documents(tmp_path, name, field):
+    texts = [*DOCUMENTS, 'two\nlines, "quoted"']
+    path = rows_in(tmp_path / name, [{"n": number, field or "text": text} for number, text in enumerate(texts)])
+    corpus = read_corpus(path, field)
+    assert list(corpus.documents()) == texts
+    assert list(corpus.documents()) == texts
+    assert corpus.sha256 and (field or "text") in corpus.description
+    with pytest.raises(InputError, match=r"no (field|column) 'other'.*--field NAME"):
+        list(read_corpus(path, "other").documents())
+
+
+def test_packed_text(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(DOCUMENTS).encode()))
+    assert list(read_corpus(tmp_path / "a.txt.gz").documents()) == DOCUMENTS
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(random.randbytes(3000).hex().encode())[:-40])
+    (tmp_path / "none.txt.gz").write_bytes(b"no such thing")
+    (tmp_path / "none.txt.zst").write_bytes(b"no such thing")
+    for name in ("cut.txt.gz", "none.txt.gz", "none.txt.zst"):
+        with pytest.raises(InputError, match=rf"{name}.* cannot be read.*truncated or corrupt"):
+            list(read_corpus(tmp_path / name).documents())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings_by_their_mark(tmp_path, encoding):
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
+    (tmp_path / "a.txt").write_bytes(mark + "\r\n".join(DOCUMENTS).encode(encoding))
+    assert list(read_corpus(tmp_path / "a.txt").documents()) == DOCUMENTS
+    rows = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in DOCUMENTS)
+    (tmp_path / "a.jsonl").write_bytes(mark + rows.encode(encoding))
+    assert list(read_corpus(tmp_path / "a.jsonl").documents()) == DOCUMENTS
+
+
+def test_other_encodings_are_refused(tmp_path):
+    for name, content in (
+        ("half", b"\xff\xfeab\x00"),
+        ("bare", "abc".encode("utf-16-le")),
+        ("utf32", "abc".encode("utf-32")),
+    ):
+        (tmp_path / f"{name}.txt").write_bytes(content)
+        with pytest.raises(InputError, match="convert it to UTF-8"):
+            list(read_corpus(tmp_path / f"{name}.txt").documents())
+
+
+@pytest.mark.parametrize(
+    "rows", [{"messages": CONVERSATION}, {"conversations": SHAREGPT}], ids=["messages", "sharegpt"]
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "folder"])
+def test_conversations(tmp_path, rows, name):
+    corpus = read_corpus(rows_in(tmp_path / name, [rows, rows]))
+    assert list(corpus.texts_and_conversations()) == [CONVERSATION, CONVERSATION]
+    with pytest.raises(InputError, match=r"holds conversations.*--chat-template"):
+        list(corpus.documents())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"messages": [{"role": "user"}]}, "message 1 of 'messages' has no role and content"),
+        ({"messages": ["hello"]}, "message 1 of 'messages' is a str"),
+        ({"messages": 3}, "field 'messages' of type int"),
+    ],
+)
+def test_conversations_that_are_none(tmp_path, content, words):
+    (tmp_path / "a.jsonl").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words):
+        list(read_corpus(tmp_path / "a.jsonl").texts_and_conversations())
+
+
+def test_a_json_of_one_list(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"version": 1, "data": [{"text": text} for text in DOCUMENTS]}))
+    assert list(read_corpus(tmp_path / "a.json").documents()) == DOCUMENTS
+    (tmp_path / "a.json").write_text(json.dumps({"text": "one"}))
+    assert list(read_corpus(tmp_path / "a.json").documents()) == ["one"]
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    with pytest.raises(InputError, match="is a folder; expected"):
+        read_corpus(tmp_path)
+    part = Dataset.from_list([{"text": "a"}])
+    DatasetDict(train=part, test=part).save_to_disk(tmp_path / "both")
+    with pytest.raises(InputError, match=r"several splits; give one of them: .*both/train, .*both/test"):
+        read_corpus(tmp_path / "both")
+    assert list(read_corpus(tmp_path / "both" / "train").documents()) == ["a"]

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
-from spikesink.data.corpus import Corpus, prompt_corpus
+from spikesink.data.corpus import Corpus, prompt_corpus, python_source
 from spikesink.data.packed import PackedSampler, is_held_out, write_token_file
-from spikesink.data.python_source import python_source
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.errors import InputError, OutputError
 

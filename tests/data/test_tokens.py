@@ -1,6 +1,7 @@
 """BOS policies, cutting and packing, with tokenizers that add a BOS, an EOS, both or nothing by themselves."""
 
 import json
+import string
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from spikesink.data import Tokens, check_ids, load_token_ids, prompt_corpus, read_corpus, tokenise
+from spikesink.data.tokenizers import character_tokenizer
 from spikesink.errors import InputError
 
 BOS, EOS = 1, 2
@@ -135,3 +137,40 @@ def test_the_embedded_tokenizer_adds_no_bos_by_itself(embedded):
     assert plain.ids[0].tolist() == embedded.tokenizer(text, add_special_tokens=False).input_ids
     assert always.ids[0].tolist() == [embedded.tokenizer.bos_token_id, *plain.ids[0].tolist()]
     assert (plain.bos_added, always.bos_added) == (False, True)
+
+
+PARTS = "{% for m in messages %}{% if m.content is not string %}{{ m.content[0].text }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", ["A fixed text.", PARTS], ids=["fixed", "parts only"])
+def test_a_template_that_drops_the_text_is_refused(template, tmp_path):
+    made = character_tokenizer(("<bos>", *string.printable))
+    made.chat_template = template
+    with pytest.raises(InputError, match="does not write what the user says"):
+        tokenise(prompt_corpus("abc"), made, seq_len=4, sequences=1, chat_template=True)
+
+
+def test_a_template_that_fills_the_sequence_is_refused(tmp_path):
+    made = character_tokenizer(("<bos>", *string.printable))
+    made.chat_template = "You are helpful. {{ messages[0].content }}"
+    (tmp_path / "a.txt").write_text("one text\nand another\n")
+    corpus = read_corpus(tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"All 2 sequences are the same 9 tokens.*larger --seq-len"):
+        tokenise(corpus, made, seq_len=9, sequences=2, chat_template=True)
+    ids = tokenise(corpus, made, seq_len=20, sequences=2, chat_template=True).ids
+    assert [made.decode(row) for row in ids] == ["You are helpful. one", "You are helpful. and"]
+
+
+def test_conversations_go_through_the_template(tmp_path):
+    """With the answer's beginning only where the user spoke last."""
+    made = character_tokenizer(("<bos>", *string.printable))
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
+    talks = [
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],
+        [{"from": "human", "value": "Hello!"}],
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
+    made_ids = tokenise(read_corpus(tmp_path / "a.jsonl"), made, seq_len=11, sequences=2, chat_template=True).ids
+    assert [made.decode(row) for row in made_ids] == ["u:Hi;a:Yes;", "u:Hello!;a:"]

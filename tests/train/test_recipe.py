@@ -97,3 +97,22 @@ def test_what_makes_another_recipe():
         "model.norm: rmsnorm (eps=1e-05) -> dyt (alpha_init=0.5)",
         "optimiser.lr: 0.01 -> 0.02",
     ]
+
+
+def test_every_option_of_a_kind_named_by_an_override():
+    """The second option, too, although the first is set by then."""
+    recipe = tiny_recipe("data.source.kind=text", "data.source.path=a.txt", "data.source.tokenizer=someone/model")
+    assert (recipe.data.source.path, recipe.data.source.tokenizer) == ("a.txt", "someone/model")
+    with pytest.raises(InputError, match="toknizer"):
+        tiny_recipe("data.source.kind=text", "data.source.path=a.txt", "data.source.toknizer=x")
+
+
+@pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "word " * 3000], ids=["3 documents", "one long line"])
+def test_a_text_that_leaves_nothing_to_hold_out(tmp_path, monkeypatch, text):
+    from spikesink.train.streams import open_stream
+
+    monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text(text)
+    recipe = tiny_recipe("model.vocab_size=300", "data.source.kind=text", f"data.source.path={tmp_path / 'a.txt'}")
+    with pytest.raises(InputError, match=r"'a\.txt' has \d documents.* \d held out.*A document is a line"):
+        open_stream(recipe, lambda stage, done, total: None)

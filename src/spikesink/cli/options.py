@@ -74,11 +74,18 @@ class Text:
 
     text: Annotated[
         Path | None,
-        typer.Option(help="Documents: a .txt (one a line), .jsonl or .parquet (field text).", rich_help_panel=TEXT),
+        typer.Option(
+            help="Documents: a .txt (one a line), .jsonl, .json, .csv, .parquet (also .gz, .zst) or saved data set.",
+            rich_help_panel=TEXT,
+        ),
     ] = None
     dataset: Annotated[
         str | None,
         typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.", rich_help_panel=TEXT),
+    ] = None
+    field: Annotated[
+        str | None,
+        typer.Option(help="Field with the text; default text, else messages or conversations.", rich_help_panel=TEXT),
     ] = None
     tokens: Annotated[
         Path | None,

@@ -32,8 +32,8 @@ def _corpus(source: Text, prompt: str | None) -> Corpus:
     if prompt is not None:
         return prompt_corpus(prompt)
     if source.text is not None:
-        return read_corpus(source.text)
-    return hub_corpus(source.dataset) if source.dataset is not None else default_corpus()
+        return read_corpus(source.text, source.field)
+    return hub_corpus(source.dataset, source.field) if source.dataset is not None else default_corpus()
 
 
 def _check_positions(source: Text, accessed: AccessedModel) -> None:

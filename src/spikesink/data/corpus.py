@@ -1,23 +1,29 @@
-"""Where documents come from: a file, a hub data set, one prompt, or the English that every Python carries.
+"""Where documents come from: a file, a hub data set, one prompt, or the English and the code that every Python carries.
 
-A corpus is a stream of documents that can be read again and again in constant memory, with a name and a hash. Text is
-decoded as UTF-8, strictly: a wrong byte is an error that names its line, never a replacement character.
+A corpus is a stream of documents that can be read again and again in constant memory, with a name and a hash. A wrong
+byte or a row without text is an error that names its line, never a replacement character.
 """
 
 import hashlib
-import json
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikesink.atomic import file_sha256
+from spikesink.data.files import (
+    FIELD,
+    PACKED,
+    READERS,
+    Document,
+    check_file,
+    check_unicode,
+    checked_sha256,
+    document_of,
+    short,
+)
 from spikesink.errors import InputError
 
-MAX_LINE_BYTES = 64 * 2**20
-"""A longer line of a .txt or .jsonl is refused, so that a file without line ends cannot fill the memory."""
-PARQUET_ROWS = 64
-"""Rows decoded at a time."""
 GENERIC_BUILDERS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")
 """Names that `datasets` resolves to whatever files lie in the current folder instead of asking the hub."""
 
@@ -28,41 +34,64 @@ class Corpus:
 
     name: str
     kind: str
-    """txt, jsonl, parquet, hub, prompt or python."""
+    """txt, jsonl, json, csv, parquet, dataset, hub, prompt or python."""
     sha256: str | None
     """Over the bytes of the file or of the text; None for a streamed hub data set, whose description has its revision.
     """
     description: str
     """What a document is here."""
-    read: Callable[[], Iterator[str]]
+    read: Callable[[], Iterator[Document]]
 
     def documents(self) -> Iterator[str]:
-        """Every document that is not blank. Raises InputError where the source turns out not to be readable."""
+        """Every document that is not blank.
+
+        Raises InputError where the source turns out not to be readable, or to be conversations.
+        """
+        for document in self.texts_and_conversations():
+            if not isinstance(document, str):
+                raise InputError(
+                    f"'{self.name}' holds conversations; they become text by a model's chat template: --chat-template. "
+                    "For a field with plain text: --field NAME."
+                )
+            yield document
+
+    def texts_and_conversations(self) -> Iterator[Document]:
+        """The same, conversations included."""
         for document in self.read():
-            if document.strip():
+            if not isinstance(document, str) or document.strip():
                 yield document
 
 
-def read_corpus(path: Path) -> Corpus:
-    """The documents of a .txt (one a line), .jsonl or .parquet file (the field `text` of a row). Raises InputError."""
-    kinds = {
-        ".txt": (_text_lines, "a line of a text file"),
-        ".jsonl": (_json_lines, "the field `text` of a JSON line"),
-        ".parquet": (_parquet_rows, "the column `text` of a parquet row"),
-    }
+def read_corpus(path: Path, field: str | None = None) -> Corpus:
+    """The documents of a .txt (one a line), .jsonl, .json, .csv or .parquet file, also in .gz or .zst, or of a folder
+    that `datasets` saved.
+
+    field: of a row, the one with the text; default `text`, else a conversation under `messages` or `conversations`.
+    Raises InputError.
+    """
+    if path.is_dir():
+        return _saved_dataset(path, field)
     check_file(path, "text file")
-    suffix = path.suffix.lower()
-    if suffix not in kinds:
-        raise InputError(f"'{path}' ends in '{path.suffix}'; expected one of {', '.join(kinds)}. Rename or convert it.")
-    reader, description = kinds[suffix]
-    return Corpus(path.name, suffix[1:], checked_sha256(path), description, lambda: reader(path))
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in PACKED else None
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix not in READERS or (packed is not None and suffix == ".parquet"):
+        raise InputError(
+            f"'{path}' ends in '{path.suffix}'; expected one of {', '.join(READERS)}, or a text in "
+            f"{' or '.join(PACKED)}. Rename or convert it."
+        )
+    if suffix == ".txt" and field is not None:
+        raise InputError(f"'{path}' is plain text, which has no field '{field}'; leave --field out.")
+    reader, description = READERS[suffix]
+    described = description.format(field=field or FIELD)
+    return Corpus(path.name, suffix[1:], checked_sha256(path), described, lambda: reader(path, field))
 
 
 def prompt_corpus(text: str) -> Corpus:
     """One text as a corpus of one document. Raises InputError for a blank text or one that is not valid Unicode."""
     if not text.strip():
         raise InputError("The prompt is empty; expected some text.")
-    _check_unicode(text, "The prompt")
+    check_unicode(text, "The prompt")
     return Corpus("prompt", "prompt", _text_sha256(text), "one text", lambda: iter([text]))
 
 
@@ -86,7 +115,7 @@ def default_corpus() -> Corpus:
     return Corpus("pydoc_data.topics", "python", _text_sha256(text), description, paragraphs)
 
 
-def hub_corpus(name: str) -> Corpus:
+def hub_corpus(name: str, field: str | None = None) -> Corpus:
     """A hub data set, streamed: `NAME[@REVISION][:CONFIG[:SPLIT]]`, with split `train` unless given.
 
     The hub is asked at once, for the revision that the description carries. Raises InputError when it cannot be
@@ -107,145 +136,84 @@ def hub_corpus(name: str) -> Corpus:
     except Exception as error:
         raise _hub_error(name, error) from error
 
-    def rows() -> Iterator[str]:
+    def rows() -> Iterator[Document]:
         try:
             for number, row in enumerate(_stream(builder, split), start=1):
-                yield _text_field(row, f"Data set '{name}', row {number},")
+                yield document_of(row, field, f"Data set '{name}', row {number},")
         except InputError:
             raise
         except Exception as error:
             raise _hub_error(name, error) from error
 
     details = f"config {builder.config.name}, split {split}, revision {builder.hash or 'unknown'}"
-    return Corpus(f"hub:{name}", "hub", None, f"the field `text` of a row, in order; {details}", rows)
-
-
-def check_file(path: Path, what: str) -> None:
-    """Raise InputError unless `path` is a regular file; a pipe or a device would block or never end."""
-    try:
-        if path.is_dir():
-            raise InputError(f"'{path}' is a folder; expected a {what}.")
-        if path.exists() and not path.is_file():
-            raise InputError(f"'{path}' is not a regular file; save its content as a {what} first.")
-        with path.open("rb"):
-            pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"The {what} '{path}' cannot be read: {reason}. Check the path.") from error
-
-
-def checked_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+    return Corpus(f"hub:{name}", "hub", None, f"the field `{field or FIELD}` of a row, in order; {details}", rows)
 
 
 def _text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(Line number from 1, line without its end); read as bytes, so that an error can name the line."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                yield number, _decoded(line, number, path)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+def _saved_dataset(path: Path, field: str | None) -> Corpus:
+    """A data set that `save_to_disk` wrote. Raises InputError for another folder."""
+    from datasets import Dataset, load_from_disk
 
-
-def _decoded(line: bytes, number: int, path: Path) -> str:
-    if len(line) > MAX_LINE_BYTES:
-        limit = MAX_LINE_BYTES // 2**20
-        raise InputError(f"'{path}', line {number}, is longer than {limit} MiB; break it up into one document a line.")
-    if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in line:
+    if not (path / "dataset_info.json").is_file() and not (path / "dataset_dict.json").is_file():
         raise InputError(
-            f"'{path}', line {number}, holds a NUL byte, so this is no UTF-8 text (is it binary or UTF-16?); "
-            "convert it to UTF-8."
+            f"'{path}' is a folder; expected a text file, or a folder that save_to_disk of datasets wrote. A folder of "
+            "files: give one of them."
         )
     try:
-        return line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        byte = f"0x{line[error.start]:02x} at byte {error.start + 1}"
-        raise InputError(f"'{path}', line {number}, is not UTF-8 text ({byte}); convert it to UTF-8.") from error
+        saved = load_from_disk(str(path))
+    except Exception as error:
+        raise InputError(f"'{path}' cannot be read as a data set ({short(error)}).") from error
+    if not isinstance(saved, Dataset):
+        raise InputError(
+            f"'{path}' holds several splits; give one of them: {', '.join(str(path / name) for name in saved)}."
+        )
+    digest = hashlib.sha256("".join(checked_sha256(file) for file in sorted(path.glob("*.arrow"))).encode()).hexdigest()
 
+    def rows() -> Iterator[Document]:
+        for number, row in enumerate(saved, start=1):
+            yield document_of(row, field, f"'{path}', row {number},")
 
-def _text_lines(path: Path) -> Iterator[str]:
-    for _, line in _lines(path):
-        yield line
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        where = f"'{path}', line {number},"
-        try:
-            row = json.loads(line)
-        except RecursionError as error:
-            raise InputError(f"{where} is JSON nested too deeply; expected an object with a field 'text'.") from error
-        except ValueError as error:
-            raise InputError(f"{where} is not valid JSON: {error}. Expected one object a line.") from error
-        yield _text_field(row, where)
-
-
-def _parquet_rows(path: Path) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                listed = ", ".join(names)[:200] or "none"
-                raise InputError(f"'{path}' has no column 'text'; its columns are: {listed}. Rename the one with text.")
-            number = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield _text_field({"text": value}, f"'{path}', row {number},")
-    # A corrupt file shows as any of these: pyarrow's own, bytes that are no UTF-8, sizes beyond the memory.
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"'{path}' cannot be read as parquet, truncated or corrupt? ({_short(error)})") from error
+    description = f"the field `{field or FIELD}` of a row of a saved data set"
+    return Corpus(path.resolve().name, "dataset", digest, description, rows)
 
 
 def _stream(builder: Any, split: str) -> Iterator[Any]:
     yield from builder.as_streaming_dataset(split=split)
 
 
-def _text_field(row: object, where: str) -> str:
-    if not isinstance(row, dict) or "text" not in row:
-        found = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise InputError(f"{where} has no field 'text' (got: {found[:200] or 'nothing'}); expected a string under it.")
-    text = row["text"]
-    if not isinstance(text, str):
-        raise InputError(f"{where} has a field 'text' of type {type(text).__name__}; expected a string.")
-    _check_unicode(text, where)
-    return text
-
-
-def _check_unicode(text: str, where: str) -> None:
-    """JSON's \\ud800 and a shell's stray bytes make strings that no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = f"U+{ord(text[error.start]):04X}"
-        raise InputError(
-            f"{where} holds a lone surrogate ({code} at character {error.start + 1}); expected valid Unicode. "
-            "Remove it or write the text again as UTF-8."
-        ) from error
-
-
 def _hub_error(name: str, error: Exception) -> InputError:
     return InputError(
-        f"The data set '{name}' cannot be read from the hub ({type(error).__name__}: {_short(error)}). Check the name "
+        f"The data set '{name}' cannot be read from the hub ({type(error).__name__}: {short(error)}). Check the name "
         "(NAME[@REVISION][:CONFIG[:SPLIT]]) and the network, or give a local file: --text FILE."
     )
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def python_source() -> Corpus:
+    """A document a file, in the order of their paths; installed packages are left out. Its hash names the Python."""
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [path for path in sorted(root.rglob("*.py")) if not {"site-packages", "dist-packages"} & set(path.parts)]
+    digest = hashlib.sha256()
+    for path in paths:
+        text = _utf8(path)
+        if text is not None:
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + text.encode() + b"\0")
+
+    def documents() -> Iterator[str]:
+        for path in paths:
+            text = _utf8(path)
+            if text is not None:
+                yield text
+
+    description = f"a .py file of the standard library of Python {sysconfig.get_python_version()}"
+    return Corpus("python_source", "python", digest.hexdigest(), description, documents)
+
+
+def _utf8(path: Path) -> str | None:
+    """The file as text; None for the few of Python's own tests that are no UTF-8 on purpose."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None

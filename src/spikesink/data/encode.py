@@ -1,8 +1,11 @@
 """From one text to token ids under a BOS policy, whatever the tokenizer adds by itself."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from spikesink.data.chat_template import ChatTemplate
+from spikesink.data.corpus import Corpus
+from spikesink.data.files import Document
 from spikesink.errors import InputError, did_you_mean
 from spikesink.limits import panics_raised
 
@@ -34,14 +37,23 @@ class Encoder:
             raise InputError("--chat-template was asked for, but the tokenizer has none; leave the option out.")
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer) if chat_template else None
+        if self._template is not None and self._rendered("a") == self._rendered("b"):
+            raise InputError(
+                "The tokenizer's chat template does not write what the user says: every sequence would be the same "
+                "text of its own. Leave --chat-template out, or give a tokenizer whose template takes plain text."
+            )
         self._keep_own_bos = bos == "auto"
         self.prefix: list[int] = self._default_prefix() if bos == "auto" else []
         """Ids that begin every sequence."""
         if bos == "always" and self.bos_id is not None:
             self.prefix = [self.bos_id]
 
-    def body(self, document: str, enough: int | None = None) -> list[int]:
-        """Ids of a document without the prefix; of a long document only the first `enough`, from its beginning."""
+    def documents(self, corpus: Corpus) -> Iterator[Document]:
+        """What of a corpus can be encoded: conversations only with a chat template. Raises InputError for others."""
+        return corpus.texts_and_conversations() if self._template is not None else corpus.documents()
+
+    def body(self, document: Document, enough: int | None = None) -> list[int]:
+        """Ids of a text or conversation without the prefix; of a long one the first `enough`, from its beginning."""
         text = self._rendered(document)
         if enough is not None:
             length = max(CHARACTERS_PER_TOKEN * enough, MIN_CHARACTERS)
@@ -73,15 +85,18 @@ class Encoder:
         keep = 1 if own and self._keep_own_bos and self.bos_id not in self.prefix else 0
         return ids[own - keep :]
 
-    def _rendered(self, document: str) -> str:
+    def _rendered(self, document: Document) -> str:
+        messages = [{"role": "user", "content": document}] if isinstance(document, str) else document
         if self._template is None:
+            assert isinstance(document, str), "conversations need a template"
             return document
         try:
-            return self._template.render([{"role": "user", "content": document}])
+            # Where the assistant has spoken last, nothing more is asked of it.
+            return self._template.render(messages, prompt=not messages or messages[-1]["role"] != "assistant")
         except Exception as error:
+            what = "a user's message" if isinstance(document, str) else "a conversation"
             raise InputError(
-                f"The tokenizer's chat template cannot take a user's message ({_short(error)}); leave --chat-template "
-                "out."
+                f"The tokenizer's chat template cannot take {what} ({_short(error)}); leave --chat-template out."
             ) from error
 
     def _ids(self, text: str, special: bool = False) -> list[int]:

@@ -41,7 +41,9 @@ class TokenFile:
         return self._stream("held_out")
 
     def _stream(self, name: str) -> np.ndarray:
-        return np.memmap(self.folder / f"{name}.bin", dtype=self.meta["dtype"], mode="r")
+        path, dtype = self.folder / f"{name}.bin", np.dtype(self.meta["dtype"])
+        # An empty file cannot be mapped.
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def write_token_file(

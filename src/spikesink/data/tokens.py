@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spikesink.data.corpus import Corpus, check_file, checked_sha256
+from spikesink.data.corpus import Corpus
 from spikesink.data.encode import Encoder
+from spikesink.data.files import check_file, checked_sha256
 from spikesink.errors import InputError
 
 
@@ -191,6 +192,11 @@ def tokenise(
         if not made.rows:
             raise _nothing(corpus, made, seq_len, pack)
     ids = np.stack(made.rows)
+    if chat_template and made.documents > 1 and len(ids) > 1 and bool((ids == ids[0]).all()):
+        raise InputError(
+            f"All {len(ids)} sequences are the same {ids.shape[1]} tokens: what the chat template writes before the "
+            "text fills them. Use a larger --seq-len, or leave --chat-template out."
+        )
     return Tokens(
         ids=ids,
         source=corpus.name,
@@ -243,7 +249,7 @@ def _whole(corpus: Corpus, encoder: Encoder) -> _Made:
 def _cut(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _Made:
     made = _Made([])
     length = seq_len - len(encoder.prefix)
-    for document in corpus.documents():
+    for document in encoder.documents(corpus):
         made.documents += 1
         body = encoder.body(document, length)
         made.total += len(body)
@@ -262,7 +268,7 @@ def _packed(corpus: Corpus, encoder: Encoder, seq_len: int, sequences: int) -> _
     length = seq_len - len(encoder.prefix)
     end = [] if encoder.eos_id is None else [encoder.eos_id]
     waiting: list[int] = []
-    for document in corpus.documents():
+    for document in encoder.documents(corpus):
         made.documents += 1
         # One more than needed, since a token may be dropped below.
         body = encoder.body(document, (sequences - len(made.rows)) * length - len(waiting) + 1)

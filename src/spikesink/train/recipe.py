@@ -232,22 +232,25 @@ def _override(content: dict[str, Any], change: str) -> None:
     if not equals or not all(keys):
         raise InputError(f"--set {change!r}: expected PATH=VALUE, e.g. training.steps=1000 or model.norm=dyt.")
     here: Any = content
+    above: Any = None
     for depth, key in enumerate(keys[:-1]):
         _check_key(here, keys, depth)
-        # An override before this one may have named a kind alone, whose options only validation knows.
         if isinstance(here.setdefault(key, {}), str):
-            here[key] = {"kind": here[key]}
-        here = here[key]
+            here[key] = _Renewed(kind=here[key])
+        above, here = here, here[key]
     _check_key(here, keys, len(keys) - 1)
     new = read_yaml(value, f"--set {path}: '{value[:100]}'")
-    if keys[-1] == "kind":
-        here.clear()
+    if keys[-1] == "kind" and above is not None:
+        here = above[keys[-2]] = _Renewed()
     here[keys[-1]] = _number(new)
 
 
+class _Renewed(dict[str, Any]):
+    """The options of a kind that an override named: which there are, only validation knows."""
+
+
 def _check_key(here: Any, keys: list[str], depth: int) -> None:
-    # Of a kind that was named alone, validation knows the options.
-    if isinstance(here, dict) and (keys[depth] in here or set(here) == {"kind"}):
+    if isinstance(here, _Renewed) or (isinstance(here, dict) and keys[depth] in here):
         return
     where = ".".join(keys[:depth]) or "the recipe"
     hint = did_you_mean(keys[depth], list(here)) if here and isinstance(here, dict) else "; it has no options."

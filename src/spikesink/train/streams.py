@@ -14,8 +14,8 @@ from spikesink.access.protocol import Progress
 from spikesink.atomic import cache_folder
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
-from spikesink.data.packed import PackedSampler, write_token_file
-from spikesink.data.python_source import python_source
+from spikesink.data.corpus import python_source
+from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.errors import InputError
 from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
@@ -73,11 +73,23 @@ def _packed(recipe: Recipe, progress: Progress) -> Stream:
     key = f"{_key(corpus, source)}-{_fingerprint(tokenizer)}{f'-{limit}' if limit else ''}"
     file = write_token_file(corpus, tokenizer, cache_folder() / "tokens" / key, max_tokens=limit, progress=progress)
     bos_id = tokenizer.bos_token_id if data.bos else None
-    train = PackedSampler(file.train, data.seq_len, bos_id=bos_id, seed=data.seed)
-    held_out = PackedSampler(file.held_out, data.seq_len, bos_id=bos_id, seed=data.seed)
+    train, held_out = (_sampler(file, part, data, bos_id) for part in ("train", "held_out"))
     progress("prepare data", 1, 1)
     passes = recipe.training.steps * recipe.training.batch_size / train.pieces
     return Stream(train.sample, held_out.first(data.held_out), tokenizer, {**file.meta, "passes": passes})
+
+
+def _sampler(file: TokenFile, part: str, data: Any, bos_id: int | None) -> PackedSampler:
+    """Sequences of one part of the text. Raises InputError where it is too short, with what there is."""
+    stream = file.train if part == "train" else file.held_out
+    try:
+        return PackedSampler(stream, data.seq_len, bos_id=bos_id, seed=data.seed)
+    except InputError as error:
+        raise InputError(
+            f"The text '{file.meta['source']}' has {file.meta['documents']} documents, {file.meta['tokens']} tokens to "
+            f"train on and {file.meta['held_out_tokens']} held out (one document in {HELD_OUT_SHARE}, by its hash): "
+            f"{error} A document is a line; break long ones up."
+        ) from error
 
 
 def _corpus(source: Any) -> Corpus:

@@ -1,0 +1,307 @@
+"""Documents in files: lines of text, rows of JSON, CSV and parquet, packed or not, each with its line in every error.
+
+Text is decoded strictly, as UTF-8 or, where a file begins with its mark, as UTF-16.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from spikesink.atomic import file_sha256
+from spikesink.errors import InputError
+
+MAX_LINE_BYTES = 64 * 2**20
+"""A longer line of a .txt or .jsonl is refused, so that a file without line ends cannot fill the memory."""
+MAX_JSON_BYTES = 2**30
+"""A .json is one value, read whole."""
+PARQUET_ROWS = 64
+"""Rows decoded at a time."""
+FIELD = "text"
+"""Where the text of a row is, unless the user says otherwise."""
+CONVERSATIONS = ("messages", "conversations")
+"""Where chat data has its conversations, where a row has no text: as OpenAI's format has it, and ShareGPT's."""
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+"""ShareGPT's names of roles; others are as they are."""
+Document = str | list[dict[str, Any]]
+"""A text, or a conversation: `role` and `content` of each message."""
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raise InputError unless `path` is a regular file; a pipe or a device would block or never end."""
+    try:
+        if path.is_dir():
+            raise InputError(f"'{path}' is a folder; expected a {what}.")
+        if path.exists() and not path.is_file():
+            raise InputError(f"'{path}' is not a regular file; save its content as a {what} first.")
+        with path.open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"The {what} '{path}' cannot be read: {reason}. Check the path.") from error
+
+
+def checked_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked if it is packed. Raises InputError for one that cannot be read."""
+    kind = path.suffix.lower()
+    try:
+        if kind == ".gz":
+            return gzip.open(path, "rb")
+        if kind == ".zst":
+            return _zstandard(path)
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _zstandard(path: Path) -> IO[bytes]:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(Line number from 1, line without its end); read as bytes, so that an error can name the line."""
+    try:
+        with _opened(path) as file:
+            start = file.read(4)
+            rest: IO[bytes] = io.BufferedReader(_Joined(start, file))
+            encoding = _utf16(start)
+            if encoding is not None:
+                rest = _recoded(rest, encoding, path)
+            for number, line in enumerate(iter(lambda: rest.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                yield number, _decoded(line, number, path)
+    # A packed file may be cut or damaged: gzip and zlib have exceptions of their own.
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"'{path}' cannot be read: {reason}; truncated or corrupt?") from error
+
+
+class _Joined(io.RawIOBase):
+    """A stream that begins with bytes that were read from it already."""
+
+    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
+        self._start, self._rest = start, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._start:
+            part, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
+        else:
+            part = self._rest.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _utf16(start: bytes) -> str | None:
+    """UTF-16 where the file begins with its mark (which that of UTF-32 begins with, too)."""
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return None
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else None
+
+
+def _recoded(file: IO[bytes], encoding: str, path: Path) -> IO[bytes]:
+    """The same text as UTF-8."""
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+
+    class Recoded(io.RawIOBase):
+        waiting = b""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            while not self.waiting:
+                part = file.read(2**16)
+                try:
+                    self.waiting = decoder.decode(part, final=not part).encode()
+                except UnicodeError as error:
+                    raise InputError(f"'{path}' is not valid UTF-16 ({short(error)}); convert it to UTF-8.") from error
+                if not part:
+                    break
+            part, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]
+            buffer[: len(part)] = part
+            return len(part)
+
+    return io.BufferedReader(Recoded())
+
+
+def _decoded(line: bytes, number: int, path: Path) -> str:
+    if len(line) > MAX_LINE_BYTES:
+        limit = MAX_LINE_BYTES // 2**20
+        raise InputError(f"'{path}', line {number}, is longer than {limit} MiB; break it up into one document a line.")
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in line:
+        raise InputError(
+            f"'{path}', line {number}, holds a NUL byte, so this is no UTF-8 text (is it binary, or UTF-16 without a "
+            "mark?); convert it to UTF-8."
+        )
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        byte = f"0x{line[error.start]:02x} at byte {error.start + 1}"
+        raise InputError(f"'{path}', line {number}, is not UTF-8 text ({byte}); convert it to UTF-8.") from error
+
+
+def _text_lines(path: Path, _field: str | None) -> Iterator[str]:
+    for _, line in _lines(path):
+        yield line
+
+
+def _json_lines(path: Path, field: str | None) -> Iterator[Document]:
+    for number, line in _lines(path):
+        if line.strip():
+            where = f"'{path}', line {number},"
+            yield document_of(_parsed(line, where, "one object a line"), field, where)
+
+
+def _json_rows(path: Path, field: str | None) -> Iterator[Document]:
+    """Of a list of objects, or of the one list in an object (`{"data": [...]}`)."""
+    parts: list[str] = []
+    size = 0
+    for _, line in _lines(path):
+        size += len(line)
+        if size > MAX_JSON_BYTES:
+            raise InputError(
+                f"'{path}' is larger than {MAX_JSON_BYTES // 2**20} MiB; write it as .jsonl, a row a line."
+            )
+        parts.append(line)
+    where = f"'{path}'"
+    content = _parsed("\n".join(parts), where, "a list of objects")
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 and not _holds(content, field) else [content]
+    if not isinstance(content, list):
+        raise InputError(
+            f"{where} is a {type(content).__name__}; expected a list of objects with a field '{field or FIELD}'."
+        )
+    for number, row in enumerate(content, start=1):
+        yield document_of(row, field, f"{where}, item {number},")
+
+
+def _parsed(text: str, where: str, expected: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{where} is JSON nested too deeply; expected an object with a field 'text'.") from error
+    except ValueError as error:
+        raise InputError(f"{where} is not valid JSON: {error}. Expected {expected}.") from error
+
+
+def _csv_rows(path: Path, field: str | None) -> Iterator[Document]:
+    """Rows below a line of column names; a quoted value may hold line ends."""
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.DictReader((line + "\n" for _, line in _lines(path)), strict=True)
+    try:
+        for row in reader:
+            yield document_of(row, field, f"'{path}', line {reader.line_num},")
+    except csv.Error as error:
+        raise InputError(f"'{path}', line {reader.line_num}, is not valid CSV: {short(error)}.") from error
+
+
+def _parquet_rows(path: Path, field: str | None) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = next((name for name in _candidates(field) if name in names), None)
+            if wanted is None:
+                listed = ", ".join(names)[:200] or "none"
+                raise InputError(
+                    f"'{path}' has no column '{field or FIELD}'; its columns are: {listed}. Give the one with the "
+                    "text: --field NAME."
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[wanted]):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    yield document_of({wanted: value}, wanted, f"'{path}', row {number},")
+    # A corrupt file shows as any of these: pyarrow's own, bytes that are no UTF-8, sizes beyond the memory.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise InputError(f"'{path}' cannot be read as parquet, truncated or corrupt? ({short(error)})") from error
+
+
+READERS: dict[str, tuple[Callable[[Path, str | None], Iterator[Document]], str]] = {
+    ".txt": (_text_lines, "a line of a text file"),
+    ".jsonl": (_json_lines, "the field `{field}` of a JSON line"),
+    ".json": (_json_rows, "the field `{field}` of an item of a JSON list"),
+    ".csv": (_csv_rows, "the column `{field}` of a CSV row"),
+    ".parquet": (_parquet_rows, "the column `{field}` of a parquet row"),
+}
+"""By the end of a file's name."""
+PACKED = (".gz", ".zst")
+
+
+def _candidates(field: str | None) -> tuple[str, ...]:
+    return (FIELD, *CONVERSATIONS) if field is None else (field,)
+
+
+def _holds(row: dict, field: str | None) -> bool:
+    return any(name in row for name in _candidates(field))
+
+
+def document_of(row: object, field: str | None, where: str) -> Document:
+    """The text or conversation of a row. Raises InputError where it has none."""
+    if not isinstance(row, dict) or not _holds(row, field):
+        has = ", ".join(map(str, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise InputError(
+            f"{where} has no field '{field or FIELD}' (got: {has[:200] or 'nothing'}); expected a string under it. "
+            "Another field: --field NAME."
+        )
+    name = next(each for each in _candidates(field) if each in row)
+    value = row[name]
+    if isinstance(value, list):
+        return [
+            _message(message, f"{where} message {number} of '{name}'") for number, message in enumerate(value, start=1)
+        ]
+    if not isinstance(value, str):
+        raise InputError(f"{where} has a field '{name}' of type {type(value).__name__}; expected a string.")
+    check_unicode(value, where)
+    return value
+
+
+def _message(message: object, where: str) -> dict[str, Any]:
+    """`role` and `content`, also of ShareGPT's `from` and `value`."""
+    if not isinstance(message, dict):
+        raise InputError(f"{where} is a {type(message).__name__}; expected an object with role and content.")
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InputError(
+            f"{where} has no role and content (got: {', '.join(map(str, message))[:200]}); expected strings."
+        )
+    check_unicode(content, where)
+    return {"role": ROLES.get(role, role), "content": content}
+
+
+def check_unicode(text: str, where: str) -> None:
+    """JSON's \\ud800 and a shell's stray bytes make strings that no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise InputError(
+            f"{where} holds a lone surrogate ({code} at character {error.start + 1}); expected valid Unicode. "
+            "Remove it or write the text again as UTF-8."
+        ) from error
+
+
+def short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
