@@ -8,7 +8,7 @@ TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
 .PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
-        soak scale controls pictures families results lock audit licences wheel release-check clean
+        soak scale controls audit-science pictures families results lock audit licences wheel release-check clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -31,6 +31,10 @@ bench-peer:
 
 controls: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py
+
+# The main figures of the embedded model, derived again by plain code; fails where one differs.
+audit-science: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python benchmarks/audit_science.py
 
 # The documentation as a site, build/site/index.html; a warning is an error. Its search needs a server, such as
 # python -m http.server -d build/site.

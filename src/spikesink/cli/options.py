@@ -96,9 +96,9 @@ class Text:
         typer.Option("--pack", help="Concatenate documents instead of cutting each.", rich_help_panel=TEXT),
     ] = False
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = 64
-    bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)] = (
-        "auto"
-    )
+    bos: Annotated[
+        str, typer.Option(help="auto (as the tokenizer does), always or never; scan: or both.", rich_help_panel=TEXT)
+    ] = "auto"
     chat_template: Annotated[
         bool,
         typer.Option("--chat-template", help="Wrap each document as a user's message.", rich_help_panel=TEXT),

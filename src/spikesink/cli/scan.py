@@ -1,14 +1,20 @@
 """`spikesink scan`: where the spikes and sinks of a model are."""
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spikesink.cli.options import MEASURING, TEXT, Loading, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside
+from spikesink.errors import InputError
 from spikesink.records import Anatomy, check_output
+from spikesink.records.bos import BosPair
 
+WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
+"""Folders of the two records of `--bos both`."""
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.", rich_help_panel=TEXT)]
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences to measure.", rich_help_panel=TEXT)]
 Measures = Annotated[
@@ -33,30 +39,54 @@ def scan_command(
 
     text.check(prompt)
     names = parse_names(measures)
+    both = text.bos == "both"
+    if both and text.tokens is not None:
+        raise InputError("--bos both puts BOS in front of a text and leaves it out; --tokens has no text. Use --text.")
     if output.out is not None:
-        check_output(output.out, Anatomy.file, force=output.force)
+        check_output(output.out / WITH_BOS if both else output.out, Anatomy.file, force=output.force)
     with progress_bar() as progress:
+        from spikesink.analyse.bos_pair import scan_bos_pair
         from spikesink.analyse.scan import check_options, scan
         from spikesink.cli.sources import read_tokens
 
         check_options(sinking.epsilon, sinking.sink_metric)
         accessed = loading.load(progress)
-        ids = read_tokens(text, accessed, sequences, prompt)
-        record = scan(
+        ids = read_tokens(replace(text, bos="always") if both else text, accessed, sequences, prompt)
+        made = (scan_bos_pair if both else scan)(
             accessed, ids, epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, batch_size=sinking.batch_size,
             measures=names, progress=progress,
         )  # fmt: skip
     folder = output.folder(accessed.name)
+    if isinstance(made, tuple):
+        _save_pair(made, output, folder)
+        return
     if folder is not None:
-        record.save(folder, force=output.force)
+        made.save(folder, force=output.force)
     if output.json:
-        sys.stdout.write(record.to_json())
+        sys.stdout.write(made.to_json())
     else:
         from spikesink.report.terminal import print_prompt, print_record
 
-        print_record(record)
+        print_record(made)
         if prompt is not None:
-            print_prompt(record, [accessed.token_text(int(token)) for token in ids.ids[0]])
+            print_prompt(made, [accessed.token_text(int(token)) for token in ids.ids[0]])
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
         page_beside(folder)
+
+
+def _save_pair(pair: tuple[Anatomy, Anatomy, BosPair], output: Output, folder: Path | None) -> None:
+    """A record in a folder for each condition, and their comparison beside them."""
+    *records, comparison = pair
+    if folder is not None:
+        for name, record in zip((WITH_BOS, WITHOUT_BOS), records, strict=True):
+            record.save(folder / name, force=output.force)
+        comparison.write(folder / comparison.file)
+    if output.json:
+        sys.stdout.write(comparison.to_json())
+    else:
+        from spikesink.report.terminal import print_record
+
+        print_record(comparison)
+    if folder is not None:
+        print(f"Records: {folder / WITH_BOS}, {folder / WITHOUT_BOS}, {folder / comparison.file}", file=sys.stderr)

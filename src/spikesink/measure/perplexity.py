@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from spikesink.observer import Observer
+from spikesink.positions import ranks
+
 CHUNK_ELEMENTS = 2_000_000
 """Logits turned into float32 log-probabilities at once; 8 MB, so that the vocabulary never doubles in memory."""
 
@@ -21,21 +24,24 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-class LossMeasure:
-    """Observer of logits; keeps one number per sequence, for intervals over sequences."""
+class LossMeasure(Observer):
+    """Observer of logits; keeps one number per sequence, for intervals over sequences.
 
-    def __init__(self) -> None:
+    skip: first predictions of every sequence that do not count.
+    """
+
+    def __init__(self, skip: int = 0) -> None:
+        self.skip = skip
         self.loss_sums: list[float] = []
         self.predictions: list[int] = []
 
-    def on_batch(self, batch) -> None:
-        self._ids, self._valid, self._scored = batch.ids, batch.valid, batch.scored
-
     def on_logits(self, logits: Tensor) -> None:
-        targets = self._ids[:, 1:].to(logits.device)
-        counted = (self._valid[:, 1:] & self._valid[:, :-1]).to(logits.device)
-        if self._scored is not None:
-            counted &= self._scored[:, 1:].to(logits.device)
+        batch = self.batch
+        targets = batch.ids[:, 1:].to(logits.device)
+        counted = batch.valid[:, 1:] & batch.valid[:, :-1] & (ranks(batch.valid)[:, 1:] > self.skip)
+        if batch.scored is not None:
+            counted &= batch.scored[:, 1:].to(counted.device)
+        counted = counted.to(logits.device)
         losses = token_losses(logits[:, :-1], targets).double() * counted
         self.loss_sums += losses.sum(1).tolist()
         self.predictions += counted.sum(1).tolist()

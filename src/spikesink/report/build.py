@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
+from spikesink.records.bos import BosPair
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import StudyRecord
+from spikesink.report.bos import bos_document
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
@@ -21,6 +23,8 @@ def record_document(record: object) -> Document | None:
         return study_document([record])
     if isinstance(record, VerificationRecord):
         return verification_document(record)
+    if isinstance(record, BosPair):
+        return bos_document(record)
     if isinstance(record, Anatomy | Interventions | TrainingRun):
         title = record.name if isinstance(record, TrainingRun) else name(record.provenance.model)
         model = Model(title)
