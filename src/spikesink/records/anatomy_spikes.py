@@ -280,7 +280,7 @@ class NormStatistics(Frozen):
     tokens: int
     prompts: int
     bound: float | None
-    """Largest |h~_i| / sqrt(d). At most 1 for any vector, so this is no finding: near 1 says that one channel is all."""
+    """Largest |h~_i| / sqrt(d). At most 1 for any vector, so no finding: near 1 says that one channel is all."""
     energy_share: float | None
     """Mean share of ||h~||^2 in the spike channels."""
     participation_ratio: float | None
