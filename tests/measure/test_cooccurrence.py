@@ -1,13 +1,11 @@
 """Overlap by hand and against its chance; sink tokens by explicit counting; properties, directions and statistics."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
+from attention_maps import feed
 from scipy.stats import hypergeom, spearmanr, ttest_1samp
 
-from spikesink.access import Batch
 from spikesink.measure.cooccurrence import SinkTokenMeasure, overlap
 from spikesink.measure.directions import alignment, map_gain, random_cosine, random_gain
 from spikesink.measure.properties import edge_share, ratio_variation, together
@@ -51,14 +49,7 @@ def test_sink_tokens_are_counted_over_heads_in_the_first_half():
     valid = torch.ones(B, T, dtype=torch.bool)
     valid[1, 4:] = False
     measure = SinkTokenMeasure((B, T), 0.25)
-    measure.on_batch(Batch(torch.zeros(B, T, dtype=torch.long), valid))
-    for block in (1, 3):
-        measure.on_attention(SimpleNamespace(block=block, query=torch.empty(B, H, T, 1), key=torch.empty(B, 1, T, 1)))
-        for start in (0, 4):
-            stop = min(start + 4, T)
-            shown = weights[:, :, start:stop, :stop]
-            places = {"query_start": start, "query_stop": stop, "key_start": 0, "total_queries": T}
-            measure.on_attention_rows(SimpleNamespace(block=block, weights=shown, **places))
+    feed(measure, weights, valid, rows=4, blocks=(1, 3))
     for b, length in enumerate((6, 4)):
         for k in range(T):
             expected = 0

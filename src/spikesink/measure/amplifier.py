@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from spikesink.records.anatomy import Prediction
 from spikesink.weights import GatedFFN
 
 ROWS = 512
@@ -137,19 +138,11 @@ def gate_identity(ffn: GatedFFN, hidden: Float[Tensor, "token d"]) -> GateIdenti
     return GateIdentity(cosine.double().cpu().numpy(), ratio.double().cpu().numpy())
 
 
-@dataclass(frozen=True)
-class Fit:
-    """How well a prediction holds over n tokens: sum(predicted) / sum(true) and R^2 about the mean of the truth."""
-
-    n: int
-    ratio: float | None
-    r2: float | None
-
-
-def fit(predicted: np.ndarray, true: np.ndarray) -> Fit:
+def fit(predicted: np.ndarray, true: np.ndarray) -> Prediction:
     """Both (token,). None where it has no meaning: no tokens, sums or variance of zero."""
     if len(true) == 0:
-        return Fit(0, None, None)
+        return Prediction(n=0, ratio=None, r2=None)
     total, variance = float(true.sum()), float(((true - true.mean()) ** 2).sum())
     ratio = float(predicted.sum()) / total if total != 0 else None
-    return Fit(len(true), ratio, 1 - float(((true - predicted) ** 2).sum()) / variance if variance > 0 else None)
+    r2 = 1 - float(((true - predicted) ** 2).sum()) / variance if variance > 0 else None
+    return Prediction(n=len(true), ratio=ratio, r2=r2)

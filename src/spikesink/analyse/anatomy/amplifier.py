@@ -1,7 +1,5 @@
 """The amplifier of every FFN block, and how much of the step blocks' true output it predicts. Spec 2.2."""
 
-from dataclasses import asdict
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -218,7 +216,7 @@ def _step_amplifier(
     cosine = (torch.nn.functional.normalize(hidden, dim=-1) @ direction).abs().double().cpu().numpy()
 
     def over(predicted: np.ndarray, mask: Tensor) -> record.Prediction:
-        return record.Prediction(**asdict(fit(predicted[mask.numpy()], true[mask.numpy()])))
+        return fit(predicted[mask.numpy()], true[mask.numpy()])
 
     spike, other = sample.is_spike, ~sample.is_spike
     return record.StepAmplifier(

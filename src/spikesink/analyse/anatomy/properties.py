@@ -1,7 +1,5 @@
 """The five properties with a verdict each, and the co-occurrence of spike and sink tokens against chance."""
 
-from dataclasses import asdict
-
 import numpy as np
 
 from spikesink.analyse.anatomy.heads import rule
@@ -34,8 +32,8 @@ def measure_properties(scanned: Scanned, progress: Progress) -> tuple[record.Pro
         rank = valid.long().cumsum(1) - 1
         # Sinks are looked for in the first half only; a spike token elsewhere could never be one.
         half = valid & (rank < (valid.sum(1, keepdim=True) // 2).clamp(min=1))
-        both = record.TokenOverlap(**asdict(overlap(spikes, found.mask, half)))
-        later = record.TokenOverlap(**asdict(overlap(spikes, found.mask, half & (rank > 0))))
+        both = overlap(spikes, found.mask, half)
+        later = overlap(spikes, found.mask, half & (rank > 0))
     except DoesNotApplyError as error:
         reason = str(error)
     section = record.Properties(
