@@ -143,6 +143,75 @@ def test_methods_that_cannot_be_undone_are_refused_by_name(folder, key, said, me
         load(folder)
 
 
+def quantised_fp8(folder, scales=True):
+    """Blocks of 8 x 8 in fp8; returns the model with the weights that they stand for."""
+    model = tiny("llama", hidden_size=32, head_dim=8, intermediate_size=64)
+    model.save_pretrained(folder)
+    weights = {}
+
+    def change(tensors):
+        for name, weight in list(tensors.items()):
+            if "proj" in name:
+                rows, columns = weight.shape
+                blocks = weight.reshape(rows // 8, 8, columns // 8, 8)
+                scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+                low = (blocks / scale).to(torch.float8_e4m3fn)
+                weights[name] = (low.float() * scale).reshape(rows, columns)
+                tensors[name] = low.reshape(rows, columns)
+                if scales:
+                    tensors[name.replace("weight", "weight_scale_inv")] = scale[:, 0, :, 0].contiguous()
+
+    stores(folder, change)
+    said = {"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"}
+    config_says(folder, quantization_config=said)
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def quantised_mxfp4(folder):
+    """Experts in blocks of 32 four-bit numbers, as gpt-oss has them."""
+    from transformers.integrations.mxfp4 import FP4_VALUES
+
+    model = tiny("gpt_oss", hidden_size=32, head_dim=8, intermediate_size=64)
+    model.save_pretrained(folder)
+    values, weights = torch.tensor(FP4_VALUES), {}
+
+    def change(tensors):
+        for name, weight in list(tensors.items()):
+            if name.endswith(("gate_up_proj", "down_proj")):
+                wide = tensors.pop(name).transpose(1, 2)
+                blocks = wide.reshape(*wide.shape[:2], -1, 32)
+                exponent = torch.floor(torch.log2(blocks.abs().amax(-1) / 6)) + 1
+                index = (blocks[..., None] / 2 ** exponent[..., None, None] - values).abs().argmin(-1)
+                weights[name] = (values[index] * 2 ** exponent[..., None]).reshape(wide.shape).transpose(1, 2)
+                tensors[f"{name}_blocks"] = (index[..., 0::2] | (index[..., 1::2] << 4)).to(torch.uint8)
+                tensors[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+
+    stores(folder, change)
+    config_says(folder, quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+@pytest.mark.parametrize(("made", "method"), [(quantised_fp8, "fp8"), (quantised_mxfp4, "mxfp4")])
+def test_what_transformers_can_undo_is_measured_dequantised(folder, made, method):
+    """The weights are the stored numbers times their scales, to the last bit."""
+    model = made(folder)
+    accessed = load(folder)
+    assert numbers(accessed) == numbers(model)
+    assert {parameter.dtype for parameter in accessed.model.parameters()} == {torch.float32}
+    assert accessed.provenance["dequantised_from"] == method
+    assert not hasattr(accessed.model.config, "quantization_config")
+
+
+def test_quantised_without_scales(folder):
+    quantised_fp8(folder, scales=False)
+    with pytest.raises(
+        UnsupportedModelError, match=r"quantised \(fp8\) without their scales \(first: model.*F8_E4M3\)"
+    ):
+        load(folder)
+
+
 def test_only_the_files_that_the_loader_takes_count(folder, monkeypatch):
     saved(folder)
     before = load(folder)

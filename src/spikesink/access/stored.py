@@ -32,6 +32,8 @@ BESIDE_THE_MODEL = re.compile(
     r"|(^|\.)(mtp|nextn)([._]|$)"
 )
 """Stored tensors that a model may leave out: tables made anew, causal masks, heads on top, further tokens' layers."""
+SCALE = re.compile(r"[^.]*(scale|absmax|SCB)[^.]*$")
+"""What quantised weights are multiplied with, beside them in the same module."""
 OTHER_SENSES = re.compile(
     r"(^|[._])(vision|visual|image|audio|multi_?modal|mm|speech|talker|code2wav|token2wav)([._]|$)"
 )
@@ -56,6 +58,8 @@ class Stored:
     elements: int
     quantised: tuple[StoredTensor, ...] = ()
     """Those whose numbers are no weights: integers, and floats of a byte or less, which need a scale."""
+    unscaled: tuple[StoredTensor, ...] = ()
+    """Of these, the ones beside which no scale is stored."""
 
     @classmethod
     def of_header(cls, header: GgufHeader) -> "Stored":
@@ -64,7 +68,9 @@ class Stored:
     @classmethod
     def of(cls, tensors: Sequence[StoredTensor]) -> "Stored":
         odd = tuple(each for each in tensors if each.kind not in PLAIN and not BESIDE_THE_MODEL.search(each.name))
-        return cls(len(tensors), sum(math.prod(each.shape) for each in tensors), odd)
+        scaled = {each.name.rpartition(".")[0] for each in tensors if SCALE.search(each.name)}
+        bare = tuple(each for each in odd if each.name.rpartition(".")[0] not in scaled)
+        return cls(len(tensors), sum(math.prod(each.shape) for each in tensors), odd, bare)
 
 
 def read_stored(name: str, files: Sequence[Path]) -> Stored | None:
@@ -137,7 +143,16 @@ def check_loaded(what: str, info: dict[str, Any], config: dict[str, Any]) -> Non
 
 
 def check_quantised(name: str, stored: Stored | None, method: str | None) -> None:
-    """Refuse weights that are stored quantised by a method that is not named. Raises UnsupportedModelError."""
+    """Refuse weights that are stored quantised by a method that is not named, or without what they are multiplied with.
+
+    Raises UnsupportedModelError.
+    """
+    if stored is not None and stored.unscaled and method is not None:
+        first = stored.unscaled[0]
+        raise UnsupportedModelError(
+            f"'{name}' stores {len(stored.unscaled)} weights quantised ({method}) without their scales (first: "
+            f"{first.name}, {first.kind}); they would be taken for the weights. Use the unquantised checkpoint."
+        )
     if stored is not None and stored.quantised and method is None:
         first = stored.quantised[0]
         raise UnsupportedModelError(
