@@ -177,7 +177,7 @@ def quantised_mxfp4(folder):
     values, weights = torch.tensor(FP4_VALUES), {}
 
     def change(tensors):
-        for name, weight in list(tensors.items()):
+        for name in list(tensors):
             if name.endswith(("gate_up_proj", "down_proj")):
                 wide = tensors.pop(name).transpose(1, 2)
                 blocks = wide.reshape(*wide.shape[:2], -1, 32)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny import tiny, token_ids
 
-from spikesink import scan
+from spikesink import dissociate, scan
+from spikesink.analyse.interventions import Options
 from spikesink.errors import InputError, UnsupportedModelError
 
 IDS = token_ids(3, 13)
@@ -61,3 +62,24 @@ def test_masks_of_any_kind(model):
 def test_masks_that_are_none(model, valid, words):
     with pytest.raises(InputError, match=words):
         scan(model, IDS, valid=valid)
+
+
+def test_positions_of_a_scaled_rotation(expected):
+    """The config's limit is the length before scaling: four times as many positions are there."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    model = tiny("llama", max_position_embeddings=16, rope_parameters=rope)
+    scan(model, token_ids(2, 64))
+    with pytest.raises(InputError, match="65 tokens are beyond the model's 64 positions"):
+        scan(model, token_ids(2, 65))
+
+
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_edits_of_the_input_on_short_sequences_are_rows_that_do_not_apply(model, tokens):
+    ids = token_ids(8, tokens)
+    ids[:, 0] = model.config.bos_token_id
+    record = dissociate(model, ids, options=Options(which="input", held_out=4, draws=1))
+    rows = {row.name: row for row in record.interventions}
+    assert rows["repeat_bos"].applicable
+    for name in ("move_bos", "move_bos/second_token") + (("drop_bos",) if tokens == 2 else ()):
+        assert not rows[name].applicable
+        assert f"{tokens} tokens are too short" in rows[name].reason

@@ -187,7 +187,7 @@ class TestText:
 
     def test_an_unknown_ending(self, cli, checkpoint, tmp_path):
         (tmp_path / "a.doc").write_text("w3 w4")
-        refused(cli("scan", checkpoint, "--text", "a.doc"), ".doc", ".txt, .jsonl, .parquet")
+        refused(cli("scan", checkpoint, "--text", "a.doc"), ".doc", ".txt, .jsonl, .json, .csv, .parquet")
 
     def test_an_empty_text(self, cli, checkpoint, tmp_path):
         (tmp_path / "a.txt").write_text("\n \n")
@@ -310,3 +310,20 @@ class TestOutput:
     @pytest.mark.skipif(os.name != "posix", reason="a device that is always full is a POSIX thing")
     def test_a_folder_that_cannot_be_made(self, cli, checkpoint):
         refused(cli("scan", checkpoint, "--out", "/proc/spikesink"), "/proc/spikesink", "cannot be written")
+
+
+@pytest.mark.parametrize("command", ["scan", "intervene"])
+def test_a_default_output_that_cannot_be_written_is_found_before_measuring(
+    cli, checkpoint, tmp_path, monkeypatch, command
+):
+    """Not after, when the result would be lost."""
+
+    def never(*_args, **_options):
+        raise AssertionError("measured before the output was checked")
+
+    monkeypatch.setattr("spikesink.access.capture.run", never)
+    monkeypatch.setattr("spikesink.analyse.passes.run", never)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("in the way")
+    np.save(tmp_path / "ids.npy", np.ones((20, 8), dtype=np.int64))
+    refused(cli(command, checkpoint, "--tokens", tmp_path / "ids.npy"), "runs", "cannot be written")

@@ -57,8 +57,15 @@ class AccessedModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence the positions allow, None where the config names no limit."""
+        """Longest sequence the positions allow, None where the config names no limit.
+
+        Of a scaled rotation (YaRN), the scaled one, where the config gives the length before scaling as its limit.
+        """
         limit = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        if limit and original and factor:
+            limit = max(limit, int(original * factor))
         return int(limit) if limit else None
 
     @property

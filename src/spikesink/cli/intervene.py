@@ -56,9 +56,9 @@ def intervene_command(
         check_magnitude(magnitude)
         check_options(sinking.epsilon, sinking.sink_metric)
         accessed = loading.load(progress)
+        folder = output.folder(accessed.name, Interventions.file)
         ids = read_tokens(text, accessed, sequences + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
-        folder = output.folder(accessed.name)
         asked = Options(which, held_out, draws, sinking.epsilon, sinking.sink_metric, magnitude, sinking.batch_size)
         record = dissociate(accessed, ids, long_tokens=long, options=asked, folder=folder, progress=progress)
     _finish(record, folder, output.force, output.json)

@@ -143,9 +143,16 @@ class Output:
     force: Annotated[bool, typer.Option("--force", help="Replace an existing record.", rich_help_panel=RESULT)] = False
     json: Json = False
 
-    def folder(self, model_name: str) -> Path | None:
-        """See `output_folder`."""
-        return output_folder(self.out, self.json, model_name)
+    def folder(self, model_name: str, file: str) -> Path | None:
+        """See `output_folder`. Raises OutputError where a record could not be written there, before it is measured."""
+        from spikesink.records import check_output
+
+        folder = output_folder(self.out, self.json, model_name)
+        if folder is not None and self.out is None:
+            check_output(folder, file, force=self.force)
+            # It was made to see that it can be: a run that fails leaves none.
+            folder.rmdir()
+        return folder
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -51,12 +51,12 @@ def scan_command(
 
         check_options(sinking.epsilon, sinking.sink_metric)
         accessed = loading.load(progress)
+        folder = output.folder(accessed.name, Anatomy.file)
         ids = read_tokens(replace(text, bos="always") if both else text, accessed, sequences, prompt)
         made = (scan_bos_pair if both else scan)(
             accessed, ids, epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, batch_size=sinking.batch_size,
             measures=names, progress=progress,
         )  # fmt: skip
-    folder = output.folder(accessed.name)
     if isinstance(made, tuple):
         _save_pair(made, output, folder)
         return

@@ -33,6 +33,8 @@ class InputEditor:
             flat = ids.flatten()
             token = flat[torch.randint(0, len(flat), (len(ids), 1), generator=self._drawn).to(ids.device)]
         changed, scored = self.rewrite(ids, token)
+        if not bool(scored[:, 1:].any()):
+            raise DoesNotApplyError(f"sequences of {ids.shape[1]} tokens are too short: no token is left to predict")
         return replace(batch, ids=changed, valid=torch.ones_like(scored), scored=scored)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, editing
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene.base import Context, Found, intervention
 from spikesink.intervene.bos import InputEditor, all_but, bos_id
 
@@ -30,6 +30,8 @@ def move_bos(
     def rewrite(ids: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         tokens = ids.shape[1]
         place = tokens // 2 if position is None else position
+        if position is None and place < 2:
+            raise DoesNotApplyError(f"sequences of {tokens} tokens are too short to move BOS into")
         if not 1 < place < tokens:
             raise InputError(f"position is {place}; expected 2 to {tokens - 1}.")
         others = [index for index in range(tokens) if index != moved]
