@@ -17,6 +17,7 @@ EVERYWHERE = {
     "measures",
     "observer",
     "positions",
+    "reach",
     "records",
     "requirement",
     "shown",
@@ -43,6 +44,7 @@ ALLOWED = {
     "observer": set(),
     "positions": set(),
     "shown": set(),
+    "reach": set(),
     "requirement": set(),
     "weights": set(),
 }
@@ -112,4 +114,15 @@ def test_no_cycles():
 
 def test_reading_a_record_does_not_import_torch():
     code = "import sys, spikesink, spikesink.records, spikesink.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_alone_names_and_reaches_its_parts():
+    code = """import spikesink, types
+for name in ("scan", "load", "report", "access", "intervene", "measures", "records"):
+    assert name in dir(spikesink), name
+assert not any(name.startswith("_") and name != "__version__" for name in dir(spikesink))
+assert isinstance(spikesink.report, types.ModuleType) and callable(spikesink.report.write_page)
+assert callable(spikesink.intervene.zero_spikes) and callable(spikesink.access.load)
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

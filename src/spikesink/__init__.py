@@ -29,6 +29,9 @@ _LAZY = {
     "scan": "spikesink.analyse.scan",
 }
 
+_PARTS = ("access", "analyse", "data", "intervene", "measure", "measures", "records", "report", "study", "train", "zoo")
+"""Subpackages and modules that `import spikesink` alone makes reachable; each is imported when first used."""
+
 REGISTERING = {"spikesink_decoder": "spikesink.zoo"}
 """Model type -> part that registers it with transformers when imported; `load` imports it by name where a config says
 so, since what it builds on may not know it."""
@@ -41,7 +44,13 @@ def __getattr__(name: str) -> Any:
 
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
+    if name in _PARTS:
+        return import_module(f"spikesink.{name}")
     raise AttributeError(f"module 'spikesink' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PARTS})
 
 
 def _html(record: object) -> str | None:

@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 
 from spikesink.atomic import file_sha256
 from spikesink.errors import ModelError, RequirementError, SpikesinkError, UnsupportedModelError
+from spikesink.reach import check_reachable
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 QUIET = {
@@ -76,6 +77,7 @@ def find_adapter(name_or_path: str | Path | None, *, revision: str | None, allow
 def _cached(name: str, revision: str | None, allow_pickle: bool) -> Path | None:
     """The folder of a hub id that has an adapter and no model of its own."""
     options: dict[str, Any] = {"revision": revision, **QUIET}
+    check_reachable(name, revision)
     try:
         if cached_file(name, "config.json", **options) is not None:
             return None

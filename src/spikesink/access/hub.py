@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file, cached_files
 from spikesink.access.checkpoint import Checkpoint, check_config_size
 from spikesink.access.protocol import Progress
 from spikesink.access.stored import shards_of
+from spikesink.reach import check_reachable
 
 MIB = 2**20
 
@@ -27,6 +28,7 @@ def pinned(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.local:
         return checkpoint
+    check_reachable(str(checkpoint.source), checkpoint.revision)
     config = cached_file(checkpoint.source, "config.json", revision=checkpoint.revision)
     if config is None:
         return checkpoint

@@ -29,6 +29,9 @@ from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, 
 from spikesink.limits import panics_raised
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16",
+           "fp64": "float64", "double": "float64"}  # fmt: skip
+"""Dtypes as they are called elsewhere."""
 
 
 def load(
@@ -209,6 +212,7 @@ def _resolve_device(device: str | None) -> str:
     """The device to load on, or `auto`. Raises ModelError for one that this machine does not have."""
     if device == "auto":
         return device
+    device = "cuda" if device == "gpu" else device
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device is None:
         return "cuda" if len(there) > 1 else "cpu"
@@ -217,7 +221,7 @@ def _resolve_device(device: str | None) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"Device '{device}' cannot be used ({str(error).splitlines()[0][:200]}); this machine has "
+            f"Device '{device}' is not one of this machine, which has "
             f"{', '.join(there)}. Leave --device out, or use one of these or auto."
         ) from error
     return device
@@ -226,9 +230,10 @@ def _resolve_device(device: str | None) -> str:
 def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device == "cpu" else "auto"
-    if dtype not in DTYPES:
+    name = ALIASES.get(dtype, dtype)
+    if name not in DTYPES:
         raise ModelError(f"Unknown dtype '{dtype}'{did_you_mean(dtype, list(DTYPES))}")
-    return DTYPES[dtype]
+    return DTYPES[name]
 
 
 def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -344,6 +349,7 @@ def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) 
     if not checkpoint.local and ("connect" in text or "offline" in text.lower() or "hub" in text.lower()):
         return ModelError(
             f"'{name}' is not a local folder or file, and the hub did not give it: {text[:300]} "
-            "Check the name and the network, or give the path of a local checkpoint."
+            "Check the name and the network, give the path of a local checkpoint, or name no model for the embedded "
+            "SmolLM2."
         )
     return ModelError(f"'{name}' cannot be loaded: {type(error).__name__}: {text[:400]}")

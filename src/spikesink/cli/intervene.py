@@ -2,14 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spikesink.cli.options import Loading, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside
-from spikesink.records import check_output
-from spikesink.records.interventions import Interventions
+
+if TYPE_CHECKING:
+    from spikesink.records.interventions import Interventions
 
 Which = Annotated[
     str, typer.Option(help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, all.")
@@ -43,18 +44,20 @@ def intervene_command(
     With --out, a run that was stopped goes on where it was.
     """
     from spikesink.cli.progress import progress_bar
+    from spikesink.records import check_output
+    from spikesink.records.interventions import Interventions
 
     text.check()
+    loading.check()
+    sinking.check()
     if output.out is not None:
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
         from spikesink.analyse.interventions import Options, check_magnitude, dissociate, parse_which
-        from spikesink.analyse.scan import check_options
         from spikesink.cli.sources import read_tokens
 
         choice = parse_which(which)
         check_magnitude(magnitude)
-        check_options(sinking.epsilon, sinking.sink_metric)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
         ids = read_tokens(text, accessed, sequences + held_out)
@@ -80,7 +83,7 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> A
         return None
 
 
-def _finish(record: Interventions, folder: Path | None, force: bool, json: bool) -> None:
+def _finish(record: "Interventions", folder: Path | None, force: bool, json: bool) -> None:
     """Write the record, forget the finished passes, and say what came out."""
     from spikesink.analyse.resume import remove_partial
 

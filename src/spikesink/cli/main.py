@@ -14,16 +14,47 @@ from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
 from spikesink.cli.train import train_command
 from spikesink.cli.verify import verify_command
-from spikesink.errors import SpikesinkError
+from spikesink.errors import InputError, SpikesinkError
 
 INTERRUPTED = 128 + signal.SIGINT
 """How click leaves after Ctrl-C."""
+
+EXAMPLES = """Examples:
+
+spikesink scan Qwen/Qwen3-0.6B --text mine.txt
+
+spikesink intervene runs/mymodel --which all
+
+spikesink verify mymodel.gguf
+
+spikesink train nano --out runs/nano
+
+spikesink study normalisation --preset nano
+
+spikesink report runs/mymodel --figures figures"""
+"""A line for each command; blank lines keep them lines."""
+
+OURS = {
+    "--limit": "--sequences",
+    "--output_path": "--out",
+    "--output": "--out",
+    "--output_dir": "--out",
+    "--model_args": "MODEL and its options",
+    "--pretrained": "MODEL",
+    "--model": "MODEL, without an option",
+    "--tasks": "--text or --dataset",
+    "--max_length": "--seq-len",
+    "--measures": "--measure",
+    "--torch_dtype": "--dtype",
+}
+"""Options as users of lm-evaluation-harness and transformers type them -> what they are called here."""
 
 app = typer.Typer(
     name="spikesink",
     help="Takes apart massive activations (spikes) and attention sinks in Transformer language models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXAMPLES,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -46,7 +77,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
     """Spikes and sinks of any Hugging Face causal LM."""
@@ -59,6 +90,7 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
+        _suggest(sys.argv[1:])
         app(standalone_mode=True)
     except SpikesinkError as error:
         _leave(str(error))
@@ -76,6 +108,14 @@ def run() -> None:
         # Whatever the system refuses is no defect of ours: a full disk, a folder that went away.
         where = f" ('{error.filename}')" if error.filename else ""
         _leave(f"The system refused: {error.strerror or error}{where}.")
+
+
+def _suggest(arguments: list[str]) -> None:
+    """Refuse an option that other tools have with the name that it has here. Raises InputError."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in OURS:
+            raise InputError(f"No such option: {name}; here it is {OURS[name]}.")
 
 
 def _leave(message: str) -> NoReturn:

@@ -9,10 +9,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from spikesink.errors import InputError
+from spikesink.errors import InputError, did_you_mean
 
+BOS = ("auto", "always", "never", "both")
+METRICS = ("sun2026", "gu2025")
 MODEL, TEXT, MEASURING, RESULT = "The model", "The text", "What is measured", "The result"
 """Headings in the help."""
+FLAG = " "
+"""What the help shows as the value of an option that takes none."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +33,46 @@ class Loading:
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16, float16 or float64; default float32 on CPU, the checkpoint's on a GPU.",
+            metavar="float32|bfloat16|float16|float64",
+            help="Default float32 on CPU, the checkpoint's on a GPU; fp16, bf16 and half are known.",
             rich_help_panel=MODEL,
         ),
     ] = None
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, cuda:N, or auto to shard; default a GPU if there is one.", rich_help_panel=MODEL),
+        typer.Option(
+            metavar="cpu|cuda|cuda:N|auto",
+            help="auto shards over all GPUs; default a GPU if there is one.",
+            rich_help_panel=MODEL,
+        ),
     ] = None
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=MODEL)
     ] = None
     trust_remote_code: Annotated[
         bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=MODEL),
+        typer.Option(
+            "--trust-remote-code", metavar=FLAG, help="Run code that comes with the checkpoint.", rich_help_panel=MODEL
+        ),
     ] = False
     allow_pickle: Annotated[
         bool,
-        typer.Option("--allow-pickle", help="Read pickle weights, which can run code.", rich_help_panel=MODEL),
+        typer.Option(
+            "--allow-pickle", metavar=FLAG, help="Read pickle weights, which can run code.", rich_help_panel=MODEL
+        ),
     ] = False
 
     base: Annotated[
         str | None,
         typer.Option(help="The model that an adapter adapts, where it is not the one it names.", rich_help_panel=MODEL),
     ] = None
+
+    def check(self) -> None:
+        """Refuse a hub id that cannot be had, before torch is imported, which takes longer. Raises ModelError."""
+        from spikesink.reach import check_reachable, is_hub_id
+
+        if is_hub_id(self.model):
+            check_reachable(str(self.model), self.revision)
 
     def load(self, progress: Callable[[str, int, int], None]) -> Any:
         """The accessed model, as one step of the progress bar."""
@@ -81,7 +101,7 @@ class Text:
     ] = None
     dataset: Annotated[
         str | None,
-        typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.", rich_help_panel=TEXT),
+        typer.Option(help="Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed.", rich_help_panel=TEXT),
     ] = None
     field: Annotated[
         str | None,
@@ -93,15 +113,22 @@ class Text:
     ] = None
     pack: Annotated[
         bool,
-        typer.Option("--pack", help="Concatenate documents instead of cutting each.", rich_help_panel=TEXT),
+        typer.Option(
+            "--pack", metavar=FLAG, help="Concatenate documents instead of cutting each.", rich_help_panel=TEXT
+        ),
     ] = False
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = 64
     bos: Annotated[
-        str, typer.Option(help="auto (as the tokenizer does), always or never; scan: or both.", rich_help_panel=TEXT)
+        str,
+        typer.Option(
+            metavar="|".join(BOS), help="auto: as the tokenizer does; both: scan alone.", rich_help_panel=TEXT
+        ),
     ] = "auto"
     chat_template: Annotated[
         bool,
-        typer.Option("--chat-template", help="Wrap each document as a user's message.", rich_help_panel=TEXT),
+        typer.Option(
+            "--chat-template", metavar=FLAG, help="Wrap each document as a user's message.", rich_help_panel=TEXT
+        ),
     ] = False
 
     def check(self, prompt: str | None = None) -> None:
@@ -110,6 +137,7 @@ class Text:
         given = [name for name, source in sources.items() if source is not None]
         if len(given) > 1:
             raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
+        _check_choice("--bos", self.bos, BOS)
 
 
 @dataclass(frozen=True)
@@ -119,16 +147,32 @@ class Sinking:
     epsilon: Annotated[
         float, typer.Option(help="Importance above which a key is a sink.", rich_help_panel=MEASURING)
     ] = 0.3
-    sink_metric: Annotated[str, typer.Option(help="sun2026 or gu2025.", rich_help_panel=MEASURING)] = "sun2026"
+    sink_metric: Annotated[
+        str,
+        typer.Option(metavar="|".join(METRICS), help="Sun et al. 2026 or Gu et al. 2025.", rich_help_panel=MEASURING),
+    ] = "sun2026"
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Sequences per forward pass; default about 1024 tokens.", rich_help_panel=MEASURING),
     ] = None
 
+    def check(self) -> None:
+        """Refuse what can be refused before anything is loaded. Raises InputError."""
+        _check_choice("--sink-metric", self.sink_metric, METRICS)
+        if not 0 < self.epsilon < 1:
+            raise InputError(f"Got --epsilon {self.epsilon:g}; expected epsilon between 0 and 1, e.g. 0.3.")
+
+
+def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise InputError(f"Got {option} '{given}'{did_you_mean(given, known)}")
+
 
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print the record as JSON and nothing else on stdout.", rich_help_panel=RESULT),
+    typer.Option(
+        "--json", metavar=FLAG, help="Print the record as JSON and nothing else on stdout.", rich_help_panel=RESULT
+    ),
 ]
 
 
@@ -140,7 +184,10 @@ class Output:
         Path | None,
         typer.Option(help="Folder for the record; default runs/MODEL-TIME, none with --json.", rich_help_panel=RESULT),
     ] = None
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing record.", rich_help_panel=RESULT)] = False
+    force: Annotated[
+        bool,
+        typer.Option("--force", metavar=FLAG, help="Replace an existing record.", rich_help_panel=RESULT),
+    ] = False
     json: Json = False
 
     def folder(self, model_name: str, file: str) -> Path | None:

@@ -3,15 +3,17 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spikesink.cli.options import MEASURING, TEXT, Loading, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside
 from spikesink.errors import InputError
-from spikesink.records import Anatomy, check_output
-from spikesink.records.bos import BosPair
+
+if TYPE_CHECKING:
+    from spikesink.records import Anatomy
+    from spikesink.records.bos import BosPair
 
 WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
 """Folders of the two records of `--bos both`."""
@@ -19,7 +21,12 @@ Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token b
 Sequences = Annotated[int, typer.Option(min=1, help="Sequences to measure.", rich_help_panel=TEXT)]
 Measures = Annotated[
     str | None,
-    typer.Option("--measure", help="Further measures: names with commas, or all.", rich_help_panel=MEASURING),
+    typer.Option(
+        "--measure",
+        metavar="NAMES|all|help",
+        help="Further measures, names with commas; help says what each answers.",
+        rich_help_panel=MEASURING,
+    ),
 ]
 
 
@@ -36,8 +43,14 @@ def scan_command(
     """Measure spikes, sinks, their life cycle and perplexity, in one streaming pass."""
     from spikesink.cli.progress import progress_bar
     from spikesink.measures import parse_names
+    from spikesink.records import Anatomy, check_output
 
+    if measures == "help":
+        _print_measures()
+        return
     text.check(prompt)
+    loading.check()
+    sinking.check()
     names = parse_names(measures)
     both = text.bos == "both"
     if both and text.tokens is not None:
@@ -46,10 +59,9 @@ def scan_command(
         check_output(output.out / WITH_BOS if both else output.out, Anatomy.file, force=output.force)
     with progress_bar() as progress:
         from spikesink.analyse.bos_pair import scan_bos_pair
-        from spikesink.analyse.scan import check_options, scan
+        from spikesink.analyse.scan import scan
         from spikesink.cli.sources import read_tokens
 
-        check_options(sinking.epsilon, sinking.sink_metric)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Anatomy.file)
         ids = read_tokens(replace(text, bos="always") if both else text, accessed, sequences, prompt)
@@ -75,7 +87,7 @@ def scan_command(
         page_beside(folder)
 
 
-def _save_pair(pair: tuple[Anatomy, Anatomy, BosPair], output: Output, folder: Path | None) -> None:
+def _save_pair(pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder: Path | None) -> None:
     """A record in a folder for each condition, and their comparison beside them."""
     *records, comparison = pair
     if folder is not None:
@@ -90,3 +102,16 @@ def _save_pair(pair: tuple[Anatomy, Anatomy, BosPair], output: Output, folder: P
         print_record(comparison)
     if folder is not None:
         print(f"Records: {folder / WITH_BOS}, {folder / WITHOUT_BOS}, {folder / comparison.file}", file=sys.stderr)
+
+
+def _print_measures() -> None:
+    """Every further measure and the question it answers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from spikesink.measures import measures
+
+    table = Table("measure", "what it answers", box=None, pad_edge=False, header_style="bold")
+    for measure in measures().values():
+        table.add_row(measure.name, measure.question)
+    Console(highlight=False).print(table)

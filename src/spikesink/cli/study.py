@@ -1,6 +1,7 @@
 """`spikesink study`: a grid of training runs as a table beside the paper's numbers, with verdicts."""
 
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,13 +50,13 @@ def study_command(
 
     Goes on where it was stopped: cells whose record is in --out are not run again.
     """
+    if name is None:
+        _list_studies(show)
+        return
     from spikesink.cli.progress import progress_bar
     from spikesink.study.grid import load_grid
     from spikesink.train.recipe import load_recipe
 
-    if name is None:
-        _list_studies(show)
-        return
     base = load_recipe(preset, changes)
     study_name, grid = load_grid(name)
     if show:
@@ -76,7 +77,9 @@ def study_command(
     if json:
         sys.stdout.write(record.to_json())
     else:
-        _print(record)
+        from spikesink.report.terminal import print_record
+
+        print_record(record)
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
     page_beside(out / f"{study.title}.json", out / f"{study.title}.html")
     failed = sum(row.failed for row in record.rows)
@@ -103,14 +106,17 @@ def _list_studies(asked: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from spikesink.study.grid import STUDIES, load_grid
+    from spikesink.study import STUDIES
+    from spikesink.train.plain_yaml import read_yaml
 
     if not asked:
         raise InputError(f"Which study? {', '.join(STUDIES)}, or a YAML file; --list shows what they are.")
     table = Table("study", "question", "variants", box=None, pad_edge=False, header_style="bold")
     for study in STUDIES:
-        _, grid = load_grid(study)
-        table.add_row(study, grid.about, str(len(grid.variants)))
+        # As plain YAML: to read a grid as variants of a recipe takes torch.
+        text = (resources.files("spikesink.study") / "grids" / f"{study}.yaml").read_text(encoding="utf-8")
+        grid = read_yaml(text, study)
+        table.add_row(study, grid["about"], str(len(grid["variants"])))
     Console(highlight=False).print(table)
     print("spikesink study NAME --list shows the variants.", file=sys.stderr)
 
@@ -135,30 +141,3 @@ def _list_variants(name: str, grid: Any, base: Any) -> None:
             escape(changes or "\n".join(variant_changes(base, choice))),
         )  # fmt: skip
     console.print(table)
-
-
-def _print(record: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from spikesink.study.table import COLUMNS, texts
-
-    console = Console(highlight=False)
-    console.print(f"[bold]{escape(record.study)}[/bold] at {escape(record.preset)}: {escape(record.about)}\n")
-    header, body = texts(record)
-    # A line of the table becomes a block here: eight columns do not fit a terminal of 80.
-    table = Table("", "measured, mean ± sd (n)", "paper, 7B", box=None, pad_edge=False, header_style="bold")
-    papers = [title.removeprefix("paper: ") for title in header[1 + len(COLUMNS) :]]
-    for row in body:
-        table.add_row(f"[bold]{escape(row[0])}[/bold]")
-        paper = dict(zip(papers, row[1 + len(COLUMNS) :], strict=True))
-        for title, value in zip(header[1 : 1 + len(COLUMNS)], row[1:], strict=False):
-            table.add_row(f"  {title}", value, paper.get(title, ""))
-    console.print(table)
-    for verdict in record.verdicts:
-        console.print(f"\n[bold]{escape(verdict.variant)}[/bold]: {escape(verdict.sentence.partition(': ')[2])}")
-    for claim in record.claims:
-        console.print(f"\nClaim {claim.claim}: {escape(claim.text)} [bold]{claim.verdict}[/bold]")
-    for error in record.errors:
-        console.print(f"[red]{escape(error)}[/red]")

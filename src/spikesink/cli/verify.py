@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.options import Loading, Output, grouped
-from spikesink.records import VerificationRecord, check_output
 
 SeqLen = Annotated[
     int | None,
@@ -18,7 +17,9 @@ SeqLen = Annotated[
 def verify_command(loading: Loading, output: Output, seq_len: SeqLen = None) -> None:
     """Check every layer against the model's own arithmetic; exit 0 if all holds, 2 if the model is refused."""
     from spikesink.cli.progress import progress_bar
+    from spikesink.records import VerificationRecord, check_output
 
+    loading.check()
     if output.out is not None:
         check_output(output.out, VerificationRecord.file, force=output.force)
     with progress_bar() as progress:

@@ -131,17 +131,19 @@ class Record(Shown, BaseModel):
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
         return as_json(self)
 
-    def save(self, folder: Path, *, force: bool = False) -> Path:
+    def save(self, folder: Path | str, *, force: bool = False) -> Path:
         """Write both files, whole or not at all; returns the folder. Raises OutputError."""
         from safetensors.numpy import save
 
+        folder = Path(folder)
         arrays = save({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
         write_files(folder, {self.arrays_file: arrays, self.file: self.to_json().encode()}, force=force)
         return folder
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path | str) -> Self:
         """Read a record that was written by `save`. Raises RecordError."""
+        folder = Path(folder)
         content, arrays = read_files(folder, cls.file, cls.arrays_file, cls.command)
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 
@@ -158,12 +160,14 @@ class JsonRecord(Shown, Frozen):
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
         return as_json(self)
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path | str) -> Path:
         """Write the file, whole or not at all, over an older one. Raises OutputError."""
+        path = Path(path)
         write_files(path.parent, {path.name: self.to_json().encode()}, force=True)
         return path
 
     @classmethod
-    def read_file(cls, path: Path) -> Self:
+    def read_file(cls, path: Path | str) -> Self:
         """Read what `write` wrote. Raises RecordError."""
+        path = Path(path)
         return validated(cls, read_json(path, cls.command), path, cls.command)

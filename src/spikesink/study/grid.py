@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.study import PaperResult
+from spikesink.study import STUDIES
 from spikesink.train.plain_yaml import read_yaml
 from spikesink.train.recipe import Recipe, changed
 from spikesink.zoo.choice import Choice
 
-STUDIES = ("optimisation", "ffn", "normalisation", "heads", "gating", "context", "beyond", "scaling")
 SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 """A variant's name is a file name."""
 

@@ -1,0 +1,116 @@
+"""What other tools' users type, what the help says, and what is refused before anything is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spikesink.measures import BUILT_IN
+
+COMMANDS = ("scan", "intervene", "train", "study", "report", "verify")
+
+
+def words(ran):
+    return " ".join(ran.out.split())
+
+
+def test_no_argument_shows_help_with_an_example_of_each_command(cli):
+    ran = cli()
+    assert "Usage" in ran.out + ran.err
+    for command in COMMANDS:
+        assert f"spikesink {command} " in ran.out + ran.err
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("scan", "-h"), ("study", "-h")])
+def test_short_help(cli, arguments):
+    ran = cli(*arguments)
+    assert ran.code == 0 and "Usage" in ran.out
+
+
+def test_short_version_and_completion(cli):
+    assert cli("-V").out.startswith("spikesink ")
+    assert "--install-completion" in cli("--help").out
+
+
+def test_the_help_offers_choices_and_no_values_for_flags(cli):
+    said = words(cli("scan", "--help"))
+    assert "auto|always|never" in said and "sun2026|gu2025" in said and "NAMES|all|help" in said
+    assert "<bool> Concatenate" not in said and "NAME[@REVISION][:CONFIG[:SPLIT]]" in said
+
+
+def test_what_each_measure_answers(cli):
+    ran = cli("scan", "no such model", "--measure", "help")
+    assert ran.code == 0
+    assert all(f"{name} " in ran.out for name in BUILT_IN) and words(ran).count("?") == len(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("option", "ours"),
+    [("--limit", "--sequences"), ("--output_path=x", "--out"), ("--model_args", "MODEL"), ("--torch_dtype", "--dtype")],
+)
+def test_options_of_other_tools_get_ours(cli, option, ours):
+    ran = cli("scan", option, "3")
+    assert ran.code == 2 and f"here it is {ours}" in ran.err and len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bos", "allways"), "did you mean 'always'?"),
+        (("--sink-metric", "sun2025"), "did you mean 'sun2026'?"),
+        (("--measure", "amplifer"), "did you mean 'amplifier'?"),
+        (("--epsilon", "2"), "between 0 and 1"),
+    ],
+)
+def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options, message):
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+    ran = cli("scan", "no such model", *options)
+    assert ran.code == 2 and message in ran.err
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("half", "float16")])
+def test_dtypes_by_their_other_names(name, dtype):
+    from spikesink.access.load import DTYPES, _resolve_dtype
+
+    assert _resolve_dtype(name, "cpu") == DTYPES[dtype]
+
+
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:7"])
+def test_a_device_that_is_not_there_is_one_sentence_of_ours(cli, checkpoint, device):
+    ran = cli("scan", checkpoint, "--device", device)
+    assert ran.code == 2 and "is not one of this machine, which has cpu" in ran.err and "Torch" not in ran.err
+
+
+def test_the_hub_out_of_reach_is_one_try_and_one_sentence(monkeypatch):
+    from huggingface_hub import constants
+
+    import spikesink
+    from spikesink import reach
+    from spikesink.errors import ModelError
+
+    tried = []
+
+    def refuse(address, timeout, **_):
+        tried.append((address, timeout))
+        raise OSError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(reach.socket, "create_connection", refuse)
+    with pytest.raises(ModelError, match="cannot be reached") as refusal:
+        spikesink.load("nobody/no-such-model")
+    assert len(tried) == 1 and tried[0][1] <= 2, "one try, and no other client tries on"
+    assert "name no model for the embedded SmolLM2" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["report", "--help"], ["study", "--list"], ["scan", "--measure", "help"]]
+)
+def test_what_needs_no_model_loads_no_torch(arguments):
+    code = (
+        f"import sys; sys.argv = ['spikesink', *{arguments!r}]\n"
+        "from spikesink.cli.main import run\n"
+        "try: run()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'altair')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
