@@ -34,7 +34,7 @@ def test_short_version_and_completion(cli):
 
 def test_the_help_offers_choices_and_no_values_for_flags(cli):
     said = words(cli("scan", "--help"))
-    assert "auto|always|never" in said and "sun2026|gu2025" in said and "NAMES|all|help" in said
+    assert "auto|always|never|both" in said and "sun2026|gu2025" in said and "NAMES|all|help" in said
     assert "<bool> Concatenate" not in said and "NAME[@REVISION][:CONFIG[:SPLIT]]" in said
 
 

@@ -120,9 +120,7 @@ class Text:
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = 64
     bos: Annotated[
         str,
-        typer.Option(
-            metavar="|".join(BOS), help="auto: as the tokenizer does; both: scan alone.", rich_help_panel=TEXT
-        ),
+        typer.Option(metavar="|".join(BOS), help="auto: as the tokenizer does; both: scan.", rich_help_panel=TEXT),
     ] = "auto"
     chat_template: Annotated[
         bool,
