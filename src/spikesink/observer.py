@@ -78,6 +78,28 @@ class AttentionRows:
 
 
 @dataclass(frozen=True)
+class AttentionSums:
+    """Attention weights of consecutive queries, summed over them; padding queries are not counted.
+
+    Shapes: mass (batch, head, key) of the keys from `key_start` on; `virtual_mass` (batch, head), None where there are
+    no virtual keys. The queries of one call end at a power of two, or where a block of rows or the sequence ends.
+    """
+
+    block: int
+    query_start: int
+    query_stop: int
+    key_start: int
+    total_queries: int
+    mass: Tensor
+    virtual_mass: Tensor | None
+
+    @property
+    def keys(self) -> slice:
+        """Positions of the keys."""
+        return slice(self.key_start, self.key_start + self.mass.shape[-1])
+
+
+@dataclass(frozen=True)
 class AttentionInputs:
     """What enters one attention: post-RoPE query (batch, head, token, d_head), key and value per KV head.
 
@@ -121,6 +143,9 @@ class Observer:
 
     def on_attention_rows(self, rows: AttentionRows) -> None:
         """Row blocks of one attention, in order."""
+
+    def on_attention_sums(self, sums: AttentionSums) -> None:
+        """Sums over queries of one attention, in order; far cheaper than rows where nobody asks for those."""
 
     def on_logits(self, logits: Tensor) -> None:
         """(batch, token, vocabulary)."""

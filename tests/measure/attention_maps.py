@@ -2,6 +2,8 @@
 
 import torch
 
+from spikesink.access.attention import sums_of
+from spikesink.access.protocol import listeners
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
 
 
@@ -17,10 +19,13 @@ def feed(measure, weights, valid=None, rows=2, blocks=(1,)):
         measure.on_attention(AttentionInputs(block, states, states, states, 1.0, None, lambda: counts))
         for start in range(0, tokens, rows):
             stop = min(start + rows, tokens)
-            measure.on_attention_rows(
-                AttentionRows(
-                    block=block, query_start=start, query_stop=stop, key_start=0, total_queries=tokens,
-                    weights=weights[:, :, start:stop, :stop], virtual_mass=None, value=states, output=states,
-                    visible_rows=lambda: torch.ones(1),
-                )
+            shown = AttentionRows(
+                block=block, query_start=start, query_stop=stop, key_start=0, total_queries=tokens,
+                weights=weights[:, :, start:stop, :stop], virtual_mass=None, value=states, output=states,
+                visible_rows=lambda: torch.ones(1),
             )  # fmt: skip
+            for listen in listeners([measure], "on_attention_rows"):
+                listen(shown)
+            for sums in sums_of(shown, valid):
+                for listen in listeners([measure], "on_attention_sums"):
+                    listen(sums)

@@ -2,10 +2,11 @@
 
 Registered with transformers' AttentionInterface, it receives post-RoPE query, key and value of every family, with
 softcap, learned sinks and normaliser as keyword arguments. It computes the block's own softmax and P V over row
-blocks of queries, so a T x T map never exists, and shows each row block to the observers.
+blocks of queries, so a T x T map never exists, and shows each row block to the observers. Where all of them are content
+with sums over queries, the blocks are tiles that stay in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from spikesink.access.masks import MaskPlan, plain_plan, plan_mask
 from spikesink.access.protocol import check_finite, listeners
+from spikesink.access.tiled_attention import Problem, attend_tiled, segments
 from spikesink.errors import UnsupportedModelError
-from spikesink.observer import AttentionInputs, AttentionRows
+from spikesink.observer import AttentionInputs, AttentionRows, AttentionSums
 
 BACKEND = "spikesink"
 ROW_ELEMENTS = 4_000_000
@@ -91,6 +93,54 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
         value = edit(call.block, value)
     call = replace(call, key=key, value=value)
     _announce(call, value, observers, valid)
+    if _fits_tiles(call, observers, editors, valid):
+        output = _attend_tiled(call, observers)
+    else:
+        output = _attend_rows(call, observers, editors, valid)
+    if observers:
+        # Scores that overflow make weights that are not numbers, which no threshold would ever count as a sink.
+        check_finite(f"The attention of block {call.block}", output)
+    return output
+
+
+def _fits_tiles(call: Call, observers: list, editors: list, valid: Tensor | None) -> bool:
+    """Whether nobody sees or edits rows, and the tiles compute what this call asks for."""
+    wanted = any(listeners(editors, name) for name in ("edit_scores", "edit_weights", "edit_output"))
+    plain = call.virtual_keys == 0 and call.position_bias is None and call.normaliser.kind == "softmax"
+    padded = valid is not None or call.plan.arguments["attention_mask"] is not None
+    return (
+        plain
+        and not (wanted or padded or listeners(observers, "on_attention_rows") or torch.is_grad_enabled())
+        and call.query.device.type == "cpu"
+        and {call.query.dtype, call.key.dtype, call.value.dtype} == {torch.float32}
+        and call.query.shape[2] == call.key.shape[2]
+    )
+
+
+def _attend_tiled(call: Call, observers: list) -> Tensor:
+    sinks = call.normaliser.learned_sinks
+    problem = Problem(
+        query=call.query,
+        key=call.key.contiguous(),
+        value=call.value.contiguous(),
+        plan=call.plan,
+        scaling=call.scaling,
+        softcap=call.softcap,
+        learned_sinks=None if sinks is None else sinks.flatten().float(),
+    )
+    listening = listeners(observers, "on_attention_sums")
+    queries = call.query.shape[2]
+    pieces = list(segments(0, queries)) if listening else []
+    output, sums = attend_tiled(problem, [stop for _, stop in pieces])
+    for (start, stop), mass, virtual in zip(pieces, sums.mass, sums.virtual, strict=True):
+        for listen in listening:
+            listen(AttentionSums(call.block, start, stop, 0, queries, mass, None if sinks is None else virtual))
+    return output
+
+
+def _attend_rows(call: Call, observers: list, editors: list, valid: Tensor | None) -> Tensor:
+    """In row blocks, each shown and edited."""
+    value = call.value
     queries, heads = call.query.shape[2], call.query.shape[1]
     output = call.query.new_empty(call.query.shape[0], heads, queries, value.shape[-1])
     for start in range(0, queries, call.row_step()):
@@ -104,10 +154,31 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
             output[:, :, start:stop] = edit(call.block, rows)
         for listen in listeners(observers, "on_attention_rows"):
             listen(_rows(call, start, stop, low, high, weights, mass, shown, output))
-    if observers:
-        # Scores that overflow make weights that are not numbers, which no threshold would ever count as a sink.
-        check_finite(f"The attention of block {call.block}", output)
+        if summed := listeners(observers, "on_attention_sums"):
+            for sums in sums_of(_rows(call, start, stop, low, high, weights, mass, shown, output), valid):
+                for listen in summed:
+                    listen(sums)
     return output
+
+
+def sums_of(rows: AttentionRows, valid: Tensor | None) -> Iterator[AttentionSums]:
+    """What the tiles would tell, from a row block."""
+    weights, virtual = rows.weights, rows.virtual_mass
+    if valid is not None:
+        counted = valid[:, None, rows.queries].to(weights.device)
+        weights = weights * counted[..., None]
+        virtual = None if virtual is None else virtual * counted
+    for start, stop in segments(rows.query_start, rows.query_stop):
+        own = slice(start - rows.query_start, stop - rows.query_start)
+        yield AttentionSums(
+            block=rows.block,
+            query_start=start,
+            query_stop=stop,
+            key_start=rows.key_start,
+            total_queries=rows.total_queries,
+            mass=weights[:, :, own].sum(2),
+            virtual_mass=None if virtual is None else virtual[:, :, own].sum(2),
+        )
 
 
 def _announce(call: Call, value: Tensor, observers: list, valid: Tensor | None) -> None:

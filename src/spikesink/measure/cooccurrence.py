@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.observer import AttentionInputs, AttentionRows, Observer
+from spikesink.observer import AttentionInputs, AttentionSums, Observer
 from spikesink.positions import first_half
 from spikesink.records.anatomy import TokenOverlap
 
@@ -31,11 +31,10 @@ class SinkTokenMeasure(Observer):
             self._counted.add(inputs.block)
             self.head_count += heads
 
-    def on_attention_rows(self, rows: AttentionRows) -> None:
-        valid = self.batch.valid.to(self._mass.device)
-        counted = valid[:, None, rows.queries, None].to(rows.weights)
-        self._mass[..., rows.keys] += (rows.weights * counted).sum(2)
-        if rows.query_stop == rows.total_queries:
+    def on_attention_sums(self, sums: AttentionSums) -> None:
+        self._mass[..., sums.keys] += sums.mass
+        if sums.query_stop == sums.total_queries:
+            valid = self.batch.valid.to(self._mass.device)
             above = self._mass / valid.sum(1)[:, None, None] > self.importance_min
             self.heads[self.batch.rows] += (above & first_half(valid)[:, None]).sum(1).int().cpu()
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.errors import InputError, did_you_mean
-from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
+from spikesink.observer import AttentionInputs, AttentionSums, Batch, Observer
 from spikesink.positions import first_half, ranks
 from spikesink.records import SinkHead, SinkRatio, Sinks
 
@@ -58,7 +58,7 @@ class BlockSums:
 
 
 class SinkMeasure(Observer):
-    """Observer of attention rows: importance per key in O(batch x head x key), never a T x T map."""
+    """Observer of attention sums: importance per key in O(batch x head x key), never a T x T map."""
 
     def __init__(self, criteria: SinkCriteria | None = None) -> None:
         self.criteria = criteria or SinkCriteria()
@@ -88,25 +88,18 @@ class SinkMeasure(Observer):
             empty = torch.zeros(heads, 0, dtype=torch.float64)
             self.blocks[inputs.block] = BlockSums(zeros, above, {}, empty)
 
-    def on_attention_rows(self, rows: AttentionRows) -> None:
-        weights = rows.weights
-        counted = self.batch.valid[:, rows.queries].to(weights.device)
-        if self._padded:
-            weights = weights * counted[:, None, :, None]
-        start = rows.query_start
-        shorter = [length for length in self._shorter if start < length <= rows.query_stop]
-        for stop in sorted({*shorter, rows.query_stop}):
-            self._mass[:, :, rows.keys] += weights[:, :, start - rows.query_start : stop - rows.query_start].sum(2)
-            if stop in shorter:
-                largest = self._mass[..., : max(1, stop // 2)].amax(-1).double() / stop
-                counts = self.blocks[rows.block].shorter
-                counts[stop] = counts.get(stop, 0) + int((largest > self.criteria.epsilon).sum())
-            start = stop
-        if rows.virtual_mass is not None:
+    def on_attention_sums(self, sums: AttentionSums) -> None:
+        self._mass[:, :, sums.keys] += sums.mass
+        if sums.virtual_mass is not None:
             self.has_virtual_keys = True
-            self._virtual += (rows.virtual_mass * counted[:, None]).sum(2)
-        if rows.query_stop == rows.total_queries:
-            self._finish(rows.block, self.batch.valid.to(weights.device))
+            self._virtual += sums.virtual_mass
+        stop = sums.query_stop
+        if stop in self._shorter:
+            largest = self._mass[..., : max(1, stop // 2)].amax(-1).double() / stop
+            counts = self.blocks[sums.block].shorter
+            counts[stop] = counts.get(stop, 0) + int((largest > self.criteria.epsilon).sum())
+        if stop == sums.total_queries:
+            self._finish(sums.block, self.batch.valid.to(sums.mass.device))
 
     def _finish(self, block: int, valid: Tensor) -> None:
         """Turn the sums over queries of one block into alphas and count."""
