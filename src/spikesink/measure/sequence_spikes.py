@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from spikesink.measure.spikes import median_magnitude
+from spikesink.observer import Batch, Observer
 
 
-class SequenceSpikes:
+class SequenceSpikes(Observer):
     """Observer of residuals: per sequence the largest magnitude, that on the plateau, the largest ratio to a median.
 
     plateau: the first and the last block of the plateau, between a spike's step-up and its step-down block; None =
@@ -21,27 +22,25 @@ class SequenceSpikes:
         """Largest magnitude over blocks, tokens and channels, by sequence."""
         self.ratios: list[float] = []
         """Largest over blocks of (largest magnitude / median magnitude of that block), by sequence."""
-        self._valid: Tensor | None = None
         self._first = 0
 
-    def on_batch(self, batch) -> None:
-        self._valid = batch.valid
+    def on_batch(self, batch: Batch) -> None:
+        super().on_batch(batch)
         self._first = len(self.largest)
         self.largest += [0.0] * len(batch.valid)
         self.ratios += [0.0] * len(batch.valid)
         self.plateaus += [0.0] * len(batch.valid)
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
-        assert self._valid is not None, "a residual before its batch"
         if block == 0:
             return
         on_plateau = self.plateau is None or self.plateau[0] <= block <= self.plateau[1]
         magnitude = hidden.abs() if hidden.dtype == torch.float64 else hidden.float().abs()
         for row in range(len(hidden)):
-            kept = magnitude[row, self._valid[row].to(magnitude.device)]
+            kept = magnitude[row, self.batch.valid[row].to(magnitude.device)]
             largest, median = float(kept.max()), median_magnitude(kept)
             index = self._first + row
             self.largest[index] = max(self.largest[index], largest)
             if on_plateau:
                 self.plateaus[index] = max(self.plateaus[index], largest)
-            self.ratios[index] = max(self.ratios[index], largest / median if median > 0 else float("inf"))
+            self.ratios[index] = max(self.ratios[index], largest / median if median > 0 else 0.0)

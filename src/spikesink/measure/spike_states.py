@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spikesink.observer import Observer
 
-class SpikeStates:
+
+class SpikeStates(Observer):
     """Observer of residuals from one block on: sums of whole states, split by which tokens spike after that block.
 
     is_spike: from the residual (batch, token, channel) after `block` to (batch, token) bool.
