@@ -15,6 +15,10 @@ from spikesink.measure.statistics import bootstrap_mean
 from spikesink.records import Anatomy, Timing
 from spikesink.records.bos import BosPair, BosSide
 
+MOSTLY = 0.9
+"""Share of sequences whose first token spikes, or of sink heads whose largest key is the first, from which the place is
+named."""
+
 
 def scan_bos_pair(model: Any, tokens: Tokens, **options: Any) -> tuple[Anatomy, Anatomy, BosPair]:
     """The record with BOS, the one without it, and their comparison.
@@ -38,13 +42,16 @@ def scan_bos_pair(model: Any, tokens: Tokens, **options: Any) -> tuple[Anatomy, 
         batch_size=options.get("batch_size"), stage="paired losses", progress=options.get("progress", no_progress),
     )  # fmt: skip
     differences = records[1].arrays["sequence_loss_nats"] - np.array(losses.sequence_losses())
-    with_bos, without = (_side(record) for record in records)
+    with_bos, without = sides = [_side(record) for record in records]
+    spikes_first = min(side.first_spikes for side in sides) >= MOSTLY
+    sinks_first = min(_first_sinks(record) for record in records) >= MOSTLY
+    spikes = _goes("Spikes", with_bos.has_spikes, without.has_spikes, first=spikes_first)
+    sinks = _goes("Sinks", with_bos.has_sinks, without.has_sinks, first=sinks_first)
     pair = BosPair(
         with_bos=with_bos,
         without_bos=without,
         loss_difference_nats=bootstrap_mean(differences),
-        sentence=f"{_goes('Spikes', with_bos.has_spikes, without.has_spikes)} "
-        f"{_goes('Sinks', with_bos.has_sinks, without.has_sinks)}",
+        sentence=f"{spikes} {sinks}",
         provenance=records[0].provenance,
         timing=Timing.now(total_s=sum(record.timing.total_s for record in records)),
     )
@@ -69,9 +76,18 @@ def _side(record: Anatomy) -> BosSide:
     )
 
 
-def _goes(what: str, with_bos: bool, without: bool) -> str:
+def _first_sinks(record: Anatomy) -> float:
+    """Share of sink heads that attend to the first token as to no other."""
+    heads = [head for head in record.sinks.heads if head.is_sink]
+    first = sum(head.first_key_importance >= 0.9 * head.max_importance for head in heads)
+    return first / len(heads) if heads else 0.0
+
+
+def _goes(what: str, with_bos: bool, without: bool, *, first: bool) -> str:
+    """first: in both conditions they are at the first token."""
     if with_bos and without:
-        return f"{what} are there with BOS and without it: the first place makes them, whatever token stands there."
+        place = ": the first place makes them, whatever token stands there" if first else ""
+        return f"{what} are there with BOS and without it{place}."
     if with_bos or without:
         return f"{what} are there only {'with' if with_bos else 'without'} BOS."
     return f"{what} are there neither with BOS nor without it."

@@ -161,10 +161,14 @@ class SinkMeasure(Observer):
 
     def _by_epsilon(self) -> list[SinkRatio]:
         total = sum(len(sums.per_head["first"]) * sums.sequences for sums in self.blocks.values())
-        above = {metric: sum(sums.above[metric] for sums in self.blocks.values()) / total for metric in METRICS}
+
+        def ratios(metric: str) -> list[float]:
+            above = torch.stack([sums.above[metric] for sums in self.blocks.values()]).sum(0)
+            return (above / total).tolist()
+
         return [
-            SinkRatio(tokens=self.longest, epsilon=epsilon, **{name: float(above[name][at]) for name in METRICS})
-            for at, epsilon in enumerate(EPSILONS)
+            SinkRatio(tokens=self.longest, epsilon=epsilon, sun2026=sun, gu2025=gu)
+            for epsilon, sun, gu in zip(EPSILONS, ratios("sun2026"), ratios("gu2025"), strict=True)
         ]
 
     def _by_tokens(self) -> list[SinkRatio]:

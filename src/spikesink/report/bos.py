@@ -16,7 +16,7 @@ def bos_document(record: BosPair) -> Document:
         title=f"{name(record.provenance.model)} with and without BOS",
         lead="the same text, with BOS in front and without it",
         statements=[Statement("BOS", record.sentence)],
-        merits=[Merit("loss without", cost.value, "nats", cost.low, cost.high, "more than with BOS, same predictions")],
+        merits=[Merit("leaving it out", cost.value, "nats", cost.low, cost.high, "of loss, on the same predictions")],
         sections=[Section("bos", "With and without", tables=[Table("Both", ("", "with BOS", "without"), rows)])],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
