@@ -11,7 +11,7 @@ from spikesink.zoo.arrangements import NoInputNorm, PostNorm, PreNorm, PreNormQK
 from spikesink.zoo.convert import from_hf, to_hf
 from spikesink.zoo.decoder import SpikesinkDecoderConfig, SpikesinkDecoderForCausalLM, build
 from spikesink.zoo.export import export
-from spikesink.zoo.ffn import AttentionFFN, GeLU, Linear, ReLU2, SwiGLU
+from spikesink.zoo.ffn import AttentionFFN, GeGLU, GeLU, Linear, ReLU2, SwiGLU
 from spikesink.zoo.gates import ConditionalGate, NoGate, PositionalGate, TokenEmbeddingGate, UnconditionalGate
 from spikesink.zoo.initialisers import FanIn, Normal, Scaled
 from spikesink.zoo.normalisers import KeyValueBias, LearnedSink, NoVirtualKeys, OffByOne, Registers, Sigmoid, Softmax
@@ -28,6 +28,7 @@ __all__ = [
     "DecoderSpec",
     "DyT",
     "FanIn",
+    "GeGLU",
     "GeLU",
     "KeyValueBias",
     "LayerNorm",

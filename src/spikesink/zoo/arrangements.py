@@ -29,9 +29,10 @@ class Sandwich(Choice):
     """H + Norm(F(Norm(H))): no block can write more than the norm lets through."""
 
     kind: Literal["sandwich"] = "sandwich"
+    qk_norm_over: Over | None = None
+    """Norm of queries and keys as well, as in Gemma 3 (over each head)."""
     input_norm: ClassVar[bool] = True
     output_norm: ClassVar[bool] = True
-    qk_norm_over: ClassVar[Over | None] = None
 
 
 class SandwichQK(Choice):

@@ -13,7 +13,7 @@ from spikesink.zoo.normalisers import (
     attention_options,
     in_front,
 )
-from spikesink.zoo.positions import rotate
+from spikesink.zoo.positions import RoPE, rotate
 from spikesink.zoo.spec import DecoderSpec
 
 
@@ -29,9 +29,10 @@ class Attention(nn.Module):
         self.num_key_value_groups = spec.n_heads // spec.n_kv_heads
         self.scaling = spec.d_head**-0.5
         queries, keys = spec.n_heads * spec.d_head, spec.n_kv_heads * spec.d_head
-        self.q_proj = nn.Linear(spec.d_model, queries, bias=False)
-        self.k_proj = nn.Linear(spec.d_model, keys, bias=False)
-        self.v_proj = nn.Linear(spec.d_model, keys, bias=False)
+        self.theta = spec.position.theta_of(layer_idx) if isinstance(spec.position, RoPE) else 0.0
+        self.q_proj = nn.Linear(spec.d_model, queries, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(spec.d_model, keys, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(spec.d_model, keys, bias=spec.qkv_bias)
         self.o_proj = nn.Linear(queries, spec.d_model, bias=False)
         over = spec.arrangement.qk_norm_over
         self.norm_over_head = over == "head"
@@ -48,12 +49,14 @@ class Attention(nn.Module):
         query = self._heads(self.q_proj(hidden), self.q_norm)
         key = self._heads(self.k_proj(hidden), self.k_norm)
         value = self._heads(self.v_proj(hidden), None)
-        if context.rotary is not None:
-            query, key = rotate(query, *context.rotary), rotate(key, *context.rotary)
+        if self.theta:
+            query, key = (rotate(heads, *context.rotary[self.theta]) for heads in (query, key))
         if context.cache is not None:
             key, value = context.cache.update(key, value, self.layer_idx)
         spec = self.spec
         options = attention_options(spec.normaliser, spec.n_heads, spec.max_positions, self.sinks, query)
+        if spec.attention_softcap is not None:
+            options["softcap"] = spec.attention_softcap
         virtual = self._virtual(context)
         if virtual is not None:
             key, value = in_front(virtual[0], key), in_front(virtual[1], value)

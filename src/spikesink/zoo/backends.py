@@ -1,4 +1,4 @@
-"""Attention functions for what transformers' own do not compute: learned sinks, sigmoid weights and virtual keys.
+"""Attention functions for what transformers' own do not compute: learned sinks, sigmoid weights, softcap, virtual keys.
 
 transformers' `sdpa` ignores options it does not know, so a spec that needs one never goes there.
 """
@@ -43,6 +43,7 @@ def eager(
     attention_normaliser: str = "softmax",
     sigmoid_bias: float = 0.0,
     virtual_keys: int = 0,
+    softcap: float | None = None,
     **_options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention by the book, with weights over all keys, the virtual ones first. Eq. 6-11.
@@ -50,6 +51,8 @@ def eager(
     query (batch, head, token, d_head); key and value per KV head; returns (batch, token, head, d_head) and weights.
     """
     scores = _grouped(query * scaling, key.mT)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     scores = scores + _additive(attention_mask, query, key.shape[2], virtual_keys)
     if attention_normaliser == "sigmoid":
         weights = torch.sigmoid(scores.float() + sigmoid_bias)
@@ -73,11 +76,14 @@ def sdpa(
     s_aux: Tensor | None = None,
     attention_normaliser: str = "softmax",
     virtual_keys: int = 0,
+    softcap: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Fused attention: a learned sink is one more key, zero like its value, whose logit comes by the mask."""
-    if attention_normaliser == "sigmoid":
-        options.update(attention_normaliser=attention_normaliser, virtual_keys=virtual_keys)
+    if attention_normaliser == "sigmoid" or softcap is not None:
+        options.update(
+            attention_normaliser=attention_normaliser, virtual_keys=virtual_keys, softcap=softcap, s_aux=s_aux
+        )
         return eager(module, query, key, value, attention_mask, scaling, dropout, **options)[0], None
     mask = _additive(attention_mask, query, key.shape[2], virtual_keys)
     if s_aux is not None:

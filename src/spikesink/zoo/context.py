@@ -22,8 +22,8 @@ class Context:
     embedding: Tensor
     mask: Any
     cache: Any = None
-    rotary: tuple[Tensor, Tensor] | None = None
-    """cos and sin, each (batch or 1, token, d_head); None without RoPE."""
+    rotary: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """cos and sin by theta, each (batch or 1, token, d_head); empty without RoPE."""
     prefix: Prefix | None = None
     """What the registers, which stand in front of every token, offer to this layer's queries."""
     registers: "Context | None" = None

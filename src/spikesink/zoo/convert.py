@@ -1,6 +1,6 @@
-"""Between the zoo and plain Hugging Face families: Llama, OLMo 2 and Qwen 3 are points of the zoo.
+"""Between the zoo and plain Hugging Face families, whose plain members are points of the zoo.
 
-Only tensor names and the config differ; the weights are the same.
+Only tensor names, the config and Gemma's conventions differ; the weights are the same.
 """
 
 from collections.abc import Callable
@@ -11,57 +11,78 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spikesink.errors import UnsupportedModelError
-from spikesink.zoo.arrangements import Arrangement, PreNorm, PreNormQK, SandwichQK
+from spikesink.zoo.arrangements import Arrangement, PreNorm, PreNormQK, Sandwich, SandwichQK
 from spikesink.zoo.decoder import SpikesinkDecoderForCausalLM, build
-from spikesink.zoo.ffn import SwiGLU
+from spikesink.zoo.ffn import GeGLU, SwiGLU
 from spikesink.zoo.gates import NoGate
 from spikesink.zoo.normalisers import NoVirtualKeys, Softmax
 from spikesink.zoo.norms import RMSNorm
 from spikesink.zoo.positions import RoPE
 from spikesink.zoo.spec import DecoderSpec
 
+EMBEDDING = "model.embed_tokens.weight"
+
 
 @dataclass(frozen=True)
 class Family:
-    """A Hugging Face model type that is one point of the zoo."""
+    """A Hugging Face model type whose plain members are points of the zoo."""
 
     model_type: str
     arrangement: Arrangement
     names: dict[str, str]
     """Our module name -> theirs, inside a layer."""
+    ffn: type[SwiGLU] | type[GeGLU] = SwiGLU
+    qkv_bias: bool = False
+    gemma: bool = False
+    """Embeddings times sqrt(d_model), norms with weight 1 + w, queries scaled by a number of their own."""
+    export: bool = False
+    """Whether `to_hf` writes it: the others say nothing that one of these does not."""
 
 
+PRE = {"ffn_layernorm": "post_attention_layernorm"}
+SANDWICH = {
+    "ffn_layernorm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffn_norm": "post_feedforward_layernorm",
+}
 FAMILIES = (
-    Family("llama", PreNorm(), {"ffn_layernorm": "post_attention_layernorm"}),
+    Family("llama", PreNorm(), PRE, export=True),
     Family(
         "olmo2",
         SandwichQK(),
         {"post_attention_norm": "post_attention_layernorm", "post_ffn_norm": "post_feedforward_layernorm"},
+        export=True,
     ),
-    Family("qwen3", PreNormQK(), {"ffn_layernorm": "post_attention_layernorm"}),
+    Family("qwen3", PreNormQK(), PRE, export=True),
+    Family("gemma2", Sandwich(), SANDWICH, ffn=GeGLU, gemma=True, export=True),
+    Family("gemma3_text", Sandwich(qk_norm_over="head"), SANDWICH, ffn=GeGLU, gemma=True),
+    Family("mistral", PreNorm(), PRE),
+    Family("qwen2", PreNorm(), PRE, qkv_bias=True),
+    Family("smollm3", PreNorm(), PRE),
 )
 
 
 def from_hf(model: PreTrainedModel) -> SpikesinkDecoderForCausalLM:
-    """A Llama, OLMo 2 or Qwen 3 as a zoo decoder with the same weights. Raises UnsupportedModelError."""
-    family = next((family for family in FAMILIES if family.model_type == model.config.model_type), None)
-    if family is None:
-        known = ", ".join(family.model_type for family in FAMILIES)
-        raise UnsupportedModelError(
-            f"Model type '{model.config.model_type}' is no point of the zoo; expected one of {known}."
-        )
+    """A model of one of FAMILIES as a zoo decoder that computes the same. Raises UnsupportedModelError.
+
+    Where layers slide a window over the keys, `max_positions` is the window: so far both see all of them.
+    """
     config = model.config
-    spec = _spec_of(config, family)
+    spec = spec_of(config)
+    family = _family(config)
     decoder = build(
         spec, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     theirs = {theirs: ours for ours, theirs in family.names.items()}
-    decoder.load_state_dict(_renamed(model.state_dict(), theirs), strict=True)
+    state = _renamed(model.state_dict(), theirs)
+    if family.gemma:
+        _from_gemma(state, config)
+    decoder.load_state_dict(state, strict=True)
     return decoder.to(dtype=model.dtype, device=model.device).eval()  # type: ignore[arg-type]
 
 
 def to_hf(decoder: SpikesinkDecoderForCausalLM) -> PreTrainedModel:
-    """The decoder as a plain Llama, OLMo 2 or Qwen 3. Raises UnsupportedModelError naming what none can express."""
+    """The decoder as a plain Llama, OLMo 2, Qwen 3 or Gemma 2. Raises UnsupportedModelError naming what none can express."""
     spec = decoder.config.decoder_spec
     family = expressible(spec)
     config = AutoConfig.for_model(
@@ -80,9 +101,13 @@ def to_hf(decoder: SpikesinkDecoderForCausalLM) -> PreTrainedModel:
         bos_token_id=decoder.config.bos_token_id,
         eos_token_id=decoder.config.eos_token_id,
         pad_token_id=decoder.config.pad_token_id,
+        **(_gemma_options(spec) if family.gemma else {}),
     )
     model = AutoModelForCausalLM.from_config(config, dtype=decoder.dtype)
-    model.load_state_dict(_renamed(decoder.state_dict(), family.names), strict=True)
+    state = _renamed(decoder.state_dict(), family.names)
+    if family.gemma:
+        _to_gemma(state, spec.d_model)
+    model.load_state_dict(state, strict=True)
     return model.to(decoder.device).eval()
 
 
@@ -90,18 +115,22 @@ def expressible(spec: DecoderSpec) -> Family:
     """The plain family of this spec. Raises UnsupportedModelError naming the choices that have none."""
     needed: dict[str, Callable[[Any], bool]] = {
         "norm": lambda choice: isinstance(choice, RMSNorm),
-        "ffn": lambda choice: isinstance(choice, SwiGLU),
+        "ffn": lambda choice: isinstance(choice, SwiGLU) or (isinstance(choice, GeGLU) and _is_sandwich(spec)),
         "gate": lambda choice: isinstance(choice, NoGate),
         "normaliser": lambda choice: isinstance(choice, Softmax),
         "virtual_keys": lambda choice: isinstance(choice, NoVirtualKeys),
-        "position": lambda choice: isinstance(choice, RoPE),
-        "arrangement": lambda choice: any(choice == family.arrangement for family in FAMILIES),
+        "position": lambda choice: isinstance(choice, RoPE) and not choice.theta_by_layer,
+        "arrangement": lambda choice: any(choice == family.arrangement for family in FAMILIES if family.export),
     }
     beyond = [
         f"{name} ({getattr(spec, name).kind})" for name, holds in needed.items() if not holds(getattr(spec, name))
     ]
-    family = next((family for family in FAMILIES if family.arrangement == spec.arrangement), None)
-    if family is not None and family.model_type != "qwen3" and spec.d_head * spec.n_heads != spec.d_model:
+    if spec.qkv_bias:
+        beyond.append("qkv_bias")
+    if (spec.attention_softcap or spec.logit_softcap) and not _is_sandwich(spec):
+        beyond.append("softcap")
+    family = next((family for family in FAMILIES if family.export and family.arrangement == spec.arrangement), None)
+    if family is not None and family.model_type in ("llama", "olmo2") and spec.d_head * spec.n_heads != spec.d_model:
         beyond.append(f"d_head ({spec.d_head}, where {family.model_type} has d_model / n_heads)")
     if beyond or family is None:
         raise UnsupportedModelError(
@@ -111,18 +140,36 @@ def expressible(spec: DecoderSpec) -> Family:
     return family
 
 
-def _spec_of(config: Any, family: Family) -> DecoderSpec:
-    rope = config.rope_parameters
+def _is_sandwich(spec: DecoderSpec) -> bool:
+    return spec.arrangement == Sandwich()
+
+
+def _family(config: Any) -> Family:
+    family = next((family for family in FAMILIES if family.model_type == config.model_type), None)
+    if family is None:
+        known = ", ".join(family.model_type for family in FAMILIES)
+        raise UnsupportedModelError(
+            f"Model type '{config.model_type}' is no point of the zoo; expected one of {known}."
+        )
+    return family
+
+
+def spec_of(config: Any) -> DecoderSpec:
+    """The spec of a Hugging Face config. Raises UnsupportedModelError naming the first thing that the zoo lacks."""
+    family = _family(config)
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    expected = {SwiGLU: "silu", GeGLU: "gelu_pytorch_tanh"}
+    ffn = next((kind for kind, name in expected.items() if name == activation), None)
     unusual = {
-        "hidden_act": config.hidden_act != "silu",
-        "attention_bias": bool(config.attention_bias),
+        f"activation {activation}": ffn is None,
+        "attention_bias": bool(getattr(config, "attention_bias", False)),
         "mlp_bias": bool(getattr(config, "mlp_bias", False)),
-        "rope_type": rope.get("rope_type", "default") != "default",
-        "sliding_window": bool(getattr(config, "use_sliding_window", False)),
+        "use_bidirectional_attention": bool(getattr(config, "use_bidirectional_attention", False)),
+        **{f"rope_type {kind}": kind != "default" for kind in _rope_types(config)},
     }
-    found = [name for name, is_unusual in unusual.items() if is_unusual]
-    if found:
-        raise UnsupportedModelError(f"This {family.model_type} uses {', '.join(found)}, which the zoo does not have.")
+    beyond = [name for name, is_unusual in unusual.items() if is_unusual]
+    if beyond or ffn is None:
+        raise UnsupportedModelError(f"This {family.model_type} uses {beyond[0]}, which the zoo does not have.")
     return DecoderSpec(
         vocab_size=config.vocab_size,
         d_model=config.hidden_size,
@@ -130,13 +177,90 @@ def _spec_of(config: Any, family: Family) -> DecoderSpec:
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads,
         d_head=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        max_positions=config.max_position_embeddings,
+        max_positions=_max_positions(config),
         norm=RMSNorm(eps=config.rms_norm_eps),
         arrangement=family.arrangement,
-        ffn=SwiGLU(d_ffn=config.intermediate_size),
-        position=RoPE(theta=rope["rope_theta"]),
+        ffn=ffn(d_ffn=config.intermediate_size),
+        position=_position(config),
+        qkv_bias=family.qkv_bias,
+        attention_softcap=getattr(config, "attn_logit_softcapping", None),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
         tied_embeddings=config.tie_word_embeddings,
     )
+
+
+def _ropes(config: Any) -> dict[str, dict[str, Any]]:
+    """Rotary parameters by layer type, "" where all layers share them."""
+    rope = config.rope_parameters
+    return {"": rope} if "rope_theta" in rope else {kind: rope[kind] for kind in dict.fromkeys(config.layer_types)}
+
+
+def _rope_types(config: Any) -> set[str]:
+    ropes = _ropes(config).values()
+    partial = {"partial" for rope in ropes if rope.get("partial_rotary_factor", 1.0) != 1.0}
+    return {rope.get("rope_type", "default") for rope in ropes} | partial
+
+
+def _position(config: Any) -> RoPE:
+    ropes = _ropes(config)
+    rotated = getattr(config, "no_rope_layers", None) or [1] * config.num_hidden_layers
+    if "" in ropes:
+        theta = ropes[""]["rope_theta"]
+        by_layer = tuple(theta if here else 0.0 for here in rotated)
+    else:
+        by_layer = tuple(ropes[kind]["rope_theta"] for kind in config.layer_types)
+        theta = by_layer[-1]
+    return RoPE(theta=theta, theta_by_layer=() if set(by_layer) == {theta} else by_layer)
+
+
+def _max_positions(config: Any) -> int:
+    """As far as no layer's window has left a key behind."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return min(config.max_position_embeddings, window) if window and slides else config.max_position_embeddings
+
+
+def _from_gemma(state: dict[str, Tensor], config: Any) -> None:
+    """Gemma's conventions as plain weights, in place: norms of 1 + w, scaled embeddings, its own scale of queries.
+
+    The scale of the embeddings is taken back by the final norm, so that a tied head stays what it was.
+    """
+    for key in state:
+        if "norm" in key:
+            state[key] = state[key] + 1
+    queries = config.query_pre_attn_scalar**-0.5 * config.head_dim**0.5
+    names = "q_norm.weight" if any("q_norm" in key for key in state) else "q_proj.weight"
+    for key in state:
+        if key.endswith(names):
+            state[key] = state[key] * queries
+    _scale_embeddings(state, config.hidden_size**0.5, tied=config.tie_word_embeddings)
+
+
+def _to_gemma(state: dict[str, Tensor], d_model: int) -> None:
+    tied = "lm_head.weight" in state and state["lm_head.weight"].data_ptr() == state[EMBEDDING].data_ptr()
+    _scale_embeddings(state, d_model**-0.5, tied=tied)
+    for key in state:
+        if "norm" in key:
+            state[key] = state[key] - 1
+
+
+def _scale_embeddings(state: dict[str, Tensor], factor: float, *, tied: bool) -> None:
+    state[EMBEDDING] = state[EMBEDDING] * factor
+    if tied:
+        state["lm_head.weight"] = state[EMBEDDING]
+        state["model.norm.weight"] = state["model.norm.weight"] / factor
+
+
+def _gemma_options(spec: DecoderSpec) -> dict[str, Any]:
+    return {
+        "hidden_activation": "gelu_pytorch_tanh" if isinstance(spec.ffn, GeGLU) else "silu",
+        "query_pre_attn_scalar": spec.d_head,
+        "attn_logit_softcapping": spec.attention_softcap,
+        "final_logit_softcapping": spec.logit_softcap,
+        "sliding_window": spec.max_positions,
+        "layer_types": ["full_attention"] * spec.n_layers,
+    }
 
 
 def _renamed(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:

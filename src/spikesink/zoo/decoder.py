@@ -171,11 +171,12 @@ class SpikesinkDecoderModel(SpikesinkDecoderPreTrainedModel):
         rotary = self._rotary(positions, embedding)
         return Context(positions, embedding, mask, cache, rotary, None, own, attention, options)
 
-    def _rotary(self, positions: Tensor, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _rotary(self, positions: Tensor, like: Tensor) -> dict[float, tuple[Tensor, Tensor]]:
         position = self.spec.position
         if not isinstance(position, RoPE):
-            return None
-        return rotary_angles(positions, self.spec.d_head, position.theta, like.dtype)
+            return {}
+        thetas = {position.theta_of(layer) for layer in range(self.spec.n_layers)} - {0.0}
+        return {theta: rotary_angles(positions, self.spec.d_head, theta, like.dtype) for theta in thetas}
 
     def _cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to fill; attention in place of the FFN needs layers that the config's count does not name."""
@@ -197,6 +198,7 @@ class SpikesinkDecoderForCausalLM(SpikesinkDecoderPreTrainedModel, GenerationMix
         spec = config.decoder_spec
         self.model = SpikesinkDecoderModel(config)
         self.lm_head = nn.Linear(spec.d_model, spec.vocab_size, bias=False)
+        self.logit_softcap = spec.logit_softcap
         self.post_init()
 
     @can_return_tuple
@@ -222,6 +224,8 @@ class SpikesinkDecoderForCausalLM(SpikesinkDecoderPreTrainedModel, GenerationMix
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if self.logit_softcap is not None:
+            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

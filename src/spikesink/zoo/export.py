@@ -19,7 +19,7 @@ def export(
 ) -> Path:
     """Write a checkpoint that other programs read; returns the folder.
 
-    Plain (Llama, OLMo 2, Qwen 3) where the spec allows; raises UnsupportedModelError where it does not. With `code`,
+    Plain (Llama, OLMo 2, Qwen 3, Gemma 2) where the spec allows; raises UnsupportedModelError where it does not. With `code`,
     any spec: the zoo's source goes beside the weights and `auto_map` names it, to be run by
     `from_pretrained(..., trust_remote_code=True)`.
     """

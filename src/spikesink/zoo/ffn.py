@@ -21,6 +21,19 @@ class SwiGLU(Choice):
         return GatedFFN(d_model, self.width(d_model))
 
 
+class GeGLU(Choice):
+    """W_down (GeLU(W_gate h) * (W_up h)), GeLU by tanh, as in Gemma. Shazeer 2020 (arXiv 2002.05202). Width as SwiGLU."""
+
+    kind: Literal["geglu"] = "geglu"
+    d_ffn: Size | None = None
+
+    def width(self, d_model: int) -> int:
+        return SwiGLU(d_ffn=self.d_ffn).width(d_model)
+
+    def build(self, d_model: int) -> nn.Module:
+        return GatedFFN(d_model, self.width(d_model), gelu=True)
+
+
 class GeLU(Choice):
     """W_down GeLU(W_up h), GeLU by the error function. Width: 4 d_model unless given."""
 
@@ -62,20 +75,23 @@ class AttentionFFN(Choice):
     kind: Literal["attention"] = "attention"
 
 
-FFN = Annotated[SwiGLU | GeLU | ReLU2 | Linear | AttentionFFN, KIND, BY_NAME]
+FFN = Annotated[SwiGLU | GeGLU | GeLU | ReLU2 | Linear | AttentionFFN, KIND, BY_NAME]
 
 
 class GatedFFN(nn.Module):
     """(batch, token, d_model) -> same."""
 
-    def __init__(self, d_model: int, d_ffn: int) -> None:
+    def __init__(self, d_model: int, d_ffn: int, *, gelu: bool = False) -> None:
         super().__init__()
+        self.gelu = gelu
         self.gate_proj = nn.Linear(d_model, d_ffn, bias=False)
         self.up_proj = nn.Linear(d_model, d_ffn, bias=False)
         self.down_proj = nn.Linear(d_ffn, d_model, bias=False)
 
     def forward(self, hidden: Tensor, _context: object = None) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        gate = self.gate_proj(hidden)
+        gate = functional.gelu(gate, approximate="tanh") if self.gelu else functional.silu(gate)
+        return self.down_proj(gate * self.up_proj(hidden))
 
 
 class TwoLayerFFN(nn.Module):

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from spikesink.zoo.choice import BY_NAME, KIND, Choice
@@ -14,6 +14,11 @@ class RoPE(Choice):
 
     kind: Literal["rope"] = "rope"
     theta: PositiveFloat = 10_000.0
+    theta_by_layer: tuple[NonNegativeFloat, ...] = ()
+    """Where layers differ, one a layer; 0 for a layer without rotation (SmolLM3, Gemma 3)."""
+
+    def theta_of(self, layer_idx: int) -> float:
+        return self.theta_by_layer[layer_idx] if self.theta_by_layer else self.theta
 
 
 class LearnedPosition(Choice):

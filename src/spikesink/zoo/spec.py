@@ -5,7 +5,7 @@ A variant is one replacement, `spec.model_copy(update={"norm": DyT()})`, and `di
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import PositiveFloat, model_validator
 
 from spikesink.zoo.arrangements import Arrangement, PreNorm
 from spikesink.zoo.choice import Choice, Size
@@ -34,6 +34,12 @@ class DecoderSpec(Choice):
     normaliser: Normaliser = Softmax()
     virtual_keys: VirtualKeys = NoVirtualKeys()
     position: Position = RoPE()
+    qkv_bias: bool = False
+    """Queries, keys and values have a bias, as in Qwen 2."""
+    attention_softcap: PositiveFloat | None = None
+    """c tanh(score / c) instead of the score, as in Gemma 2."""
+    logit_softcap: PositiveFloat | None = None
+    """The same of the logits."""
     tied_embeddings: bool = False
     initialisation: Initialisation = Normal()
 
@@ -45,6 +51,9 @@ class DecoderSpec(Choice):
             )
         if isinstance(self.position, RoPE) and self.d_head % 2:
             raise ValueError(f"d_head is {self.d_head}; RoPE pairs channels, so expected an even number")
+        thetas = len(self.position.theta_by_layer) if isinstance(self.position, RoPE) else 0
+        if thetas not in (0, self.n_layers):
+            raise ValueError(f"position.theta_by_layer has {thetas} numbers; expected one a layer, {self.n_layers}")
         return self
 
 
