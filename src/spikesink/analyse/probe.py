@@ -37,10 +37,17 @@ class ProbeSums:
         return found
 
 
-def probe(accessed: AccessedModel, ids: Tensor, *, epsilon: float = 0.3, batch_size: int | None = None) -> ProbeSums:
-    """Measure ids (sequence, token) in one pass."""
+def probe(
+    accessed: AccessedModel,
+    ids: Tensor,
+    *,
+    epsilon: float = 0.3,
+    batch_size: int | None = None,
+    also: Sequence[object] = (),
+) -> ProbeSums:
+    """Measure ids (sequence, token) in one pass; `also`: further observers of it."""
     spikes, sinks = SpikeMeasure(), SinkMeasure(SinkCriteria(epsilon=epsilon))
-    stream(accessed, ids, [spikes, sinks], batch_size=batch_size)
+    stream(accessed, ids, [spikes, sinks, *also], batch_size=batch_size)
     return ProbeSums(
         sequences=len(ids),
         peak={block: statistics.maximum for block, statistics in spikes.residuals.items()},

@@ -15,6 +15,8 @@ from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 from spikesink.zoo.spec import DecoderSpec
 
 PRESETS = ("nano", "small", "paper")
+ORIGIN = "model.from="
+"""Begins the override that replaces the whole model by a pretrained one."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -135,6 +137,8 @@ class Recipe(Choice):
     """Everything that a run depends on."""
 
     name: str = "run"
+    pretrained: str | None = None
+    """The model that training begins with, as `model.from` named it; nothing for fresh weights."""
     model: DecoderSpec = DecoderSpec()
     data: Data = Data()
     optimiser: Optimiser = Optimiser()
@@ -168,6 +172,8 @@ class Recipe(Choice):
         content = self.model_dump(mode="json", exclude={"running", "monitor", "name"})
         for option in ("micro_batch", "fsdp", "activation_checkpointing"):
             del content["training"][option]
+        if self.pretrained is None:
+            del content["pretrained"]
         return content
 
     def sha256(self) -> str:
@@ -181,9 +187,17 @@ class Recipe(Choice):
         """Plain data with dotted overrides (`model.norm=dyt`) as a recipe. Raises InputError naming the path."""
         if not isinstance(content, dict):
             raise InputError(f"A recipe is a mapping of {', '.join(cls.model_fields)}; got {type(content).__name__}.")
+        origins = [change for change in changes or [] if change.startswith(ORIGIN)]
+        if origins:
+            content = {**content, "model": {"from": origins[-1].removeprefix(ORIGIN)}}
+        if isinstance(content.get("model"), dict) and "from" in content["model"]:
+            from spikesink.train.pretrained import resolve
+
+            content = resolve(content)
         full = cls.parse(content).model_dump(mode="json")
         for change in changes or []:
-            _override(full, change)
+            if change not in origins:
+                _override(full, change)
         return cls.parse(full)
 
 

@@ -78,8 +78,12 @@ def train(
 
 
 def fresh_model(recipe: Recipe, stream: Stream) -> SpikesinkDecoderForCausalLM:
-    """The model of a recipe with the weights of its seed."""
+    """The model of a recipe: a pretrained one, or with the weights of its seed."""
     torch.manual_seed(recipe.training.seed)
+    if recipe.pretrained is not None:
+        from spikesink.train.pretrained import pretrained_model
+
+        return pretrained_model(recipe.pretrained, recipe.model, stream.sample)
     tokenizer = stream.tokenizer
     return build(recipe.model, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
 

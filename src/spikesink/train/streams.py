@@ -99,6 +99,10 @@ def _corpus(source: Any) -> Corpus:
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
+    if recipe.pretrained is not None:
+        from spikesink.train.pretrained import pretrained_tokenizer
+
+        return pretrained_tokenizer(recipe.pretrained)
     name = getattr(recipe.data.source, "tokenizer", None)
     if name is None:
         size = recipe.model.vocab_size

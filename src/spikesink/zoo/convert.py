@@ -82,7 +82,7 @@ def from_hf(model: PreTrainedModel) -> SpikesinkDecoderForCausalLM:
 
 
 def to_hf(decoder: SpikesinkDecoderForCausalLM) -> PreTrainedModel:
-    """The decoder as a plain Llama, OLMo 2, Qwen 3 or Gemma 2. Raises UnsupportedModelError naming what none can express."""
+    """The decoder as a plain Llama, OLMo 2, Qwen 3 or Gemma 2. Raises UnsupportedModelError naming what has none."""
     spec = decoder.config.decoder_spec
     family = expressible(spec)
     config = AutoConfig.for_model(

@@ -11,7 +11,7 @@ AUTO_MAP = {
     "AutoConfig": "decoder.SpikesinkDecoderConfig",
     "AutoModelForCausalLM": "decoder.SpikesinkDecoderForCausalLM",
 }
-LEFT_OUT = {"__init__.py", "convert.py", "export.py"}
+LEFT_OUT = {"__init__.py", "convert.py", "export.py", "graft.py"}
 
 
 def export(
@@ -19,8 +19,8 @@ def export(
 ) -> Path:
     """Write a checkpoint that other programs read; returns the folder.
 
-    Plain (Llama, OLMo 2, Qwen 3, Gemma 2) where the spec allows; raises UnsupportedModelError where it does not. With `code`,
-    any spec: the zoo's source goes beside the weights and `auto_map` names it, to be run by
+    Plain (Llama, OLMo 2, Qwen 3, Gemma 2) where the spec allows; raises UnsupportedModelError where it does not. With
+    `code`, any spec: the zoo's source goes beside the weights and `auto_map` names it, to be run by
     `from_pretrained(..., trust_remote_code=True)`.
     """
     folder = Path(folder)

@@ -22,7 +22,7 @@ class SwiGLU(Choice):
 
 
 class GeGLU(Choice):
-    """W_down (GeLU(W_gate h) * (W_up h)), GeLU by tanh, as in Gemma. Shazeer 2020 (arXiv 2002.05202). Width as SwiGLU."""
+    """W_down (GeLU(W_gate h) * (W_up h)), GeLU by tanh, as in Gemma (Shazeer 2020, arXiv 2002.05202)."""
 
     kind: Literal["geglu"] = "geglu"
     d_ffn: Size | None = None

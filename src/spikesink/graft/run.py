@@ -1,0 +1,215 @@
+"""The whole of a graft: measure, replace, heal beside a control, measure again, export; every part is kept."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spikesink.access import AccessedModel, load
+from spikesink.access.protocol import Progress, no_progress
+from spikesink.analyse import bootstrap
+from spikesink.atomic import write_atomically
+from spikesink.errors import InputError, NumericError, OutputError, UnsupportedModelError, VerificationError
+from spikesink.graft.points import measure_point, moved
+from spikesink.graft.settings import GraftSettings, graft_recipes
+from spikesink.records import Provenance, Timing, TrainingRun, package_versions
+from spikesink.records.base import as_json
+from spikesink.records.graft import GraftPoint, GraftRecord, Move
+from spikesink.train.checkpoints import folders
+from spikesink.train.pretrained import EMBEDDED
+from spikesink.train.recipe import Recipe
+from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, fresh_model, train
+from spikesink.train.streams import Stream, open_stream
+from spikesink.zoo import SpikesinkDecoderForCausalLM, export
+from spikesink.zoo.convert import expressible
+
+MOVED_SEQUENCES = 8
+POINTS = ("original", "grafted", "healed", "control")
+
+
+def graft_and_heal(
+    settings: GraftSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    control: bool = True,
+    control_from: Path | None = None,
+    code: bool = False,
+    progress: Progress = no_progress,
+) -> GraftRecord:
+    """Replace, heal and measure in `out`; returns the record that lies there.
+
+    `out/model` is the healed model: of a plain family where one has these choices, else the zoo's own (with its source
+    beside it if `code`). resume: go on with what an interrupted run left. control_from: the folder of an earlier graft
+    of the same model with the same training, whose original and control are taken. Raises InputError, OutputError.
+    """
+    started = time.perf_counter()
+    healing, plain, changed = graft_recipes(settings)
+    if not resume and (out / "healed" / RECIPE).exists():
+        raise OutputError(f"'{out}' already holds a graft; pass --resume to go on with it, or another --out.")
+    stream = open_stream(healing, progress)
+    _check_text(healing, stream)
+    bench = _Bench(out, control_from, healing, plain, stream, progress)
+    points: dict[str, GraftPoint] = {}
+    failed: dict[str, str] = {}
+    runs: dict[str, TrainingRun] = {}
+
+    def attempt(name: str, make: Callable[[], Any], into: dict[str, Any]) -> None:
+        try:
+            into[name] = make()
+        # A graft that cannot be trained or measured is a result, not a failure of the command.
+        except (NumericError, VerificationError) as error:
+            failed[name] = str(error)
+
+    attempt("original", lambda: bench.point("original", bench.original), points)
+    attempt("grafted", lambda: bench.point("grafted", bench.grafted), points)
+    move = bench.move()
+    for name, recipe in (("healed", healing), *([("control", plain)] if control else [])):
+        attempt(name, lambda name=name, recipe=recipe: bench.heal(name, recipe), runs)
+        if name in runs:
+            attempt(name, lambda name=name: bench.point(name, lambda: bench.trained(name)), points)
+    exported = _export(bench.trained("healed"), out, bench.accessed.tokenizer, code) if "healed" in runs else None
+    record = _record(bench, changed, points, failed, runs, move, exported, started)
+    record.save(out, force=True)
+    return record
+
+
+class _Bench:
+    """One graft's folder, data and models; what was measured before is read, not measured again."""
+
+    def __init__(
+        self, out: Path, other: Path | None, healing: Recipe, plain: Recipe, stream: Stream, progress: Progress
+    ) -> None:
+        self.out, self.other, self.healing, self.plain, self.stream = out, other, healing, plain, stream
+        self.progress = progress
+        self.ids = torch.from_numpy(stream.held_out)
+        self._accessed: AccessedModel | None = None
+
+    @property
+    def accessed(self) -> AccessedModel:
+        if self._accessed is None:
+            name = self.healing.pretrained
+            self._accessed = load(None if name in (None, EMBEDDED) else name)
+        return self._accessed
+
+    def original(self) -> PreTrainedModel:
+        return self.accessed.model
+
+    def grafted(self) -> SpikesinkDecoderForCausalLM:
+        return fresh_model(self.healing, self.stream)
+
+    def trained(self, name: str) -> SpikesinkDecoderForCausalLM:
+        return SpikesinkDecoderForCausalLM.from_pretrained(self.folder(name) / MODEL)  # type: ignore[return-value]
+
+    def folder(self, name: str) -> Path:
+        """Where this part lies: the control of another graft serves where it was trained alike."""
+        return (self.other if self.other is not None and name in ("original", "control") else self.out) / name
+
+    def point(self, name: str, model: Callable[[], PreTrainedModel]) -> GraftPoint:
+        path = self.folder(name) / "point.json"
+        if path.exists():
+            return GraftPoint.model_validate_json(path.read_text(encoding="utf-8"))
+        point = measure_point(model(), self.ids, f"measure {name}", self.progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, as_json(point).encode())
+        return point
+
+    def move(self) -> Move:
+        path = self.folder("grafted") / "move.json"
+        if path.exists():
+            return Move.model_validate_json(path.read_text(encoding="utf-8"))
+        move = moved(self.original(), self.grafted(), self.ids[:MOVED_SEQUENCES])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, as_json(move).encode())
+        return move
+
+    def heal(self, name: str, recipe: Recipe) -> TrainingRun:
+        folder = self.folder(name)
+        if (folder / TrainingRun.file).exists():
+            done = TrainingRun.read(folder)
+            if done.recipe_sha256 != recipe.sha256():
+                raise InputError(f"'{folder}' was trained by another recipe; use another --out or --control-from.")
+            return done
+        run = train(recipe, folder, resume=(folder / RECIPE).exists(), progress=self.progress)
+        for checkpoint in folders(folder / CHECKPOINTS):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        return run
+
+
+def _check_text(recipe: Recipe, stream: Stream) -> None:
+    """Refuse to heal on less than is evaluated."""
+    trained, evaluated = int(stream.provenance["tokens"]), stream.held_out.size
+    if trained < evaluated or recipe.tokens < evaluated:
+        less = min(trained, recipe.tokens)
+        raise InputError(
+            f"Healing would see {less:,} tokens and be evaluated on {evaluated:,}; give a longer text, more --steps or "
+            "fewer --sequences."
+        )
+
+
+def _export(decoder: SpikesinkDecoderForCausalLM, out: Path, tokenizer: Any, code: bool) -> str | None:
+    try:
+        family: str | None = expressible(decoder.config.decoder_spec).model_type
+    except UnsupportedModelError:
+        family = None
+    if family is None and not code:
+        decoder.save_pretrained(out / MODEL)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(out / MODEL)
+    else:
+        export(decoder, out / MODEL, code=family is None, tokenizer=tokenizer)
+    return family
+
+
+def _record(
+    bench: _Bench,
+    changed: dict[str, Any],
+    points: dict[str, GraftPoint],
+    failed: dict[str, str],
+    runs: dict[str, TrainingRun],
+    move: Move,
+    exported: str | None,
+    started: float,
+) -> GraftRecord:
+    recipe = bench.healing
+    pair = [points[name].losses_nats for name in ("healed", "control") if name in points]
+    old, new = _shapes(bench.plain), _shapes(recipe)
+    fresh = sum(shape.numel() for name, shape in new.items() if old.get(name) != shape)
+    return GraftRecord(
+        model=bench.accessed.name,
+        changed=changed,
+        parameters=sum(shape.numel() for shape in new.values()),
+        new_parameters=fresh,
+        steps=recipe.training.steps,
+        tokens=recipe.tokens,
+        tokens_per_s=runs["healed"].tokens_per_s if "healed" in runs else None,
+        points=points,
+        failed=failed,
+        move=move,
+        cost_nats=bootstrap.estimate(bootstrap.difference, *pair) if len(pair) == 2 else None,
+        exported_as=exported,
+        provenance=Provenance(
+            model=bench.accessed.provenance,
+            tokens={**bench.stream.provenance, "seq_len": recipe.data.seq_len, "evaluated": list(bench.ids.shape)},
+            versions=package_versions(),
+            settings={"recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.sha256()},
+        ),
+        timing=Timing.now(total_s=time.perf_counter() - started),
+        arrays={
+            f"{run}.{name}": values
+            for run, done in runs.items()
+            for name, values in done.arrays.items()
+            if "layer_" not in name
+        },
+    )
+
+
+def _shapes(recipe: Recipe) -> dict[str, torch.Size]:
+    """Shapes of the parameters by name, a tied one once."""
+    from spikesink.train.sharding import meta_model
+
+    return {name: parameter.shape for name, parameter in meta_model(recipe).named_parameters()}

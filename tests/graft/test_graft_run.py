@@ -1,0 +1,161 @@
+"""A whole graft of a tiny model: record, resumption, export, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_families import tiny
+from transformers import AutoModelForCausalLM
+
+from spikesink.analyse.scan import scan
+from spikesink.data.corpus import read_corpus
+from spikesink.data.tokenizers import train_bpe
+from spikesink.errors import InputError, NumericError, OutputError
+from spikesink.graft import GraftSettings, graft_and_heal, graft_recipes
+from spikesink.records.graft import GraftRecord
+from spikesink.zoo import SpikesinkDecoderForCausalLM
+
+FAST = ("training.batch_size=3", "running.threads=1", "running.save_every=4", "monitor.sequences=2")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    choice = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "off", "home", "again"]
+    words = np.random.default_rng(0).choice(choice, (400, 12))
+        ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "off", "home", "again"], (400, 12)
+    )
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(" ".join(row) + "." for row in words), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama", vocab_size=300).save_pretrained(folder / "model")
+    tokenizer = train_bpe(read_corpus(text), 300, tmp_path_factory.mktemp("bpe") / "bpe")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def settings(checkpoint, text, *changes, **options):
+    options = {"steps": 12, "seq_len": 16, "sequences": 5, **options}
+    return GraftSettings(str(checkpoint), (*changes, *FAST), text=text, **options)
+
+
+@pytest.fixture(scope="module")
+def sandwich(checkpoint, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("graft")
+    return out, graft_and_heal(settings(checkpoint, text, "arrangement=sandwich"), out)
+
+
+def test_record(sandwich):
+    out, record = sandwich
+    assert GraftRecord.read(out).points == record.points
+    assert set(record.points) == {"original", "grafted", "healed", "control"}
+    assert not record.failed
+    # Two norms of 24 in each of 4 layers.
+    assert record.new_parameters == 4 * 2 * 24
+    pair = [np.array(record.points[name].losses_nats) for name in ("healed", "control")]
+    assert abs(record.cost_nats.value - (pair[0] - pair[1]).mean()) <= 1e-9
+    assert record.points["healed"].perplexity.value < record.points["grafted"].perplexity.value
+    assert record.move.kl_nats > 0
+    assert {"healed.eval_loss", "control.eval_loss", "healed.spikesink/sink_ratio"} <= set(record.arrays)
+
+
+def test_export_is_plain_and_scans_alike(sandwich):
+    out, record = sandwich
+    assert record.exported_as == "gemma2"
+    assert json.loads((out / "model" / "config.json").read_text())["model_type"] == "gemma2"
+    plain = AutoModelForCausalLM.from_pretrained(out / "model").eval()
+    ours = SpikesinkDecoderForCausalLM.from_pretrained(out / "healed" / "model").eval()
+    ids = torch.from_numpy(np.load(out / "healed" / "held_out.npy"))
+    with torch.no_grad():
+        difference = (plain(input_ids=ids).logits - ours(input_ids=ids).logits).abs().max()
+    assert float(difference) <= 1e-4
+    one, other = scan(plain, ids), scan(ours, ids)
+    assert one.summary.perplexity == pytest.approx(other.summary.perplexity, rel=1e-4)
+    assert one.summary.sink_ratio == pytest.approx(other.summary.sink_ratio, abs=1e-6)
+
+
+def test_control_of_another_graft_and_resumption(sandwich, checkpoint, text, tmp_path, monkeypatch):
+    """A graft that was stopped in its training ends as one that was not; the shared control is not trained again."""
+    from spikesink.graft import run
+
+    whole = graft_and_heal(settings(checkpoint, text, "gate=conditional"), tmp_path / "whole", control_from=sandwich[0])
+    stages = []
+
+    def stop(stage, done, total):
+        stages.append(stage)
+        if stage == "train" and done == 7:
+            raise KeyboardInterrupt
+
+    asked = settings(checkpoint, text, "gate=conditional")
+    with pytest.raises(KeyboardInterrupt):
+        graft_and_heal(asked, tmp_path / "stopped", control_from=sandwich[0], progress=stop)
+    with pytest.raises(OutputError, match="--resume"):
+        graft_and_heal(asked, tmp_path / "stopped", control_from=sandwich[0])
+    monkeypatch.setattr(run, "moved", None)
+    resumed = graft_and_heal(asked, tmp_path / "stopped", control_from=sandwich[0], resume=True)
+    assert resumed.points == whole.points
+    assert not (tmp_path / "whole" / "control").exists()
+    assert whole.points["control"] == sandwich[1].points["control"]
+    assert whole.move.kl_nats <= 1e-6
+    assert whole.exported_as is None
+
+
+def test_a_training_that_diverges_is_a_result(checkpoint, text, tmp_path, monkeypatch):
+    from spikesink.graft import run
+
+    def diverge(*_, **__):
+        raise NumericError("The loss is nan at step 3.")
+
+    monkeypatch.setattr(run, "train", diverge)
+    record = graft_and_heal(settings(checkpoint, text, "arrangement=no_input"), tmp_path / "out", control=False)
+    assert record.failed == {"healed": "The loss is nan at step 3."}
+    assert set(record.points) == {"original", "grafted"}
+    assert record.cost_nats is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (("arrangement=pre",), {}, "nothing to graft"),
+        (("arrangement=sandwhich",), {}, "did you mean 'sandwich'"),
+        (("n_layers=2",), {}, "cannot replace n_layers"),
+        (("arrangement=sandwich",), {"steps": 1}, "evaluated on"),
+        (("arrangement=sandwich",), {"text": None}, "text of its own"),
+    ],
+)
+def test_refusals(checkpoint, text, tmp_path, changes, options, message):
+    asked = GraftSettings(
+        str(checkpoint), (*changes, *FAST), **{"text": text, "steps": 12, "seq_len": 16, "sequences": 5, **options}
+    )
+    with pytest.raises(InputError, match=message):
+        graft_and_heal(asked, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_differ_in_the_model_alone(checkpoint, text):
+    healing, control, changed = graft_recipes(settings(checkpoint, text, "norm=dyt", "optimiser.lr=1e-3"))
+    assert changed.keys() == {"norm"}
+    assert healing.optimiser.lr == control.optimiser.lr == 1e-3
+    assert healing.model_copy(update={"model": control.model}) == control
+
+
+def test_model_from_in_a_recipe(checkpoint):
+    from spikesink.train.recipe import Recipe
+
+    recipe = Recipe.read({"model": {"from": str(checkpoint), "gate": "conditional"}, "data": {"seq_len": 16}})
+    assert (recipe.pretrained, recipe.model.gate.kind, recipe.model.d_model) == (str(checkpoint), "conditional", 24)
+    assert Recipe.read(recipe.model_dump(mode="json")) == recipe
+    over = Recipe.read({"data": {"seq_len": 16}}, [f"model.from={checkpoint}", "model.norm=dyt"])
+    assert (over.model.norm.kind, over.model.d_model) == ("dyt", 24)
+    with pytest.raises(InputError, match="cannot replace d_model"):
+        Recipe.read({"model": {"from": str(checkpoint), "d_model": 48}, "data": {"seq_len": 16}})
