@@ -23,6 +23,7 @@ GRAFTS = {
     "no_input_norm": "arrangement=no_input",
 }
 SEQ_LEN, SEQUENCES = 64, 24
+"""Of what is evaluated, and of what is trained on."""
 
 
 def main() -> None:

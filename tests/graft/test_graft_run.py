@@ -23,8 +23,6 @@ FAST = ("training.batch_size=3", "running.threads=1", "running.save_every=4", "m
 def text(tmp_path_factory):
     choice = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "off", "home", "again"]
     words = np.random.default_rng(0).choice(choice, (400, 12))
-        ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "off", "home", "again"], (400, 12)
-    )
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(" ".join(row) + "." for row in words), encoding="utf-8")
     return path
@@ -108,6 +106,12 @@ def test_control_of_another_graft_and_resumption(sandwich, checkpoint, text, tmp
     assert whole.points["control"] == sandwich[1].points["control"]
     assert whole.move.kl_nats <= 1e-6
     assert whole.exported_as is None
+
+
+def test_without_healing(checkpoint, text, tmp_path):
+    record = graft_and_heal(settings(checkpoint, text, "normaliser=off_by_one", steps=0), tmp_path / "out")
+    assert (set(record.points), record.steps, record.tokens) == ({"original", "grafted"}, 0, 0)
+    assert (tmp_path / "out" / "model" / "config.json").exists()
 
 
 def test_a_training_that_diverges_is_a_result(checkpoint, text, tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_unknown_recipes_and_broken_files(tmp_path):
     with pytest.raises(InputError, match="is no YAML"):
         load_recipe(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 3")
-    with pytest.raises(InputError, match="A recipe is a mapping of name, model"):
+    with pytest.raises(InputError, match="A recipe is a mapping of name, pretrained, model"):
         load_recipe(tmp_path / "list.yaml")
     (tmp_path / "odd.yaml").write_text("model: {norm: {kind: dyt, eps: 1.0}}")
     with pytest.raises(InputError, match=r"^model\.norm\.eps: no such option"):

@@ -52,7 +52,8 @@ def graft_and_heal(
     if not resume and (out / "healed" / RECIPE).exists():
         raise OutputError(f"'{out}' already holds a graft; pass --resume to go on with it, or another --out.")
     stream = open_stream(healing, progress)
-    _check_text(healing, stream)
+    if settings.steps:
+        _check_text(healing, stream)
     bench = _Bench(out, control_from, healing, plain, stream, progress)
     points: dict[str, GraftPoint] = {}
     failed: dict[str, str] = {}
@@ -68,12 +69,16 @@ def graft_and_heal(
     attempt("original", lambda: bench.point("original", bench.original), points)
     attempt("grafted", lambda: bench.point("grafted", bench.grafted), points)
     move = bench.move()
-    for name, recipe in (("healed", healing), *([("control", plain)] if control else [])):
+    trainings = [("healed", healing), ("control", plain)] if control else [("healed", healing)]
+    for name, recipe in trainings if settings.steps else ():
         attempt(name, lambda name=name, recipe=recipe: bench.heal(name, recipe), runs)
         if name in runs:
             attempt(name, lambda name=name: bench.point(name, lambda: bench.trained(name)), points)
-    exported = _export(bench.trained("healed"), out, bench.accessed.tokenizer, code) if "healed" in runs else None
-    record = _record(bench, changed, points, failed, runs, move, exported, started)
+    exported = None
+    if "healed" in runs or not settings.steps:
+        result = bench.trained("healed") if settings.steps else bench.grafted()
+        exported = _export(result, out, bench.accessed.tokenizer, code)
+    record = _record(bench, settings.steps, changed, points, failed, runs, move, exported, started)
     record.save(out, force=True)
     return record
 
@@ -167,6 +172,7 @@ def _export(decoder: SpikesinkDecoderForCausalLM, out: Path, tokenizer: Any, cod
 
 def _record(
     bench: _Bench,
+    steps: int,
     changed: dict[str, Any],
     points: dict[str, GraftPoint],
     failed: dict[str, str],
@@ -184,8 +190,8 @@ def _record(
         changed=changed,
         parameters=sum(shape.numel() for shape in new.values()),
         new_parameters=fresh,
-        steps=recipe.training.steps,
-        tokens=recipe.tokens,
+        steps=steps,
+        tokens=recipe.tokens if steps else 0,
         tokens_per_s=runs["healed"].tokens_per_s if "healed" in runs else None,
         points=points,
         failed=failed,

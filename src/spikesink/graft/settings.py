@@ -26,6 +26,7 @@ class GraftSettings:
     text: Path | None = None
     dataset: str | None = None
     steps: int = 100
+    """0 replaces and measures, and trains nothing."""
     seq_len: int = 128
     sequences: int = 64
     """Held-out sequences that are evaluated."""
@@ -49,7 +50,10 @@ def _plain(value: Any) -> Any:
 
 
 def _content(settings: GraftSettings, name: str) -> dict[str, Any]:
-    steps = settings.steps
+    if settings.steps < 0:
+        raise InputError(f"--steps is {settings.steps}; expected 0 (graft without healing) or more.")
+    # A recipe has a step at least; without healing it only says which data and model are meant.
+    steps = max(1, settings.steps)
     every = max(1, steps // CURVE_POINTS)
     batch = max(1, BATCH_TOKENS // settings.seq_len)
     return {
