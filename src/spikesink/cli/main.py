@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from spikesink.cli.graft import graft_command
 from spikesink.cli.intervene import intervene_command
 from spikesink.cli.options import plain
 from spikesink.cli.report import report_command
@@ -61,6 +62,7 @@ app = typer.Typer(
 app.command("scan")(scan_command)
 app.command("intervene")(intervene_command)
 app.command("train")(train_command)
+app.command("graft")(graft_command)
 app.command("study")(study_command)
 app.command("report")(report_command)
 app.command("verify")(verify_command)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
 from spikesink.records.bos import BosPair
+from spikesink.records.graft import GraftRecord
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import StudyRecord
 from spikesink.report.bos import bos_document
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
+from spikesink.report.graft import graft_document
 from spikesink.report.model import model_document
 from spikesink.report.runs import Model, Source, group, read_runs, read_studies
 from spikesink.report.study import study_document
@@ -23,6 +25,8 @@ def record_document(record: object) -> Document | None:
         return study_document([record])
     if isinstance(record, VerificationRecord):
         return verification_document(record)
+    if isinstance(record, GraftRecord):
+        return graft_document(record)
     if isinstance(record, BosPair):
         return bos_document(record)
     if isinstance(record, Anatomy | Interventions | TrainingRun):
@@ -38,5 +42,7 @@ def runs_document(paths: Sequence[Path]) -> Document:
     studies = read_studies(paths)
     if studies:
         return study_document(studies)
+    if len(paths) == 1 and (paths[0] / GraftRecord.file).is_file():
+        return graft_document(GraftRecord.read(paths[0]))
     models = group(read_runs(paths))
     return model_document(models[0]) if len(models) == 1 else compare_document(models)

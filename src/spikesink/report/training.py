@@ -88,7 +88,7 @@ def _curve(runs: Runs, name: str) -> Figure | None:
         name=f"training_{name.split('/')[-1]}",
         title=title,
         key=name in KEY,
-        chart=_lines("run", [run for run, _ in runs], axis, rows, logarithmic),
+        chart=lines("run", [run for run, _ in runs], axis, rows, logarithmic),
         rows=table(rows),
         caption=f"At the end: {ends}.",
         conditions=_conditions(runs),
@@ -107,7 +107,7 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     return Figure(
         name=f"training_layers_{name}",
         title=title,
-        chart=_lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
+        chart=lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
         rows=table(rows),
         caption="One line a layer, counted from 0.",
         conditions=_conditions([(run, record)]),
@@ -115,7 +115,7 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     )
 
 
-def _lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
+def lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
     values = [row["value"] for row in rows]
     scale = log_scale(values) if logarithmic else alt.Scale(zero=False, nice=True)
     ticks = magnitude_axis(values) if logarithmic else alt.Axis()

@@ -1,0 +1,97 @@
+"""`spikesink graft`: replace one design choice of a pretrained model, heal it, and see what comes back."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spikesink.cli.options import RESULT, TEXT, Json, safe_name
+from spikesink.cli.report import page_beside
+from spikesink.errors import InputError
+
+TRAINING = "The training"
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        help="Hub id, checkpoint folder or GGUF file; nothing for the embedded SmolLM2.", show_default=False
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="What to replace, e.g. arrangement=sandwich; or of the recipe, e.g. optimiser.lr=1e-4."),
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--text", help="Documents: a .txt (one a line), .jsonl or .parquet.", rich_help_panel=TEXT),
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.", rich_help_panel=TEXT)
+]
+SeqLen = Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)]
+Bos = Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)]
+Sequences = Annotated[int, typer.Option(min=2, help="Held-out sequences to evaluate on.", rich_help_panel=TEXT)]
+Steps = Annotated[
+    int, typer.Option(min=0, help="Of about 1,024 tokens; 0 replaces and trains nothing.", rich_help_panel=TRAINING)
+]
+Control = Annotated[
+    bool, typer.Option("--control/--no-control", help="Train the original alike.", rich_help_panel=TRAINING)
+]
+ControlFrom = Annotated[
+    Path | None,
+    typer.Option(help="An earlier graft's folder, whose control was trained alike.", rich_help_panel=TRAINING),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where it was stopped.", rich_help_panel=TRAINING)]
+Out = Annotated[Path | None, typer.Option(help="Folder; default runs/graft-MODEL-CHOICE.", rich_help_panel=RESULT)]
+Code = Annotated[
+    bool,
+    typer.Option("--code", help="Put spikesink's own code beside a model of no plain family.", rich_help_panel=RESULT),
+]
+
+
+def graft_command(
+    model: Model = None,
+    changes: Changes = None,
+    text: TextFile = None,
+    dataset: Dataset = None,
+    seq_len: SeqLen = 128,
+    bos: Bos = "auto",
+    sequences: Sequences = 64,
+    steps: Steps = 100,
+    control: Control = True,
+    control_from: ControlFrom = None,
+    resume: Resume = False,
+    out: Out = None,
+    code: Code = False,
+    json: Json = False,
+) -> None:
+    """Replace a norm, gate or softmax of a pretrained model, heal it with a short training, and measure what is left.
+
+    The result is a checkpoint that other programs load, and a record beside a control trained alike.
+    """
+    from spikesink.cli.progress import progress_bar
+
+    if not changes:
+        raise InputError("Nothing is replaced; give a choice, e.g. --set arrangement=sandwich.")
+    if text is not None and dataset is not None:
+        raise InputError("Got --text and --dataset; expected one source of text.")
+    name = safe_name("-".join(["graft", safe_name(Path(model).name) if model else "embedded", *changes]))
+    folder = out or Path("runs") / name
+    with progress_bar() as progress:
+        progress("load torch", 0, 1)
+        from spikesink.graft import GraftSettings, graft_and_heal
+
+        progress("load torch", 1, 1)
+        settings = GraftSettings(model, tuple(changes), text, dataset, steps, seq_len, sequences, bos)
+        record = graft_and_heal(
+            settings, folder, resume=resume, control=control, control_from=control_from, code=code, progress=progress
+        )
+    if json:
+        sys.stdout.write(record.to_json())
+    else:
+        from spikesink.report.terminal import print_record
+
+        print_record(record)
+    print(f"Record: {folder}\nModel: {folder / 'model'}", file=sys.stderr)
+    page_beside(folder)
