@@ -147,8 +147,8 @@ class Observer:
     def on_attention_sums(self, sums: AttentionSums) -> None:
         """Sums over queries of one attention, in order; far cheaper than rows where nobody asks for those."""
 
-    def on_logits(self, logits: Tensor) -> None:
-        """(batch, token, vocabulary)."""
+    def on_logits(self, logits: Tensor, start: int) -> None:
+        """Logits (batch, token, vocabulary) of consecutive positions from `start` on, in order."""
 
     def on_batch_end(self) -> None:
         """After the forward pass."""

@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, VARIANTS, tiny, token_ids
 
 from spikesink import scan
-from spikesink.access import Batch, access, editing, full_batch, observing, run
+from spikesink.access import Batch, access, capture, editing, full_batch, observing, run, watch
 
 
 def hook_count(model):
@@ -129,3 +129,43 @@ def test_windows_and_padding_at_length(family):
     with observing(accessed, []):
         ours = run(accessed, Batch(ids, valid))
     assert torch.allclose(ours[valid], expected[valid], atol=2e-4, rtol=1e-3)
+
+
+class Logits:
+    def __init__(self):
+        self.pieces = []
+
+    def on_logits(self, logits, start):
+        assert start == sum(piece.shape[1] for piece in self.pieces)
+        self.pieces.append(logits.clone())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_of_logits_are_the_logits(family, monkeypatch):
+    """Also where the family scales or caps them after its unembedding; the decoder computes once."""
+    accessed = access(tiny(family))
+    decoder, ids = accessed.model.base_model, token_ids(2, 11)
+    monkeypatch.setattr(capture, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
+    layers, seen = [], Logits()
+    handle = accessed.layers[0].layer.register_forward_hook(lambda *_: layers.append(1))
+    with observing(accessed, [seen]):
+        watch(accessed, full_batch(ids))
+        assert len(layers) == 1
+        pieces = seen.pieces
+        seen.pieces = []
+        whole = run(accessed, full_batch(ids))
+    handle.remove()
+    assert [piece.shape[1] for piece in pieces] in ([4, 4, 3], [11])
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+    assert "forward" not in vars(decoder)
+
+
+def test_without_a_listener_one_position_is_unembedded():
+    accessed = access(tiny("llama"))
+    shapes = []
+    head = accessed.model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _module, _args, output: shapes.append(output.shape[:2]))
+    with observing(accessed, [Silent()]):
+        watch(accessed, full_batch(token_ids(2, 11)))
+    handle.remove()
+    assert shapes == [(2, 1)]

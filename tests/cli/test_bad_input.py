@@ -165,7 +165,7 @@ class TestModels:
         def fail(*_):
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr(passes, "run", fail)
+        monkeypatch.setattr(passes, "watch", fail)
         ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--batch-size", 6)
         refused(ran, "Not enough memory", "--batch-size 3")
 
@@ -321,8 +321,8 @@ def test_a_default_output_that_cannot_be_written_is_found_before_measuring(
     def never(*_args, **_options):
         raise AssertionError("measured before the output was checked")
 
-    monkeypatch.setattr("spikesink.access.capture.run", never)
-    monkeypatch.setattr("spikesink.analyse.passes.run", never)
+    monkeypatch.setattr("spikesink.access.capture.watch", never)
+    monkeypatch.setattr("spikesink.analyse.passes.watch", never)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("in the way")
     np.save(tmp_path / "ids.npy", np.ones((20, 8), dtype=np.int64))

@@ -5,7 +5,7 @@ from spikesink.requirement import TRANSFORMERS, require_transformers
 # Before the imports that another version would fail.
 require_transformers(TRANSFORMERS, "spikesink")
 
-from spikesink.access.capture import editing, observing, run
+from spikesink.access.capture import editing, observing, run, watch
 from spikesink.access.load import DTYPES, access, load
 from spikesink.access.model import AccessedModel
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
@@ -22,4 +22,5 @@ __all__ = [
     "load",
     "observing",
     "run",
+    "watch",
 ]

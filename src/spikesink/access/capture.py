@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers.utils import ModelOutput
 
 from spikesink.access import attention
 from spikesink.access.blocks import BlockSites, LayerSites
@@ -33,6 +34,9 @@ class Tap:
     editors: list[object] = field(default_factory=list)
     batch: Batch | None = None
 
+
+PIECE_ELEMENTS = 8_000_000
+"""Logits shown at once by `watch`; 32 MB in float32."""
 
 _taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
 
@@ -53,6 +57,39 @@ def editing(accessed: AccessedModel, editor: object) -> Iterator[None]:
 
 def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     """One forward pass without gradient; returns the logits (batch, token, vocabulary)."""
+    with _passing(accessed, batch) as (tap, inputs):
+        logits = accessed.model(**inputs, use_cache=False).logits
+        _show_logits(tap, logits, 0)
+    return logits
+
+
+def watch(accessed: AccessedModel, batch: Batch) -> None:
+    """As `run`, for the open observers alone: they see the logits in pieces of positions, so that all of them never
+    exist at once; if none listens, they are not made.
+
+    The model's own code makes every piece, from a part of what its decoder returned. Where it does not make them from
+    that (OPT), there is one piece.
+    """
+    with _passing(accessed, batch) as (tap, inputs):
+        rows, tokens = inputs["input_ids"].shape
+        listening = bool(listeners(tap.observers, "on_logits"))
+        step = max(1, PIECE_ELEMENTS // (rows * accessed.vocab_size)) if listening else 1
+        decoder = accessed.model.base_model
+        if step >= tokens or decoder is accessed.model or isinstance(accessed.model, FSDPModule):
+            _show_logits(tap, accessed.model(**inputs, use_cache=False).logits, 0)
+            return
+        with _decoder_once(decoder) as choose:
+            for start in range(0, tokens if listening else 1, step):
+                choose(slice(start, start + step))
+                logits = accessed.model(**inputs, use_cache=False).logits
+                _show_logits(tap, logits, start)
+                if logits.shape[1] == tokens:
+                    return
+
+
+@contextmanager
+def _passing(accessed: AccessedModel, batch: Batch) -> Iterator[tuple[Tap, dict[str, Tensor]]]:
+    """The batch as edited, announced and, at the end, over."""
     tap = _taps.get(accessed.model) or Tap()
     device = accessed.device
     batch = Batch(batch.ids.to(device), batch.valid.to(device), batch.first_sequence, batch.scored)
@@ -62,17 +99,48 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     for listen in listeners(tap.observers, "on_batch"):
         listen(batch)
     with without_gradient(accessed.model):
-        logits = accessed.model(**inputs_of(batch, device), use_cache=False).logits
-        listening = listeners(tap.observers, "on_logits")
-        # Minus infinity is how some families rule out a token. The largest is not a number where any is not.
-        if listening and not bool(logits.amax() < torch.inf):
-            raise not_finite("The logits", logits)
-        for listen in listening:
-            listen(logits)
+        yield tap, inputs_of(batch, device)
     for listen in listeners(tap.observers, "on_batch_end"):
         listen()
     tap.batch = None
-    return logits
+
+
+def _show_logits(tap: Tap, logits: Tensor, start: int) -> None:
+    listening = listeners(tap.observers, "on_logits")
+    # Minus infinity is how some families rule out a token. The largest is not a number where any is not.
+    if listening and not bool(logits.amax() < torch.inf):
+        raise not_finite("The logits", logits)
+    for listen in listening:
+        listen(logits, start)
+
+
+@contextmanager
+def _decoder_once(decoder: nn.Module) -> Iterator[Callable[[slice], None]]:
+    """The decoder computes when first called; it then returns the chosen positions of that, whatever it is given."""
+    original, before = decoder.forward, vars(decoder).get("forward")
+    computed: list[Any] = []
+    chosen = slice(None)
+
+    def choose(positions: slice) -> None:
+        nonlocal chosen
+        chosen = positions
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not computed:
+            computed.append(original(*args, **kwargs))
+        output = computed[0]
+        if not isinstance(output, ModelOutput):
+            return (output[0][:, chosen], *output[1:])
+        return type(output)(**{**output, "last_hidden_state": output["last_hidden_state"][:, chosen]})
+
+    decoder.forward = forward
+    try:
+        yield choose
+    finally:
+        if before is None:
+            del decoder.forward
+        else:
+            decoder.forward = before
 
 
 class _ReachedError(Exception):

@@ -255,7 +255,7 @@ class Probe:
         self.outputs[rows.block] = rows.output.clone()
         self.kv_heads[rows.block] = rows.value.shape[1]
 
-    def on_logits(self, logits: Tensor) -> None:
+    def on_logits(self, logits: Tensor, start: int) -> None:
         self.logits = logits.clone()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from spikesink.access import AccessedModel, Batch, full_batch, observing, run
+from spikesink.access import AccessedModel, Batch, full_batch, observing, watch
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import check_left_padding
 from spikesink.errors import ModelError
@@ -48,7 +48,7 @@ def stream(
     with observing(accessed, observers):
         for batch in batches(ids, valid, size):
             try:
-                run(accessed, batch)
+                watch(accessed, batch)
             except (RuntimeError, MemoryError) as error:
                 raise _memory_error(error, size) from error
             progress(stage, min(batch.first_sequence + size, len(ids)), len(ids))

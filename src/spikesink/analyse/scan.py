@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spikesink.access import AccessedModel, access, full_batch, load, observing, run
+from spikesink.access import AccessedModel, access, full_batch, load, observing, watch
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.scanned import Criteria, Scanned
@@ -137,7 +137,7 @@ def _steps(
         last = torch.full_like(rows, prefix.shape[1] - 1)
         gathered = Gather(rows, last, residuals=None, writes=None, channels=channels)
         with observing(accessed, [gathered]):
-            run(accessed, full_batch(prefix))
+            watch(accessed, full_batch(prefix))
         for pieces, kept in ((writes, gathered.writes), (residuals, gathered.residuals)):
             for block, states in kept.items():
                 pieces.setdefault(block, []).append(states.double())

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from spikesink.observer import Observer
+from spikesink.observer import Batch, Observer
 from spikesink.positions import ranks
 
 CHUNK_ELEMENTS = 2_000_000
@@ -35,16 +35,21 @@ class LossMeasure(Observer):
         self.loss_sums: list[float] = []
         self.predictions: list[int] = []
 
-    def on_logits(self, logits: Tensor) -> None:
-        batch = self.batch
-        targets = batch.ids[:, 1:].to(logits.device)
+    def on_batch(self, batch: Batch) -> None:
+        super().on_batch(batch)
         counted = batch.valid[:, 1:] & batch.valid[:, :-1] & (ranks(batch.valid)[:, 1:] > self.skip)
-        if batch.scored is not None:
-            counted &= batch.scored[:, 1:].to(counted.device)
-        counted = counted.to(logits.device)
-        losses = token_losses(logits[:, :-1], targets).double() * counted
-        self.loss_sums += losses.sum(1).tolist()
-        self.predictions += counted.sum(1).tolist()
+        self._counted = counted if batch.scored is None else counted & batch.scored[:, 1:].to(counted.device)
+        self._first = len(self.loss_sums)
+        self.loss_sums += [0.0] * len(batch.ids)
+        self.predictions += self._counted.sum(1).tolist()
+
+    def on_logits(self, logits: Tensor, start: int) -> None:
+        # The last position predicts nothing that is there.
+        targets = self.batch.ids[:, start + 1 : start + 1 + logits.shape[1]].to(logits.device)
+        counted = self._counted[:, start : start + logits.shape[1]].to(logits.device)
+        losses = token_losses(logits[:, : targets.shape[1]], targets).double() * counted
+        for row, total in enumerate(losses.sum(1).tolist(), start=self._first):
+            self.loss_sums[row] += total
 
     def sequence_losses(self) -> list[float]:
         """Mean loss in nats of each sequence."""
