@@ -11,7 +11,7 @@ from tiny import VOCAB, tiny, token_ids
 
 from spikesink.access import access
 from spikesink.analyse.finding import find
-from spikesink.analyse.interventions import Options, dissociate, parse_which, split
+from spikesink.analyse.interventions import dissociate, parse_which, split
 from spikesink.data.tokens import Tokens
 from spikesink.errors import InputError
 from spikesink.records.interventions import Interventions
@@ -19,8 +19,8 @@ from spikesink.records.interventions import Interventions
 
 @pytest.fixture(scope="module")
 def record(embedded, golden_ids):
-    options = Options(which="zero_spikes,freeze_spikes,cut_amplifier,mask_sinks,drop_bos", held_out=6, draws=1)
-    return dissociate(embedded, golden_ids[:16], options=options)
+    which = "zero_spikes,freeze_spikes,cut_amplifier,mask_sinks,drop_bos"
+    return dissociate(embedded, golden_ids[:16], which=which, held_out=6, draws=1)
 
 
 def rows(record):
@@ -102,9 +102,7 @@ def lively():
 def test_a_tiny_model_gets_the_whole_record(lively):
     ids = token_ids(sequences=7, tokens=130)
     steps = []
-    record = dissociate(
-        lively, ids, options=Options(which="all", held_out=3), progress=lambda *step: steps.append(step)
-    )
+    record = dissociate(lively, ids, which="all", held_out=3, progress=lambda *step: steps.append(step))
     names = [row.name for row in record.interventions if row.control_of is None]
     assert names[0] == "baseline"
     assert names[1:] == [made.name for made in parse_which("all").interventions]
@@ -123,8 +121,7 @@ def test_a_tiny_model_gets_the_whole_record(lively):
 
 
 def test_draws_are_kept_apart_and_paired(lively):
-    options = Options(which="zero_spikes", held_out=3, draws=3)
-    found = rows(dissociate(lively, token_ids(sequences=7, tokens=21), options=options))
+    found = rows(dissociate(lively, token_ids(sequences=7, tokens=21), which="zero_spikes", held_out=3, draws=3))
     control = found["zero_spikes/random_channels"]
     assert [draw.seed for draw in control.draws] == [1, 2, 3]
     assert len({draw.perplexity for draw in control.draws}) > 1
@@ -137,9 +134,8 @@ def test_draws_are_kept_apart_and_paired(lively):
 def test_rows_with_other_targets_have_their_own_reference():
     ids = token_ids(sequences=7, tokens=21)
     ids[:, 0] = 1
-    options = Options(which="drop_bos,repeat_bos", held_out=3, draws=1)
     model = tiny("llama")
-    found = rows(dissociate(model, ids, options=options))
+    found = rows(dissociate(model, ids, which="drop_bos,repeat_bos", held_out=3, draws=1))
     with torch.no_grad():
         logits = model(ids[:4]).logits
         without = model(ids[:4, 1:]).logits
@@ -150,9 +146,9 @@ def test_rows_with_other_targets_have_their_own_reference():
 
 
 def test_a_run_that_was_stopped_goes_on(lively, tmp_path, monkeypatch):
-    from spikesink.analyse import dissociation
+    from spikesink.analyse import evaluation
 
-    real, count = dissociation.run_trial, []
+    real, count = evaluation.evaluate, []
 
     def stopping(*args, **options):
         count.append(1)
@@ -160,13 +156,14 @@ def test_a_run_that_was_stopped_goes_on(lively, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    ids, options = token_ids(sequences=7, tokens=21), Options(which="zero_spikes,freeze_spikes", held_out=3, draws=1)
-    monkeypatch.setattr(dissociation, "run_trial", stopping)
+    ids = token_ids(sequences=7, tokens=21)
+    options = {"which": "zero_spikes,freeze_spikes", "held_out": 3, "draws": 1}
+    monkeypatch.setattr(evaluation, "evaluate", stopping)
     with pytest.raises(KeyboardInterrupt):
-        dissociate(lively, ids, options=options, folder=tmp_path)
-    resumed = dissociate(lively, ids, options=options, folder=tmp_path)
+        dissociate(lively, ids, **options, folder=tmp_path)
+    resumed = dissociate(lively, ids, **options, folder=tmp_path)
     assert len(count) == 1 + 7
-    whole = dissociate(lively, ids, options=options)
+    whole = dissociate(lively, ids, **options)
     assert resumed.model_dump(exclude={"timing", "provenance"}) == whole.model_dump(exclude={"timing", "provenance"})
 
 
@@ -174,7 +171,7 @@ def test_names():
     assert [made.name for made in parse_which("zero-spikes, mask_sinks").interventions] == ["zero_spikes", "mask_sinks"]
     assert parse_which("zero_spikes").parts == ()
     assert parse_which(None).parts == ("quantisation", "kv_cache")
-    assert {made.target for made in parse_which("sinks").interventions} == {"sinks"}
+    assert {made.edits for made in parse_which("sinks").interventions} == {"sinks"}
     with pytest.raises(InputError, match="did you mean 'zero_spikes'"):
         parse_which("zero_spike")
     with pytest.raises(InputError, match="did you mean 'quantisation'"):

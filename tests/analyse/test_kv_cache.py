@@ -8,7 +8,7 @@ from spikesink.access import access, full_batch, observing, run
 from spikesink.access.sink_cache import sink_cache
 from spikesink.analyse.kv_cache import fewest
 from spikesink.errors import InputError, UnsupportedModelError
-from spikesink.intervene.streaming_window import streaming_window
+from spikesink.intervene.window import streaming_window
 from spikesink.records.interventions import Estimate, KeptSinks
 
 

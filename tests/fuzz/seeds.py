@@ -14,7 +14,7 @@ from spikesink import Anatomy, scan
 from spikesink.access import access
 from spikesink.access.model import AccessedModel
 from spikesink.access.verify import verify_all
-from spikesink.analyse.interventions import Options, dissociate
+from spikesink.analyse.interventions import dissociate
 from spikesink.records import Provenance, Timing, TrainingRun
 from spikesink.records.base import JsonRecord, Record
 from spikesink.records.interventions import Interventions
@@ -70,8 +70,7 @@ def training_run() -> TrainingRun:
 
 def intervened(folder: Path | None) -> Interventions:
     """A few passes; they go on from what lies in the folder."""
-    options = Options("mask_sinks,drop_bos", held_out=3, draws=1)
-    return dissociate(model(), token_ids(8, 9), options=options, folder=folder)
+    return dissociate(model(), token_ids(8, 9), which="mask_sinks,drop_bos", held_out=3, draws=1, folder=folder)
 
 
 @cache

@@ -232,12 +232,14 @@ def _small_case() -> tuple[Any, Any]:
 
 
 def _intervene(given: tuple, folder: Path) -> None:
-    from spikesink.analyse.interventions import Options, dissociate
+    from spikesink.analyse.interventions import dissociate
 
     which, magnitude, epsilon, metric, held_out, batch = given
-    options = Options(which or "mask_sinks", held_out, 1, epsilon, metric, magnitude, batch)
     model, ids = _small_case()
-    dissociate(model, ids, options=options, folder=folder).to_json()
+    dissociate(
+        model, ids, which=which or "mask_sinks", held_out=held_out, draws=1, epsilon=epsilon, sink_metric=metric,
+        magnitude=magnitude, batch_size=batch, folder=folder,
+    ).to_json()  # fmt: skip
 
 
 def _bent_file(name: str) -> Target:

@@ -381,7 +381,7 @@ def test_a_memo_on_a_full_disk_is_one_message(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    memo = resume.Memo(tmp_path, {})
+    memo = resume.FinishedPasses(tmp_path, {})
     monkeypatch.setattr(resume.os, "fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         memo.get("x", lambda: {"a": 1})

@@ -7,7 +7,7 @@ from hand_llama import Hand
 from tiny import tiny, token_ids
 
 from spikesink.access import access, full_batch, observing, run
-from spikesink.intervene import Found
+from spikesink.intervene import Targets
 
 EDIT_BLOCK, STEP_DOWN = 2, 6
 
@@ -29,7 +29,7 @@ class Case:
         limit = float((ordered[6] + ordered[7]) / 2)
         self.spikes = largest >= limit
         drawn = torch.Generator().manual_seed(5)
-        self.found = Found(
+        self.found = Targets(
             has_spikes=True,
             spike=float(self.before.abs().max()),
             edit_block=EDIT_BLOCK,

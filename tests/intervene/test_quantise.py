@@ -10,6 +10,7 @@ from spikesink.access import access
 from spikesink.access.linears import find_linears
 from spikesink.errors import InputError
 from spikesink.intervene.quantise import (
+    Rotation,
     Scheme,
     fake_quantise,
     kv_name,
@@ -18,7 +19,6 @@ from spikesink.intervene.quantise import (
     quantised_weights,
     rotated_inputs,
 )
-from spikesink.intervene.rotation import Rotation
 
 
 def rounded(value: float, largest: float, bits: int) -> float:

@@ -1,4 +1,4 @@
-"""What interventions start from: a scan of held-out sequences, and the constants learned on them."""
+"""`find`: where spikes and sinks are, from a scan of held-out sequences, and the constants learned on them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,11 @@ from spikesink.access import AccessedModel
 from spikesink.access.linears import LinearSite, editing_inputs, find_linears
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.passes import Progress, no_progress, stream
-from spikesink.analyse.scan import accessed_model, measure
-from spikesink.analyse.scanned import Criteria, Scanned
+from spikesink.analyse.scan import accessed_model, check_options, measure
+from spikesink.analyse.scanned import Scanned
 from spikesink.data.tokens import Tokens
 from spikesink.errors import DoesNotApplyError
-from spikesink.intervene import Found
+from spikesink.intervene import Targets
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.spike_states import SpikeStates
 
@@ -28,24 +28,27 @@ def find(
     model: AccessedModel | PreTrainedModel | str | None,
     tokens: Tokens | np.ndarray | Tensor,
     *,
-    criteria: Criteria | None = None,
+    epsilon: float = 0.3,
+    sink_metric: str = "sun2026",
     magnitude: float | None = None,
     batch_size: int | None = None,
     progress: Progress = no_progress,
-) -> Found:
+) -> Targets:
     """Find spikes and sinks on these sequences and learn the constants that interventions put in their place.
 
-    tokens: ids (sequence, token), held out from what is evaluated later. magnitude: from which magnitude after the
-    step-up block an element is part of a spike; default a tenth of the largest there, and 20 times the median.
+    tokens: ids (sequence, token), held out from what is evaluated later. epsilon, sink_metric: as in `scan`. magnitude:
+    from which magnitude after the step-up block an element is part of a spike; default a tenth of the largest there,
+    and 20 times the median.
     """
+    criteria = check_options(epsilon, sink_metric)
     accessed = accessed_model(model)
     given = tokens.ids if isinstance(tokens, Tokens) else np.asarray(tokens)
     ids = torch.from_numpy(np.array(given, dtype=np.int64))
-    scanned, _ = measure(accessed, ids, criteria or Criteria(), batch_size=batch_size, progress=progress)
-    return found_from(scanned, magnitude=magnitude, progress=progress)
+    scanned, _ = measure(accessed, ids, criteria, batch_size=batch_size, progress=progress)
+    return targets_of(scanned, magnitude=magnitude, progress=progress)
 
 
-def found_from(scanned: Scanned, *, magnitude: float | None = None, progress: Progress = no_progress) -> Found:
+def targets_of(scanned: Scanned, *, magnitude: float | None = None, progress: Progress = no_progress) -> Targets:
     """The same from a scan that has been made; one more pass over its sequences learns the constants."""
     spike, steps = scanned.spike, scanned.steps
     step_up = steps.step_up[-1] if steps and steps.step_up else None
@@ -65,10 +68,10 @@ def found_from(scanned: Scanned, *, magnitude: float | None = None, progress: Pr
         **_sinks(scanned),
     }
     if not spike.has_spikes:
-        return Found(**facts)
-    learned = _learn(scanned.accessed, scanned.ids, Found(**facts), progress)
+        return Targets(**facts)
+    learned = _learn(scanned.accessed, scanned.ids, Targets(**facts), progress)
     direction, missing = _direction(scanned.accessed, step_up, spike.channels[0])
-    return Found(**facts, **learned, direction=direction, direction_missing=missing)
+    return Targets(**facts, **learned, direction=direction, direction_missing=missing)
 
 
 def _sinks(scanned: Scanned) -> dict[str, Any]:
@@ -84,11 +87,11 @@ def _sinks(scanned: Scanned) -> dict[str, Any]:
     return {"has_sinks": True, "sink_heads": tuple(heads), "sink_positions": tuple(int(p) for p in chosen)}
 
 
-def _learn(accessed: AccessedModel, ids: Tensor, found: Found, progress: Progress) -> dict[str, Any]:
+def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Progress) -> dict[str, Any]:
     """Mean states, and which entries of W_down write the spike."""
-    states = SpikeStates(found.edit_block, found.is_spike)
-    site = _step_up_output(accessed, found.step_up_block)
-    writers = _Writers(found, site) if site else None
+    states = SpikeStates(targets.edit_block, targets.is_spike)
+    site = _step_up_output(accessed, targets.step_up_block)
+    writers = _Writers(targets, site) if site else None
     observers = [states, writers] if writers else [states]
     with editing_inputs([site] if site else [], writers.keep if writers else _unchanged):
         stream(accessed, ids, observers, stage="learn constants", progress=progress)
@@ -115,7 +118,7 @@ def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
 class _Writers:
     """Sums, over spike tokens, what enters the step-up block's W_down, signed along each spike channel."""
 
-    found: Found
+    targets: Targets
     site: LinearSite
     _entering: Tensor | None = None
     _sums: Tensor | None = None
@@ -125,11 +128,11 @@ class _Writers:
         return entering
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
-        if block != self.found.edit_block:
+        if block != self.targets.edit_block:
             return
         assert self._entering is not None
-        spikes = self.found.is_spike(hidden)
-        signs = hidden[spikes][:, list(self.found.channels)].sign().double()
+        spikes = self.targets.is_spike(hidden)
+        signs = hidden[spikes][:, list(self.targets.channels)].sign().double()
         total = signs.T @ self._entering.reshape(*hidden.shape[:2], -1)[spikes].double()
         self._sums = total if self._sums is None else self._sums + total
 
@@ -137,12 +140,12 @@ class _Writers:
         """The fewest (channel, neuron) that bring AMPLIFIER_SHARE of the write, the largest first."""
         assert self._sums is not None
         weight = self.site.weight.detach() if self.site.input_dim == 1 else self.site.weight.detach().T
-        rows = weight[list(self.found.channels)].double()
+        rows = weight[list(self.targets.channels)].double()
         contributions = (rows * self._sums).cpu().flatten()
         ordered, order = contributions.sort(descending=True)
         enough = int((ordered.cumsum(0) < AMPLIFIER_SHARE * contributions.sum()).sum()) + 1
         width = rows.shape[1]
-        return tuple((self.found.channels[int(index) // width], int(index) % width) for index in order[:enough])
+        return tuple((self.targets.channels[int(index) // width], int(index) % width) for index in order[:enough])
 
 
 def _direction(accessed: AccessedModel, block: int | None, channel: int) -> tuple[Tensor | None, str | None]:

@@ -12,20 +12,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel
-from spikesink.analyse.calibration import spike_tokens
-from spikesink.analyse.dissociation import Bench, dissociation_rows
-from spikesink.analyse.finding import find
+from spikesink.analyse.dissociation import dissociation_rows
+from spikesink.analyse.evaluation import Evaluator
+from spikesink.analyse.finding import targets_of
 from spikesink.analyse.kv_cache import kv_cache
 from spikesink.analyse.passes import Progress, no_progress
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.recommend import recommend
-from spikesink.analyse.resume import Memo
-from spikesink.analyse.scan import accessed_model, check_options
-from spikesink.analyse.scanned import Criteria
+from spikesink.analyse.resume import FinishedPasses
+from spikesink.analyse.scan import accessed_model, check_options, measure
 from spikesink.analyse.verdict import dissociation
 from spikesink.data.tokens import Tokens, as_tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
-from spikesink.intervene import INTERVENTIONS, Found, Intervention
+from spikesink.intervene import INTERVENTIONS, Intervention, Targets
+from spikesink.intervene.base import EDITS
 from spikesink.records.base import Provenance, Timing, package_versions
 from spikesink.records.interventions import Interventions, KvCache, Quantisation
 
@@ -62,8 +62,8 @@ def parse_which(text: str | None) -> Choice:
         if name in INTERVENTIONS:
             chosen[name] = None
         chosen.update(dict.fromkeys(_group(name)))
-    ordered = tuple(made for name, made in INTERVENTIONS.items() if name in chosen)
-    return Choice(ordered, tuple(part for part in PARTS if part in parts), "all" in names)
+    ordered = sorted((INTERVENTIONS[name] for name in INTERVENTIONS if name in chosen), key=_place)
+    return Choice(tuple(ordered), tuple(part for part in PARTS if part in parts), "all" in names)
 
 
 def check_magnitude(magnitude: float | None) -> None:
@@ -72,86 +72,81 @@ def check_magnitude(magnitude: float | None) -> None:
         raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
 
 
+def _place(made: Intervention) -> int:
+    """Its place in the table."""
+    return EDITS.index(made.edits)
+
+
 def _group(name: str) -> tuple[str, ...]:
     if name in ("default", "core"):
         return CORE
-    return tuple(other for other, made in INTERVENTIONS.items() if name in ("all", made.target))
-
-
-@dataclass(frozen=True)
-class Options:
-    """Everything but the model and the tokens."""
-
-    which: str | None = None
-    held_out: int = 16
-    """Sequences, the last ones, that spikes, sinks and constants are found on and that nothing is evaluated on."""
-    draws: int = 2
-    epsilon: float = 0.3
-    sink_metric: str = "sun2026"
-    magnitude: float | None = None
-    batch_size: int | None = None
+    return tuple(other for other, made in INTERVENTIONS.items() if name in ("all", made.edits))
 
 
 def dissociate(
     model: AccessedModel | PreTrainedModel | str | None,
     tokens: Tokens | np.ndarray | Tensor,
     *,
+    which: str | None = None,
+    held_out: int = 16,
+    draws: int = 2,
+    epsilon: float = 0.3,
+    sink_metric: str = "sun2026",
+    magnitude: float | None = None,
+    batch_size: int | None = None,
     long_tokens: Tokens | np.ndarray | Tensor | None = None,
-    options: Options | None = None,
     folder: Path | None = None,
     progress: Progress = no_progress,
 ) -> Interventions:
     """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
 
-    tokens: integer ids (sequence, token); the last `options.held_out` sequences (at most half) are held out to find
-    spikes, sinks and constants on, the others are evaluated. long_tokens: for the KV cache, of at least 128 tokens
-    each; default `tokens`. folder: where finished passes are kept, so that a run that was killed goes on;
-    `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
+    tokens: integer ids (sequence, token); the last `held_out` sequences (at most half) are held out to find spikes,
+    sinks and constants on, the others are evaluated. which: names of interventions, groups and parts, with commas
+    (`parse_which`). draws: of every random control. epsilon, sink_metric: as in `scan`; magnitude: as in `find`.
+    long_tokens: for the KV cache, of at least 128 tokens each; default `tokens`. folder: where finished passes are
+    kept, so that a run that was killed goes on; `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
     """
-    options = options or Options()
     started = time.perf_counter()
-    choice = parse_which(options.which)
-    check_magnitude(options.magnitude)
-    criteria = check_options(options.epsilon, options.sink_metric)
+    choice = parse_which(which)
+    check_magnitude(magnitude)
+    criteria = check_options(epsilon, sink_metric)
     accessed = accessed_model(model)
     given = _checked(tokens, accessed)
     long = given if long_tokens is None else _checked(long_tokens, accessed)
-    evaluated, held_out = split(given, options.held_out)
-    found = find(
-        accessed,
-        held_out,
-        criteria=criteria,
-        magnitude=options.magnitude,
-        batch_size=options.batch_size,
-        progress=progress,
-    )
-    provenance = _provenance(accessed, given, long, options, criteria, len(evaluated))
-    memo = Memo(folder, _identity(provenance))
-    bench = Bench(accessed, evaluated, found, memo, criteria.sinks, options.batch_size, progress)
-    rows = dissociation_rows(bench, list(choice.interventions), options.draws)
-    quantised = _quantisation(bench, held_out, choice)
-    cache = _kv_cache(bench, long, choice)
+    evaluated, kept_back = split(given, held_out)
+    scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
+    targets = targets_of(scanned, magnitude=magnitude, progress=progress)
+    asked = {
+        "which": which, "held_out": held_out, "draws": draws, "epsilon": epsilon, "sink_metric": sink_metric,
+        "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
+    }  # fmt: skip
+    provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
+    finished = FinishedPasses(folder, _identity(provenance))
+    evaluator = Evaluator(accessed, evaluated, targets, finished, criteria.sinks, batch_size, progress)
+    rows = dissociation_rows(evaluator, list(choice.interventions), draws)
+    quantised = _quantisation(evaluator, kept_back, choice)
+    cache = _kv_cache(evaluator, long, choice)
     return Interventions(
         interventions=rows,
-        dissociation=dissociation(rows, has_spikes=found.has_spikes, has_sinks=found.has_sinks),
+        dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
-        recommendation=recommend(bench, spike_tokens(bench), quantised, cache),
-        found=_facts(found),
+        recommendation=recommend(evaluator, quantised, cache),
+        found=_facts(targets),
         provenance=provenance,
         timing=Timing.now(
             load_s=accessed.load_s,
-            forward_s=bench.seconds,
+            forward_s=evaluator.seconds,
             total_s=time.perf_counter() - started + accessed.load_s,
         ),
-        arrays=_arrays(found),
+        arrays=_arrays(targets),
     )
 
 
-def _quantisation(bench: Bench, held_out: Tensor, choice: Choice) -> Quantisation:
+def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Choice) -> Quantisation:
     if "quantisation" not in choice.parts:
         return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
-    return quantisation(bench, held_out, thorough=choice.thorough)
+    return quantisation(evaluator, held_out, thorough=choice.thorough)
 
 
 def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> Tokens:
@@ -160,10 +155,10 @@ def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> T
     return given
 
 
-def _kv_cache(bench: Bench, tokens: Tokens, choice: Choice) -> KvCache:
+def _kv_cache(evaluator: Evaluator, tokens: Tokens, choice: Choice) -> KvCache:
     if "kv_cache" not in choice.parts:
         return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
-    return kv_cache(bench, tokens.ids)
+    return kv_cache(evaluator, tokens.ids)
 
 
 def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
@@ -179,21 +174,13 @@ def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
     return ids[:kept], ids[kept:]
 
 
-def _provenance(
-    accessed: AccessedModel, tokens: Tokens, long: Tokens, options: Options, criteria: Criteria, evaluated: int
-) -> Provenance:
+def _provenance(accessed: AccessedModel, tokens: Tokens, settings: dict[str, Any], evaluated: int) -> Provenance:
+    rows = {"evaluated_sequences": evaluated, "held_out_sequences": len(tokens.ids) - evaluated}
     return Provenance(
         model=accessed.provenance,
         tokens=tokens.provenance(),
         versions=package_versions(),
-        settings={
-            **asdict(criteria),
-            **asdict(options),
-            "evaluated_sequences": evaluated,
-            "held_out_sequences": len(tokens.ids) - evaluated,
-            "attention": "spikesink",
-            "cache_tokens": long.provenance(),
-        },
+        settings={**settings, **rows, "attention": "spikesink"},
     )
 
 
@@ -205,23 +192,23 @@ def _identity(provenance: Provenance) -> dict[str, Any]:
     return identity
 
 
-def _facts(found: Found) -> dict[str, Any]:
+def _facts(targets: Targets) -> dict[str, Any]:
     """What was found, without the states."""
     large = ("spike_states", "ordinary_states", "direction", "amplifier")
-    facts = {field.name: getattr(found, field.name) for field in fields(found) if field.name not in large}
+    facts = {field.name: getattr(targets, field.name) for field in fields(targets) if field.name not in large}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in facts.items()}
-    heads = [list(head) for head in found.sink_heads]
-    return {**listed, "sink_heads": heads, "amplifier_entries": len(found.amplifier)}
+    heads = [list(head) for head in targets.sink_heads]
+    return {**listed, "sink_heads": heads, "amplifier_entries": len(targets.amplifier)}
 
 
-def _arrays(found: Found) -> dict[str, np.ndarray]:
+def _arrays(targets: Targets) -> dict[str, np.ndarray]:
     """The learned constants: by block the mean state of spike tokens and of the others; s*; the cut entries."""
-    arrays = {"amplifier": np.array(found.amplifier, dtype=np.int64).reshape(-1, 2)}
-    if found.spike_states:
-        blocks = sorted(found.spike_states)
+    arrays = {"amplifier": np.array(targets.amplifier, dtype=np.int64).reshape(-1, 2)}
+    if targets.spike_states:
+        blocks = sorted(targets.spike_states)
         arrays["state_blocks"] = np.array(blocks)
-        arrays["spike_states"] = np.stack([found.spike_states[block].numpy() for block in blocks])
-        arrays["ordinary_states"] = np.stack([found.ordinary_states[block].numpy() for block in blocks])
-    if found.direction is not None:
-        arrays["direction"] = found.direction.numpy()
+        arrays["spike_states"] = np.stack([targets.spike_states[block].numpy() for block in blocks])
+        arrays["ordinary_states"] = np.stack([targets.ordinary_states[block].numpy() for block in blocks])
+    if targets.direction is not None:
+        arrays["direction"] = targets.direction.numpy()
     return arrays

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from spikesink.analyse import bootstrap
-from spikesink.analyse.dissociation import Bench
-from spikesink.analyse.trial import Trial
-from spikesink.intervene.streaming_window import streaming_window
+from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.intervene.window import streaming_window
 from spikesink.records.interventions import KeptSinks, KvCache
 
 STAGE = "KV cache"
@@ -22,7 +21,7 @@ CONTROL_KEEP = 4
 HYBRID = "The window is attention's; recurrences and convolutions keep what they have of every token."
 
 
-def kv_cache(bench: Bench, ids: Tensor | np.ndarray) -> KvCache:
+def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
     """Perplexity of long sequences (sequence, token) under streaming windows that keep the first 0, 1, 2, 4, 8 tokens.
 
     Control: as many kept tokens, but not the first one.
@@ -38,26 +37,24 @@ def kv_cache(bench: Bench, ids: Tensor | np.ndarray) -> KvCache:
         return KvCache(applicable=False, reason="one long sequence gives no interval; at least two are needed")
     settings = [(window, keep, 0) for window in windows for keep in KEEP]
     settings += [(window, CONTROL_KEEP, 1) for window in windows]
-    long = replace(bench, ids=ids)
-    bench.progress(STAGE, 0, len(settings) + 1)
-    full = long.loss(f"kv full {ids.shape[1]}", tuple)
+    long = replace(evaluator, ids=ids)
+    evaluator.progress(STAGE, 0, len(settings) + 1)
+    full = long.loss(f"kv full {ids.shape[1]}")
     table = [_row(None, None, 0, full, full)]
     for index, (window, keep, first) in enumerate(settings):
-        bench.progress(STAGE, index + 1, len(settings) + 1)
-        trial = long.loss(
-            f"kv window {window} keep {keep} from {first}",
-            lambda window=window, keep=keep, first=first: (streaming_window(bench.accessed, window, keep, first),),
-        )
-        table.append(_row(window, keep, first, trial, full))
-    bench.progress(STAGE, len(settings) + 1, len(settings) + 1)
-    bench.seconds = long.seconds
+        evaluator.progress(STAGE, index + 1, len(settings) + 1)
+        context = streaming_window(evaluator.accessed, window, keep, first)
+        result = long.loss(f"kv window {window} keep {keep} from {first}", context)
+        table.append(_row(window, keep, first, result, full))
+    evaluator.progress(STAGE, len(settings) + 1, len(settings) + 1)
+    evaluator.seconds = long.seconds
     return KvCache(
         sequences=len(ids),
         tokens=ids.shape[1],
         table=table,
         keep=fewest(table, windows[-1]),
         tolerance_nats=TOLERANCE_NATS,
-        note=HYBRID if bench.accessed.hybrid else None,
+        note=HYBRID if evaluator.accessed.hybrid else None,
     )
 
 
@@ -72,11 +69,11 @@ def fewest(table: list[KeptSinks], window: int) -> int:
     return min(keep for keep, loss in losses.items() if loss <= best + TOLERANCE_NATS)
 
 
-def _row(window: int | None, keep: int | None, first: int, trial: Trial, full: Trial) -> KeptSinks:
+def _row(window: int | None, keep: int | None, first: int, result: Evaluation, full: Evaluation) -> KeptSinks:
     return KeptSinks(
         window=window,
         keep=keep,
         first=first,
-        perplexity=bootstrap.estimate(bootstrap.perplexity, trial.loss_sums, trial.predictions),
-        loss_difference_nats=bootstrap.estimate(bootstrap.difference, trial.losses, full.losses),
+        perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
+        loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, full.losses),
     )

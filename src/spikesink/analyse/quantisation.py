@@ -1,23 +1,31 @@
 """Where int8 breaks a model, how much of it spikes do, and what mends it: simulated quantisation, measured."""
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from spikesink.access import full_batch, observing, run
+from spikesink.access import editing, full_batch, observing, run
+from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears
 from spikesink.analyse import bootstrap
-from spikesink.analyse.calibration import Calibration, calibrate
-from spikesink.analyse.dissociation import Bench
-from spikesink.analyse.trial import Trial
+from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.analyse.passes import stream
 from spikesink.intervene import freeze_spikes
-from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_kv, quantised_weights, rotated_inputs
+from spikesink.intervene.quantise import (
+    Scheme,
+    kv_name,
+    quantised_inputs,
+    quantised_kv,
+    quantised_weights,
+    rotated_inputs,
+)
+from spikesink.measure.channel_range import ChannelRange
 from spikesink.records.interventions import Damage, Estimate, Quantisation
 
 STAGE = "quantisation"
-KINDS = ("attention_in", "attention_out", "ffn_in", "down_proj", "kv")
+SITE_KINDS = (*KINDS, "kv")
 WORST_CHANNELS = 8
 """Channels per site that the remedy of mixed precision keeps."""
 WORST_BLOCK_MIN = 0.05
@@ -27,39 +35,88 @@ N_WEIGHTS, N_REMEDIES = 3, 6
 """Rows of weights and of remedies, for the progress bar."""
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Learned on held-out sequences, but for `spikes`, which marks the evaluated ones."""
+
+    sites: dict[str, list[LinearSite]]
+    """By kind; a kind that the model does not have is empty."""
+    ranges: ChannelRange
+    spikes: Tensor | None
+    """Spike tokens (sequence, token) bool of the evaluated sequences; None where the model has no spikes."""
+
+
+class _KvRange:
+    """Editor that notes ranges of keys and values and changes nothing."""
+
+    def __init__(self, ranges: ChannelRange) -> None:
+        self.ranges = ranges
+
+    def edit_keys(self, block: int, key: Tensor) -> Tensor:
+        self.ranges.update(kv_name(block, "key"), key.transpose(1, 2).flatten(2))
+        return key
+
+    def edit_values(self, block: int, value: Tensor) -> Tensor:
+        self.ranges.update(kv_name(block, "value"), value.transpose(1, 2).flatten(2))
+        return value
+
+
+def calibrate(evaluator: Evaluator, held_out: Tensor) -> Calibration:
+    """One pass over the held-out sequences for ranges, and one over the evaluated ones for spike tokens."""
+    linears = find_linears(evaluator.accessed)
+    ranges = ChannelRange()
+
+    def note(site: LinearSite, entering: Tensor) -> Tensor:
+        ranges.update(site.name, entering)
+        return entering
+
+    with ExitStack() as stack:
+        stack.enter_context(editing_inputs(linears, note))
+        stack.enter_context(editing(evaluator.accessed, _KvRange(ranges)))
+        stream(evaluator.accessed, held_out, [], batch_size=evaluator.batch_size)
+    sites = {kind: [site for site in linears if site.kind == kind] for kind in KINDS}
+    return Calibration(sites, ranges, evaluator.spike_tokens())
+
+
 @dataclass
 class _Table:
     """Runs quantised configurations and turns them into rows."""
 
-    bench: Bench
+    evaluator: Evaluator
     calibration: Calibration
-    baseline: Trial
+    baseline: Evaluation
     total: int
     done: int = 0
 
-    def row(self, name: str, contexts: Callable[[], tuple], **facts: Any) -> tuple[Damage, Trial]:
-        trial = self.bench.loss(f"quantisation/{name}", contexts)
+    def row(self, name: str, *contexts: AbstractContextManager, **facts: Any) -> tuple[Damage, Evaluation]:
+        result = self.evaluator.loss(f"quantisation/{name}", *contexts)
         self.done += 1
-        self.bench.progress(STAGE, self.done, max(self.total, self.done))
+        self.evaluator.progress(STAGE, self.done, max(self.total, self.done))
         damage = Damage(
             name=name,
-            perplexity=bootstrap.estimate(bootstrap.perplexity, trial.loss_sums, trial.predictions),
-            loss_difference_nats=bootstrap.estimate(bootstrap.difference, trial.losses, self.baseline.losses),
+            perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
+            loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses),
             **{"remedy": None, "blocks": None, **facts},
         )
-        return damage, trial
+        return damage, result
 
     def activations(
-        self, kind: str, scheme: Scheme, *, block: int | None = None, remedy: str | None = None, also: tuple = ()
-    ) -> tuple[Damage, Trial]:
-        """Activations of one kind quantised, in one block or all. also: functions that open further contexts."""
+        self,
+        kind: str,
+        scheme: Scheme,
+        *further: AbstractContextManager,
+        block: int | None = None,
+        remedy: str | None = None,
+    ) -> tuple[Damage, Evaluation]:
+        """Activations of one kind quantised, in one block or all, with further contexts open."""
         scales = "dynamic" if scheme.static is None else "static"
         name = f"{kind} int{scheme.bits} per {scheme.granularity} {scales}"
         name += f" block {block}" if block else ""
         name += f" + {remedy}" if remedy else ""
         return self.row(
             name,
-            lambda: (self.context(kind, scheme, None if block is None else {block}), *(make() for make in also)),
+            self.context(kind, scheme, None if block is None else {block}),
+            *further,
             kind=kind,
             bits=scheme.bits,
             granularity=scheme.granularity,
@@ -70,29 +127,29 @@ class _Table:
 
     def context(self, kind: str, scheme: Scheme, blocks: set[int] | None):
         if kind == "kv":
-            return quantised_kv(self.bench.accessed, scheme, blocks)
-        return quantised_inputs(self.bench.accessed, self.sites(kind, blocks), scheme)
+            return quantised_kv(self.evaluator.accessed, scheme, blocks)
+        return quantised_inputs(self.evaluator.accessed, self.sites(kind, blocks), scheme)
 
     def sites(self, kind: str, blocks: set[int] | None = None):
         return [site for site in self.calibration.sites[kind] if blocks is None or site.block in blocks]
 
     def blocks(self, kind: str) -> list[int]:
         if kind == "kv":
-            return [sites.block for sites in self.bench.accessed.attending]
+            return [sites.block for sites in self.evaluator.accessed.attending]
         return sorted({site.block for site in self.calibration.sites[kind]})
 
 
-def quantisation(bench: Bench, held_out: Tensor, *, thorough: bool = False) -> Quantisation:
+def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = False) -> Quantisation:
     """Perplexity under simulated quantisation: by site kind, by block of the worst kind, and with remedies.
 
     thorough: also int4 and static scales of every site kind, not of the worst alone.
     """
-    calibration = calibrate(bench, held_out)
-    baseline = bench.loss("baseline", tuple)
-    table = _Table(bench, calibration, baseline, total=0)
-    kinds = [kind for kind in KINDS if kind == "kv" or calibration.sites[kind]]
+    calibration = calibrate(evaluator, held_out)
+    baseline = evaluator.loss("baseline")
+    table = _Table(evaluator, calibration, baseline, total=0)
+    kinds = [kind for kind in SITE_KINDS if kind == "kv" or calibration.sites[kind]]
     further = len(_further(calibration)) * (len(kinds) if thorough else 1)
-    table.total = 2 * len(kinds) + further + N_WEIGHTS + N_REMEDIES + bench.accessed.n_layers
+    table.total = 2 * len(kinds) + further + N_WEIGHTS + N_REMEDIES + evaluator.accessed.n_layers
     sites = [table.activations(kind, Scheme(granularity="tensor")) for kind in kinds]
     worst, (_, broken) = max(
         zip(kinds, sites, strict=True), key=lambda pair: (pair[0] != "kv", pair[1][0].loss_difference_nats.value)
@@ -105,7 +162,7 @@ def quantisation(bench: Bench, held_out: Tensor, *, thorough: bool = False) -> Q
     worst_blocks = _worst_blocks(blocks, broken, baseline)
     remedies = _remedies(table, worst, worst_blocks)
     return Quantisation(
-        weights_note=_weights_note(bench),
+        weights_note=_weights_note(evaluator),
         baseline=bootstrap.estimate(bootstrap.perplexity, baseline.loss_sums, baseline.predictions),
         sites=rows,
         blocks=blocks,
@@ -114,7 +171,7 @@ def quantisation(bench: Bench, held_out: Tensor, *, thorough: bool = False) -> Q
         remedies=[damage for damage, _ in remedies.values()],
         spike_share=_spike_share(broken, remedies, baseline),
         rotation_error=_rotation_error(table, worst),
-        skipped=[f"{kind}: the model has no such single linear map" for kind in KINDS if kind not in kinds],
+        skipped=[f"{kind}: the model has no such single linear map" for kind in SITE_KINDS if kind not in kinds],
     )
 
 
@@ -138,7 +195,7 @@ def _weights(table: _Table) -> list[Damage]:
         rows.append(
             table.row(
                 f"weights int{bits} per {granularity}",
-                lambda bits=bits, granularity=granularity: (quantised_weights(sites, bits, granularity),),
+                quantised_weights(sites, bits, granularity),
                 kind="weights",
                 bits=bits,
                 granularity=granularity,
@@ -148,7 +205,7 @@ def _weights(table: _Table) -> list[Damage]:
     return rows
 
 
-def _worst_blocks(blocks: list[Damage], broken: Trial, baseline: Trial) -> list[int]:
+def _worst_blocks(blocks: list[Damage], broken: Evaluation, baseline: Evaluation) -> list[int]:
     """Blocks that alone do a notable share of the damage, the worst first."""
     whole = float(bootstrap.difference(broken.losses, baseline.losses))
     found = [
@@ -160,16 +217,16 @@ def _worst_blocks(blocks: list[Damage], broken: Trial, baseline: Trial) -> list[
     return [block for row in found for block in row.blocks or []]
 
 
-def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tuple[Damage, Trial]]:
+def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tuple[Damage, Evaluation]]:
     """What mends int8 per tensor at the worst site kind."""
     plain = Scheme()
-    accessed, found, calibration = table.bench.accessed, table.bench.found, table.calibration
-    rows: dict[str, tuple[Damage, Trial]] = {}
+    accessed, targets, calibration = table.evaluator.accessed, table.evaluator.targets, table.calibration
+    rows: dict[str, tuple[Damage, Evaluation]] = {}
     if worst_blocks:
         others = set(table.blocks(kind)) - set(worst_blocks)
         rows["worst blocks kept"] = table.row(
             f"{kind} int8 per tensor dynamic + worst blocks kept",
-            lambda: (table.context(kind, plain, others),),
+            table.context(kind, plain, others),
             kind=kind, bits=8, granularity="tensor", scales="dynamic", remedy="worst blocks kept",
             blocks=sorted(others),
         )  # fmt: skip
@@ -177,7 +234,7 @@ def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tu
         spared = replace(plain, spared_tokens=calibration.spikes)
         rows["spike tokens kept"] = table.activations(kind, spared, remedy="spike tokens kept")
         rows["spike tokens frozen"] = table.activations(
-            kind, spared, remedy="spike tokens frozen", also=(lambda: freeze_spikes(accessed, found),)
+            kind, spared, freeze_spikes(accessed, targets), remedy="spike tokens frozen"
         )
     if kind != "kv":
         channels = {site.name: calibration.ranges.worst(site.name, WORST_CHANNELS) for site in table.sites(kind)}
@@ -186,15 +243,17 @@ def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tu
         rows[remedy] = table.activations(kind, kept, remedy=remedy)
         rows["Hadamard rotation"] = table.row(
             f"{kind} int8 per tensor dynamic + Hadamard rotation",
-            lambda: (rotated_inputs(accessed, table.sites(kind), plain),),
+            rotated_inputs(accessed, table.sites(kind), plain),
             kind=kind, bits=8, granularity="tensor", scales="dynamic", remedy="Hadamard rotation",
         )  # fmt: skip
-    damage, trial = table.activations(kind, replace(plain, granularity="token"))
-    rows["per token"] = (damage.model_copy(update={"remedy": "per token"}), trial)
+    damage, result = table.activations(kind, replace(plain, granularity="token"))
+    rows["per token"] = (damage.model_copy(update={"remedy": "per token"}), result)
     return rows
 
 
-def _spike_share(broken: Trial, remedies: dict[str, tuple[Damage, Trial]], baseline: Trial) -> Estimate | None:
+def _spike_share(
+    broken: Evaluation, remedies: dict[str, tuple[Damage, Evaluation]], baseline: Evaluation
+) -> Estimate | None:
     """Share of the damage, in nats, that is gone when spike tokens are kept in high precision."""
     if "spike tokens kept" not in remedies:
         return None
@@ -210,7 +269,7 @@ def _rotation_error(table: _Table, kind: str) -> float | None:
     """Largest difference of logits that the rotation alone makes, relative to the largest logit."""
     if kind == "kv":
         return None
-    accessed, batch = table.bench.accessed, full_batch(table.bench.ids[:ROTATION_SEQUENCES])
+    accessed, batch = table.evaluator.accessed, full_batch(table.evaluator.ids[:ROTATION_SEQUENCES])
     with observing(accessed, []):
         plain = run(accessed, batch).double()
         with rotated_inputs(accessed, table.sites(kind), None):
@@ -218,8 +277,8 @@ def _rotation_error(table: _Table, kind: str) -> float | None:
     return float((rotated - plain).abs().max() / plain.abs().max())
 
 
-def _weights_note(bench: Bench) -> str | None:
-    already = bench.accessed.provenance.get("gguf_quantisation")
+def _weights_note(evaluator: Evaluator) -> str | None:
+    already = evaluator.accessed.provenance.get("gguf_quantisation")
     if not already:
         return None
     return f"The weights come from {already}: they were quantised before, and every figure here is on top of that."

@@ -5,28 +5,28 @@ from typing import Any
 
 from torch import Tensor
 
-from spikesink.analyse.dissociation import Bench
+from spikesink.analyse.evaluation import Evaluator
 from spikesink.records.interventions import Damage, KvCache, Quantisation, Recommendation
 
 LISTED = 8
 
 
-def recommend(bench: Bench, spikes: Tensor | None, quantised: Quantisation, cache: KvCache) -> Recommendation:
-    """spikes: spike tokens (sequence, token) bool of the evaluated sequences, or None."""
-    found = bench.found
+def recommend(evaluator: Evaluator, quantised: Quantisation, cache: KvCache) -> Recommendation:
+    """What to do, in words and as lists."""
+    targets = evaluator.targets
     sentences = [*_int8(quantised), *_cache(cache)]
-    if not found.has_spikes:
+    if not targets.has_spikes:
         sentences.insert(0, "The model has no spikes.")
     return Recommendation(
         text=" ".join(sentences) or "Nothing was measured that calls for a measure.",
-        tokens=_tokens(bench, spikes),
-        channels=list(found.channels),
+        tokens=_tokens(evaluator, evaluator.spike_tokens()),
+        channels=list(targets.channels),
         blocks=sorted(quantised.worst_blocks),
         keep_sink_tokens=cache.keep,
     )
 
 
-def _tokens(bench: Bench, spikes: Tensor | None) -> list[dict[str, Any]]:
+def _tokens(evaluator: Evaluator, spikes: Tensor | None) -> list[dict[str, Any]]:
     """Spike tokens as rules: the first position, and the most frequent token ids at later ones, with their share."""
     if spikes is None or not bool(spikes.any()):
         return []
@@ -36,9 +36,9 @@ def _tokens(bench: Bench, spikes: Tensor | None) -> list[dict[str, Any]]:
         rules.append({"position": 0, "spikes": first, "of": len(spikes)})
     later = spikes.clone()
     later[:, 0] = False
-    for token_id, count in Counter(bench.ids[later].tolist()).most_common(LISTED):
-        there = int((bench.ids[:, 1:] == token_id).sum())
-        text = bench.accessed.token_text(token_id)
+    for token_id, count in Counter(evaluator.ids[later].tolist()).most_common(LISTED):
+        there = int((evaluator.ids[:, 1:] == token_id).sum())
+        text = evaluator.accessed.token_text(token_id)
         rules.append({"token_id": token_id, "text": text, "spikes": count, "of": there})
     return rules
 

@@ -15,7 +15,7 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-class Memo:
+class FinishedPasses:
     """Results by key; with a folder also on disk, a JSON line each with its hash, until `remove_partial`.
 
     A line that was cut off when the process died, or changed since, is computed again, and so are those behind it.

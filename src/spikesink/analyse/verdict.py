@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from spikesink.records.interventions import Answer, Dissociation, InterventionRow
+from spikesink.records.interventions import Answer, Dissociation, Estimate, InterventionRow
 
 RULES_IN_WORDS = (
     "A row removes spikes if the largest magnitude between the step-up and the step-down block falls to "
@@ -17,7 +17,7 @@ RULES_IN_WORDS = (
 
 
 @dataclass(frozen=True)
-class Rules:
+class Thresholds:
     """Every threshold; shares are of the baseline's value."""
 
     spike_removed_max: float = 0.1
@@ -30,39 +30,45 @@ class Rules:
 
 
 def dissociation(
-    rows: list[InterventionRow], *, has_spikes: bool, has_sinks: bool, rules: Rules | None = None
+    rows: list[InterventionRow], *, has_spikes: bool, has_sinks: bool, thresholds: Thresholds | None = None
 ) -> Dissociation:
     """The verdict on a table of rows."""
-    rules = rules or Rules()
+    thresholds = thresholds or Thresholds()
     missing = [name for name, there in (("spikes", has_spikes), ("sinks", has_sinks)) if not there]
     reason = f"the model has no {' and no '.join(missing)}" if missing else None
-    sinks = _needs(rows, "spikes", "Do sinks need spikes?", rules, reason)
-    spikes = _needs(rows, "sinks", "Do spikes need sinks?", rules, reason)
+    sinks = _needs(rows, "spikes", "Do sinks need spikes?", thresholds, reason)
+    spikes = _needs(rows, "sinks", "Do spikes need sinks?", thresholds, reason)
     verdict = _combined(sinks.answer, spikes.answer)
     return Dissociation(
         verdict=verdict,
         sentence=_sentence(verdict, sinks, spikes),
         sinks_need_spikes=sinks,
         spikes_need_sinks=spikes,
-        constant_suffices=_constant(rows, rules, has_spikes),
-        rules={**asdict(rules), "in_words": list(RULES_IN_WORDS)},
+        constant_suffices=_constant(rows, thresholds, has_spikes),
+        rules={**asdict(thresholds), "in_words": list(RULES_IN_WORDS)},
     )
 
 
-def _needs(rows: list[InterventionRow], removed: str, question: str, rules: Rules, missing: str | None) -> Answer:
+def _needs(
+    rows: list[InterventionRow], removed: str, question: str, thresholds: Thresholds, missing: str | None
+) -> Answer:
     """Whether the other quantity needs what rows with this target remove."""
     if missing:
         return Answer(question=question, answer="not applicable", evidence=[], reason=missing)
     real = [row for row in rows if row.target == removed and row.control_of is None and row.applicable]
-    removing = [row for row in real if _removes(row, rules)]
+    removing = [row for row in real if _removes(row, thresholds)]
     if not removing:
         reason = f"no intervention removed the {removed}" if real else f"no intervention on {removed} was run"
         return Answer(question=question, answer="undecided", evidence=[row.name for row in real], reason=reason)
     other = "sinks" if removed == "spikes" else "spikes"
-    left = [row.name for row in removing if _kept(row).low >= rules.left_min]
+    left = [row.name for row in removing if _kept(row).low >= thresholds.left_min]
     if left:
         return Answer(question=question, answer="no", evidence=left, reason=f"with the {removed} gone, {other} stay")
-    fell = [row.name for row in removing if _kept(row).high <= rules.fell_max and _controls_leave(row, rows, rules)]
+    fell = [
+        row.name
+        for row in removing
+        if _kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)
+    ]
     if len(fell) == len(removing):
         return Answer(question=question, answer="yes", evidence=fell, reason=f"with the {removed}, {other} go")
     open_rows = [row for row in removing if row.name not in fell]
@@ -75,23 +81,23 @@ def _needs(rows: list[InterventionRow], removed: str, question: str, rules: Rule
     )
 
 
-def _removes(row: InterventionRow, rules: Rules) -> bool:
+def _removes(row: InterventionRow, thresholds: Thresholds) -> bool:
     assert row.plateau_kept is not None and row.sink_ratio_kept is not None
     if row.target == "sinks":
-        return row.sink_ratio_kept.value <= rules.sinks_removed_max
-    return row.plateau_kept.value <= rules.spike_removed_max
+        return row.sink_ratio_kept.value <= thresholds.sinks_removed_max
+    return row.plateau_kept.value <= thresholds.spike_removed_max
 
 
-def _kept(row: InterventionRow):
+def _kept(row: InterventionRow) -> Estimate:
     """What is left of the quantity that the row does not aim at."""
     kept = row.sink_ratio_kept if row.target == "spikes" else row.plateau_kept
     assert kept is not None
     return kept
 
 
-def _controls_leave(row: InterventionRow, rows: list[InterventionRow], rules: Rules) -> bool:
+def _controls_leave(row: InterventionRow, rows: list[InterventionRow], thresholds: Thresholds) -> bool:
     controls = [other for other in rows if other.control_of == row.name and other.applicable]
-    return all(_kept(control).value >= rules.left_min for control in controls)
+    return all(_kept(control).value >= thresholds.left_min for control in controls)
 
 
 def _combined(sinks_need_spikes: str, spikes_need_sinks: str) -> str:
@@ -118,7 +124,7 @@ def _sentence(verdict: str, sinks: Answer, spikes: Answer) -> str:
     return f"{start}. {parts}."
 
 
-def _constant(rows: list[InterventionRow], rules: Rules, has_spikes: bool) -> Answer:
+def _constant(rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool) -> Answer:
     """Whether one constant vector can stand in for every spike token's state."""
     question = "Does one constant vector do in place of a spike token?"
     if not has_spikes:
@@ -131,9 +137,9 @@ def _constant(rows: list[InterventionRow], rules: Rules, has_spikes: bool) -> An
             question=question, answer="undecided", evidence=[], reason="freeze_spikes and zero_spikes were not both run"
         )
     costs = f"freezing costs {frozen.value:.3g} nats, zeroing {zeroed.value:.3g}, a random constant {random.value:.3g}"
-    if frozen.high <= rules.free_max and zeroed.low >= rules.costly_min and random.low > frozen.high:
+    if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
-    elif frozen.low > rules.costly_min:
+    elif frozen.low > thresholds.costly_min:
         answer = "no"
     else:
         answer = "undecided"

@@ -53,7 +53,7 @@ def intervene_command(
     if output.out is not None:
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
-        from spikesink.analyse.interventions import Options, check_magnitude, dissociate, parse_which
+        from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
         from spikesink.cli.sources import read_tokens
 
         choice = parse_which(which)
@@ -62,8 +62,11 @@ def intervene_command(
         folder = output.folder(accessed.name, Interventions.file)
         ids = read_tokens(text, accessed, sequences + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
-        asked = Options(which, held_out, draws, sinking.epsilon, sinking.sink_metric, magnitude, sinking.batch_size)
-        record = dissociate(accessed, ids, long_tokens=long, options=asked, folder=folder, progress=progress)
+        record = dissociate(
+            accessed, ids, which=which, held_out=held_out, draws=draws, epsilon=sinking.epsilon,
+            sink_metric=sinking.sink_metric, magnitude=magnitude, batch_size=sinking.batch_size, long_tokens=long,
+            folder=folder, progress=progress,
+        )  # fmt: skip
     _finish(record, folder, output.force, output.json)
 
 

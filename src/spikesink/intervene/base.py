@@ -1,15 +1,16 @@
-"""What every intervention is: a name, what it takes away, its controls, and a context manager that undoes itself.
+"""What every intervention is: a name, what it edits, its controls, and a context manager that undoes itself.
 
-An intervention is a function in its own file, decorated with `intervention`, and one line in `__init__.py`.
+An intervention is a function decorated with `intervention`, in the file of what it edits: elements, states, sinks,
+inputs, weights. The decorator puts it into the table, `--which`, the record and the restore tests.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel, access
@@ -17,8 +18,8 @@ from spikesink.errors import DoesNotApplyError, InputError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in a model before anything is changed: where its spikes and sinks are, and the constants.
+class Targets:
+    """Where a model's spikes and sinks are, and constants learned there: what interventions act on.
 
     Blocks are 1-based, heads, channels and positions 0-based. States are of shape (channel,), float32.
     """
@@ -71,47 +72,57 @@ class Found:
 
 
 Context = AbstractContextManager[Any]
-Build = Callable[..., Context]
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """A named change of a model. Calling it gives a context manager: `with zero_spikes(model, found): ...`.
+    """A named change of a model. Calling it gives a context manager: `with zero_spikes(model, targets): ...`.
 
     `model` is an accessed model or a Hugging Face causal LM; options are those of the function it was made from, and
     `control=NAME, seed=N` makes the change of the same size elsewhere. Raises DoesNotApplyError with the reason.
     """
 
     name: str
-    target: str
-    """What it takes away or changes: `spikes` or `sinks`."""
+    edits: str
+    """What it takes away or changes: `spikes`, `sinks`, `tokens` or `input`."""
     summary: str
     controls: tuple[str, ...]
-    build: Build
+    function: Callable[..., Context]
 
     def __call__(
-        self, model: AccessedModel | PreTrainedModel, found: Found, *, control: str | None = None, **options: Any
+        self, model: AccessedModel | PreTrainedModel, targets: Targets, *, control: str | None = None, **options: Any
     ) -> Context:
         if control is not None and control not in self.controls:
             raise InputError(f"Unknown control '{control}' of {self.name}{did_you_mean(control, self.controls)}")
         accessed = model if isinstance(model, AccessedModel) else access(model)
-        if self.target == "spikes" and not found.has_spikes:
+        if self.edits == "spikes" and not targets.has_spikes:
             raise DoesNotApplyError("the model has no spikes")
-        if self.target == "sinks" and not found.has_sinks:
+        if self.edits == "sinks" and not targets.has_sinks:
             raise DoesNotApplyError("the model has no sinks")
-        return self.build(accessed, found, control=control, **options)
+        return self.function(accessed, targets, control=control, **options)
 
 
-def intervention(target: str, controls: tuple[str, ...]) -> Callable[[Build], Intervention]:
-    """Make an intervention of a function (accessed, found, *, control, seed, ...) -> context manager.
+INTERVENTIONS: dict[str, Intervention] = {}
+"""Every intervention by name; `intervention` puts them here."""
+EDITS = ("spikes", "sinks", "tokens", "input")
+"""What interventions edit, in the order of the table."""
 
-    Its name is the function's and its summary the first line of the docstring.
+
+def intervention(edits: str, controls: tuple[str, ...]) -> Callable[[Callable[..., Context]], Intervention]:
+    """Register a function (accessed, targets, *, control, seed, ...) -> context manager as an intervention.
+
+    edits: what it takes away or changes, of EDITS. controls: names of changes of the same size elsewhere, one of which
+    the function gets as `control`. Its name is the function's and its summary the first line of the docstring.
     """
+    assert edits in EDITS, edits
 
-    def made(build: Any) -> Intervention:
-        return Intervention(build.__name__, target, build.__doc__.strip().splitlines()[0], controls, build)
+    def register(function: Any) -> Intervention:
+        summary = function.__doc__.strip().splitlines()[0]
+        made = Intervention(function.__name__, edits, summary, controls, function)
+        INTERVENTIONS[made.name] = made
+        return made
 
-    return made
+    return register
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -127,19 +138,6 @@ def random_tokens(excluded: Tensor, generator: torch.Generator, among: Tensor | 
     draw = torch.rand(excluded.shape, generator=generator).to(excluded.device).masked_fill(~allowed, -1.0)
     rank = draw.argsort(1, descending=True).argsort(1)
     return (rank < excluded.sum(1, keepdim=True)) & allowed
-
-
-@contextmanager
-def changed_entries(parameter: nn.Parameter, index: tuple[Tensor, ...], value: float) -> Iterator[None]:
-    """Set entries of a weight and put the very same bits back, also after an exception."""
-    with torch.no_grad():
-        before = parameter[index].clone()
-        parameter[index] = value
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            parameter[index] = before
 
 
 def require_residual(accessed: AccessedModel, block: int) -> None:

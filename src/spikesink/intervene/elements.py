@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, editing
-from spikesink.intervene.base import Context, Found, random_tokens, require_residual, seeded
+from spikesink.intervene.base import Context, Targets, intervention, random_tokens, require_residual, seeded
 
 CONTROLS = ("random_channels", "random_tokens")
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -20,22 +20,24 @@ class ElementEditor:
     channels of the same tokens, or the same channels of as many random tokens.
     """
 
-    def __init__(self, found: Found, change: Change, magnitude: float | None, control: str | None, seed: int) -> None:
-        self.found, self.change, self.control = found, change, control
-        self.magnitude = found.magnitude_min if magnitude is None else magnitude
+    def __init__(
+        self, targets: Targets, change: Change, magnitude: float | None, control: str | None, seed: int
+    ) -> None:
+        self.targets, self.change, self.control = targets, change, control
+        self.magnitude = targets.magnitude_min if magnitude is None else magnitude
         self._generator = seeded(seed)
         self._preference: Tensor | None = None
 
     def edit_residual(self, block: int, hidden: Tensor) -> Tensor:
-        if block != self.found.edit_block:
+        if block != self.targets.edit_block:
             return hidden
         spikes = hidden.abs() >= self.magnitude
-        state = self.found.spike_states.get(block)
+        state = self.targets.spike_states.get(block)
         if self.control == "random_channels":
             spikes = self._moved_channels(spikes)
         elif self.control == "random_tokens":
             spikes = self._moved_tokens(spikes)
-            state = self.found.ordinary_states.get(block)
+            state = self.targets.ordinary_states.get(block)
         mean = torch.zeros(hidden.shape[-1]) if state is None else state
         return torch.where(spikes, self.change(hidden, mean.to(hidden)), hidden)
 
@@ -44,7 +46,7 @@ class ElementEditor:
         if self._preference is None:
             self._preference = torch.rand(spikes.shape[-1], generator=self._generator)
         allowed = ~spikes
-        allowed[..., list(self.found.channels)] = False
+        allowed[..., list(self.targets.channels)] = False
         draw = self._preference.to(spikes.device).expand(spikes.shape).masked_fill(~allowed, -1.0)
         rank = draw.argsort(-1, descending=True).argsort(-1)
         return (rank < spikes.sum(-1, keepdim=True)) & allowed
@@ -55,9 +57,66 @@ class ElementEditor:
         return random_tokens(tokens, self._generator)[..., None] & spikes.any(1, keepdim=True)
 
 
-def edit_elements(
-    accessed: AccessedModel, found: Found, change: Change, magnitude: float | None, control: str | None, seed: int
+@intervention(edits="spikes", controls=CONTROLS)
+def zero_spikes(
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    magnitude: float | None = None,
+    control: str | None = None,
+    seed: int = 0,
 ) -> Context:
-    """Open an `ElementEditor`. Raises DoesNotApplyError where the residual cannot be set."""
-    require_residual(accessed, found.edit_block)
-    return editing(accessed, ElementEditor(found, change, magnitude, control, seed))
+    """Set every spike element after the step-up block to zero.
+
+    magnitude: from which magnitude on an element counts; default `targets.magnitude_min`. Sun et al. 2024, section 3.
+    """
+    require_residual(accessed, targets.edit_block)
+    return editing(accessed, ElementEditor(targets, _zeros, magnitude, control, seed))
+
+
+@intervention(edits="spikes", controls=CONTROLS)
+def mean_spikes(
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    magnitude: float | None = None,
+    control: str | None = None,
+    seed: int = 0,
+) -> Context:
+    """Set every spike element after the step-up block to its channel's mean over other prompts.
+
+    The mean is over the spike tokens of the held-out sequences. Sun et al. 2024, section 3.
+    """
+    require_residual(accessed, targets.edit_block)
+    return editing(accessed, ElementEditor(targets, _means, magnitude, control, seed))
+
+
+@intervention(edits="spikes", controls=CONTROLS)
+def clip_spikes(
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    bound: float | None = None,
+    magnitude: float | None = None,
+    control: str | None = None,
+    seed: int = 0,
+) -> Context:
+    """Clip every spike element after the step-up block to a bound, keeping its sign.
+
+    bound: default the largest magnitude that any element of the other tokens had on the held-out sequences.
+    """
+    require_residual(accessed, targets.edit_block)
+    limit = targets.ordinary_max if bound is None else bound
+
+    def clipped(hidden: Tensor, _mean: Tensor) -> Tensor:
+        return hidden.clamp(-limit, limit)
+
+    return editing(accessed, ElementEditor(targets, clipped, magnitude, control, seed))
+
+
+def _zeros(hidden: Tensor, _mean: Tensor) -> Tensor:
+    return torch.zeros_like(hidden)
+
+
+def _means(hidden: Tensor, mean: Tensor) -> Tensor:
+    return mean.expand_as(hidden)

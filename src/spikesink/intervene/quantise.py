@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from scipy.fft import dct
+from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from spikesink.access import AccessedModel, Batch, editing
 from spikesink.access.linears import LinearSite, editing_inputs
 from spikesink.errors import InputError
-from spikesink.intervene.rotation import Rotation
 
 GRANULARITIES = ("tensor", "token", "channel")
 BITS = range(2, 17)
@@ -151,6 +153,33 @@ def quantised_weights(sites: list[LinearSite], bits: int, granularity: str = "ch
             done = fake_quantise(rows, bits, "tensor" if granularity == "tensor" else "token")
             stack.enter_context(_replaced(site.weight, done if site.input_dim == 1 else done.T))
         yield
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """x -> x Q on the last dimension, Q the Kronecker product of an orthogonal cosine transform and a Hadamard matrix.
+
+    The Hadamard matrix is the largest that divides the width; the rest is 1 x 1 for a power of two. As in QuaRot, 2024.
+    """
+
+    cosine: Tensor
+    hadamard: Tensor
+
+    @classmethod
+    def of(cls, width: int) -> "Rotation":
+        """The rotation of vectors of this width."""
+        power = width & -width
+        return cls(
+            cosine=torch.from_numpy(dct(np.eye(width // power), norm="ortho")).float(),
+            hadamard=torch.from_numpy(hadamard(power) / np.sqrt(power)).float(),
+        )
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Rotated vectors (..., width), in float32 at least."""
+        dtype = torch.promote_types(vectors.dtype, torch.float32)
+        cosine, spread = self.cosine.to(vectors.device, dtype), self.hadamard.to(vectors.device, dtype)
+        parts = vectors.to(dtype).unflatten(-1, (len(cosine), len(spread)))
+        return (cosine.T @ (parts @ spread)).flatten(-2)
 
 
 @contextmanager

@@ -1,0 +1,152 @@
+"""Evaluation passes under interventions: loss, sinks and spike of every sequence, each pass run once."""
+
+import time
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink.access import AccessedModel, Batch, editing
+from spikesink.analyse.passes import Progress, no_progress, stream
+from spikesink.analyse.resume import FinishedPasses
+from spikesink.intervene import Targets
+from spikesink.measure.perplexity import LossMeasure
+from spikesink.measure.sequence_spikes import SequenceSpikes
+from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.measure.spike_states import SpikeStates
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass measured of every sequence; all but the losses is empty where only they were asked for."""
+
+    loss_sums: list[float]
+    """Sums in nats over the predictions."""
+    predictions: list[int]
+    sink_ratios: list[float]
+    spikes: list[float]
+    """Largest magnitude after any block."""
+    plateaus: list[float]
+    """Largest magnitude between the step-up and the step-down block."""
+    ratios: list[float]
+    """Largest over blocks of the ratio of the largest magnitude to the median one."""
+    spike_tokens: list[float]
+    """Number of tokens that hold a spike after the step-up block."""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean loss in nats of each sequence."""
+        return np.array(self.loss_sums) / np.array(self.predictions)
+
+    def to_dict(self) -> dict[str, list]:
+        return asdict(self)
+
+    @classmethod
+    def average(cls, draws: "list[Evaluation]") -> "Evaluation":
+        """Mean over draws, sequence by sequence; of spikes and their ratios the largest."""
+        first = draws[0]
+        return replace(
+            first,
+            loss_sums=np.mean([drawn.loss_sums for drawn in draws], axis=0).tolist(),
+            sink_ratios=np.mean([drawn.sink_ratios for drawn in draws], axis=0).tolist(),
+            spikes=np.max([drawn.spikes for drawn in draws], axis=0).tolist(),
+            plateaus=np.max([drawn.plateaus for drawn in draws], axis=0).tolist(),
+            ratios=np.max([drawn.ratios for drawn in draws], axis=0).tolist(),
+            spike_tokens=np.mean([drawn.spike_tokens for drawn in draws], axis=0).tolist(),
+        )
+
+
+class ScoreLast:
+    """Counts only the last `predictions` tokens of every sequence as targets."""
+
+    def __init__(self, predictions: int) -> None:
+        self.predictions = predictions
+
+    def edit_batch(self, batch: Batch) -> Batch:
+        scored = torch.zeros_like(batch.valid)
+        scored[:, batch.ids.shape[1] - self.predictions :] = True
+        return replace(batch, scored=scored)
+
+
+def evaluate(
+    accessed: AccessedModel,
+    ids: Tensor,
+    *contexts: AbstractContextManager,
+    sinks: SinkCriteria | None = None,
+    targets: Targets | None = None,
+    score_last: int | None = None,
+    batch_size: int | None = None,
+    loss_only: bool = False,
+) -> Evaluation:
+    """One pass over ids (sequence, token) with the contexts open."""
+    losses, sink = LossMeasure(), SinkMeasure(sinks)
+    spikes = SequenceSpikes(targets.plateau if targets else None)
+    tokens = SpikeStates(targets.edit_block, targets.is_spike) if targets and targets.has_spikes else None
+    observers = [losses] if loss_only else [losses, spikes, sink, *([tokens] if tokens else [])]
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        if score_last is not None:
+            stack.enter_context(editing(accessed, ScoreLast(score_last)))
+        stream(accessed, ids, observers, batch_size=batch_size)
+    return Evaluation(
+        loss_sums=losses.loss_sums,
+        predictions=[int(count) for count in losses.predictions],
+        sink_ratios=[] if loss_only else sink.sequence_ratios(),
+        spikes=spikes.largest,
+        plateaus=spikes.plateaus,
+        ratios=spikes.ratios,
+        spike_tokens=[float(row.sum()) for rows in tokens.spikes for row in rows] if tokens and not loss_only else [],
+    )
+
+
+@dataclass
+class Evaluator:
+    """Evaluates one model on the same tokens under one intervention after another; a pass that is kept is not run."""
+
+    accessed: AccessedModel
+    ids: Tensor
+    """Token ids (sequence, token), on the CPU."""
+    targets: Targets
+    finished: FinishedPasses
+    sinks: SinkCriteria
+    batch_size: int | None = None
+    progress: Progress = no_progress
+    seconds: float = 0.0
+    """Spent in passes so far."""
+
+    def measure(self, key: str, *contexts: AbstractContextManager, score_last: int | None = None) -> Evaluation:
+        """Everything of a pass with these contexts open. Raises DoesNotApplyError where a context does."""
+        options = {"sinks": self.sinks, "targets": self.targets, "score_last": score_last}
+        return self._once(key, contexts, options)
+
+    def loss(self, key: str, *contexts: AbstractContextManager) -> Evaluation:
+        """Only the loss of a pass with these contexts open."""
+        return self._once(f"loss/{key}", contexts, {"loss_only": True})
+
+    def _once(self, key: str, contexts: tuple[AbstractContextManager, ...], options: dict[str, Any]) -> Evaluation:
+        def run() -> dict[str, list]:
+            started = time.perf_counter()
+            result = evaluate(self.accessed, self.ids, *contexts, batch_size=self.batch_size, **options)
+            self.seconds += time.perf_counter() - started
+            return result.to_dict()
+
+        return Evaluation(**self.finished.get(key, run))
+
+    def spike_tokens(self) -> Tensor | None:
+        """Which tokens spike in the model as it is, (sequence, token) bool; None where it has no spikes."""
+        if not self.targets.has_spikes:
+            return None
+
+        def run() -> dict[str, list]:
+            states = SpikeStates(self.targets.edit_block, self.targets.is_spike)
+            stream(self.accessed, self.ids, [states], batch_size=self.batch_size)
+            return {"spikes": torch.cat(states.spikes).nonzero().tolist()}
+
+        marked = torch.zeros(self.ids.shape, dtype=torch.bool)
+        for sequence, position in self.finished.get("spike tokens", run)["spikes"]:
+            marked[sequence, position] = True
+        return marked

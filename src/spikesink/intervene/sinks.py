@@ -1,0 +1,255 @@
+"""Edits of attention: on sinks, in the softmax, and on what one token may see."""
+
+import torch
+from torch import Tensor
+
+from spikesink.access import AccessedModel, AttentionRows, Batch, editing
+from spikesink.errors import InputError
+from spikesink.intervene.base import Context, Targets, intervention, random_tokens, seeded
+
+KEY_CONTROL = "random_keys"
+HEAD_CONTROL = "random_heads"
+
+
+class SinkEditor:
+    """Base of edits on sinks. Sink keys are `targets.sink_positions` and, after the step-up block, the spike tokens.
+
+    It acts after `edit_block` where the model has spikes (before, the edit would only make the next token attend to
+    itself, spike and become the sink), else in every block. A sink keeps attending to itself, so that its own state
+    stays. heads: `all`, or `sinks` for sink heads only. Controls: as many random other keys of the first half of each
+    sequence; or, with `heads="sinks"`, as many random other heads of each block.
+    """
+
+    def __init__(self, targets: Targets, heads: str, control: str | None, seed: int) -> None:
+        if heads not in ("all", "sinks"):
+            raise InputError(f"Unknown heads '{heads}'; expected all or sinks.")
+        self.targets, self.heads, self.control = targets, heads, control
+        self.start = targets.edit_block if targets.has_spikes else 0
+        self._generator = seeded(seed)
+        self._tokens: Tensor | None = None
+        self._by_block: dict[int, set[int]] = {}
+        for block, head in targets.sink_heads:
+            self._by_block.setdefault(block, set()).add(head)
+        self._drawn: dict[int, set[int]] = {}
+
+    def edit_residual(self, block: int, hidden: Tensor) -> Tensor:
+        if block == self.start:
+            self._tokens = self._sink_tokens(hidden)
+        return hidden
+
+    def _sink_tokens(self, hidden: Tensor) -> Tensor:
+        """Sink keys of every row, (batch, token) bool."""
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        tokens[:, [position for position in self.targets.sink_positions if position < hidden.shape[1]]] = True
+        if self.targets.has_spikes:
+            tokens |= self.targets.is_spike(hidden)
+        if self.control == KEY_CONTROL:
+            first_half = torch.arange(hidden.shape[1])[None] < max(2, hidden.shape[1] // 2)
+            return random_tokens(tokens, self._generator, among=first_half)
+        return tokens
+
+    def sink_weights(self, block: int, query_start: int, key_start: int, like: Tensor) -> Tensor | None:
+        """Which entries of `like` (batch, head, row, key) are another token's weight on a sink; None where none is."""
+        if block <= self.start or self._tokens is None:
+            return None
+        rows, keys = like.shape[-2:]
+        sinks = self._tokens[:, key_start : key_start + keys].to(like.device)[:, None, None, :]
+        queries = torch.arange(query_start, query_start + rows, device=like.device)[:, None]
+        others = queries != torch.arange(key_start, key_start + keys, device=like.device)[None]
+        chosen = sinks & others
+        if self.heads == "all":
+            return chosen.expand_as(like)
+        heads = self._chosen_heads(block, like.shape[1])
+        if not heads:
+            return None
+        acts = torch.zeros(like.shape[1], dtype=torch.bool, device=like.device)
+        acts[sorted(heads)] = True
+        return chosen & acts[None, :, None, None]
+
+    def _chosen_heads(self, block: int, n_heads: int) -> set[int]:
+        sinks = self._by_block.get(block, set())
+        if self.control != HEAD_CONTROL:
+            return sinks
+        if block not in self._drawn:
+            others = [head for head in range(n_heads) if head not in sinks]
+            order = torch.randperm(len(others), generator=self._generator).tolist()
+            self._drawn[block] = {others[index] for index in order[: len(sinks)]}
+        return self._drawn[block]
+
+
+@intervention(edits="sinks", controls=(KEY_CONTROL,))
+def mask_sinks(
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+) -> Context:
+    """Mask the sink keys for every other token, so that the remaining weights are renormalised.
+
+    heads: `all`, or `sinks` for sink heads only.
+    """
+    return editing(accessed, MaskEditor(targets, heads, control, seed))
+
+
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+def mask_sinks_in_sink_heads(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Mask the sink keys in sink heads only; the remaining weights are renormalised."""
+    return editing(accessed, MaskEditor(targets, "sinks", control, seed))
+
+
+class MaskEditor(SinkEditor):
+    """Sets the masked logits of sink keys to -inf."""
+
+    def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
+        sinks = self.sink_weights(block, query_start, key_start, scores)
+        return scores if sinks is None else scores.masked_fill(sinks, float("-inf"))
+
+
+@intervention(edits="sinks", controls=(KEY_CONTROL,))
+def zero_sink_values(
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+) -> Context:
+    """Keep the weight on sink keys and zero their value for every other token.
+
+    heads: `all`, or `sinks` for sink heads only.
+    """
+    return editing(accessed, ZeroValueEditor(targets, heads, control, seed))
+
+
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+def zero_sink_values_in_sink_heads(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Keep the weight on sink keys and zero their value, in sink heads only."""
+    return editing(accessed, ZeroValueEditor(targets, "sinks", control, seed))
+
+
+class ZeroValueEditor(SinkEditor):
+    """Takes the sinks' share out of the attention output."""
+
+    def edit_output(self, block: int, rows: AttentionRows) -> Tensor:
+        sinks = self.sink_weights(block, rows.query_start, rows.key_start, rows.weights)
+        if sinks is None:
+            return rows.output
+        heads = rows.weights.shape[1]
+        value = rows.value.repeat_interleave(heads // rows.value.shape[1], dim=1)
+        return rows.output - torch.where(sinks, rows.weights, 0.0).to(value.dtype) @ value
+
+
+@intervention(edits="sinks", controls=(KEY_CONTROL,))
+def spread_sink_weight(
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+) -> Context:
+    """Spread the weight on sink keys evenly over the other keys that a query sees; no value is touched.
+
+    Unlike masking, this does not sharpen what is left. heads: `all`, or `sinks` for sink heads only.
+    """
+    return editing(accessed, SpreadEditor(targets, heads, control, seed))
+
+
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+def spread_sink_weight_in_sink_heads(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Spread the weight on sink keys evenly over the other visible keys, in sink heads only."""
+    return editing(accessed, SpreadEditor(targets, "sinks", control, seed))
+
+
+class SpreadEditor(SinkEditor):
+    """Notes which keys a query sees before the softmax, and deals the sinks' weight out after it."""
+
+    _visible: Tensor | None = None
+
+    def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
+        self._visible = torch.isfinite(scores)
+        return scores
+
+    def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor:
+        sinks = self.sink_weights(block, query_start, key_start, weights)
+        if sinks is None or self._visible is None:
+            return weights
+        others = self._visible & ~sinks
+        taken = torch.where(sinks, weights, 0.0)
+        share = taken.sum(-1, keepdim=True) / others.sum(-1, keepdim=True).clamp(min=1)
+        return weights - taken + share * others
+
+
+@intervention(edits="sinks", controls=("random_shrinkage",))
+def softmax_off_by_one(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Add 1 to every softmax's denominator: exp(s) / (1 + sum exp(s)); nothing is learned for it.
+
+    The mass that goes nowhere is missing from the weights. Control: the same factors, dealt to random queries and
+    heads of the block. Miller 2023; Gu et al. 2025 train with it.
+    """
+    return editing(accessed, OffByOneEditor(control, seed))
+
+
+class OffByOneEditor:
+    """Shrinks each query's weights by Z / (1 + Z), Z the sum of its exponentials."""
+
+    def __init__(self, control: str | None, seed: int) -> None:
+        self.control = control
+        self._generator = seeded(seed)
+        self._factor: Tensor | None = None
+
+    def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
+        self._factor = torch.sigmoid(scores.float().logsumexp(-1, keepdim=True))
+        return scores
+
+    def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor:
+        assert self._factor is not None
+        factor = self._factor
+        if self.control == "random_shrinkage":
+            order = torch.randperm(factor.numel(), generator=self._generator).to(factor.device)
+            factor = factor.flatten()[order].view_as(factor)
+        return weights * factor
+
+
+@intervention(edits="tokens", controls=("random_key",))
+def isolate_token(
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    position: int | None = None,
+    control: str | None = None,
+    seed: int = 0,
+) -> Context:
+    """Force one token to attend to itself only, up to the step-up block: does it spike and become a sink?
+
+    position: which one; default the middle of the sequence. Control: it attends to one random earlier token only.
+    Sun et al. 2026, table 2: the first token spikes because it attends only to itself.
+    """
+    if position is not None and position < 1:
+        raise InputError(f"position is {position}; expected 1 or more: the first token sees only itself already.")
+    return editing(accessed, IsolatingEditor(targets, position, control, seed))
+
+
+class IsolatingEditor:
+    """Masks every key but one for one query, in the blocks up to `edit_block` (all of them without spikes)."""
+
+    def __init__(self, targets: Targets, position: int | None, control: str | None, seed: int) -> None:
+        self.targets, self.position, self.control = targets, position, control
+        self._generator = seeded(seed)
+        self.token = 0
+        self._keys = torch.zeros(0, dtype=torch.long)
+
+    def edit_batch(self, batch: Batch) -> Batch:
+        rows, tokens = batch.ids.shape
+        self.token = tokens // 2 if self.position is None else self.position
+        if self.token >= tokens:
+            raise InputError(f"position is {self.token}, but the sequences have {tokens} tokens.")
+        self._keys = torch.full((rows,), self.token)
+        if self.control == "random_key":
+            self._keys = torch.randint(1, max(2, self.token), (rows,), generator=self._generator)
+        return batch
+
+    def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
+        rows, keys = scores.shape[-2:]
+        late = self.targets.has_spikes and block > self.targets.edit_block
+        if late or not query_start <= self.token < query_start + rows:
+            return scores
+        allowed = torch.arange(key_start, key_start + keys)[None] == self._keys[:, None]
+        row = scores[:, :, self.token - query_start]
+        scores[:, :, self.token - query_start] = row.masked_fill(~allowed[:, None].to(row.device), float("-inf"))
+        return scores

@@ -1,0 +1,156 @@
+"""Edits of the step-up block: its output weights, what it reads, what it writes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spikesink.access import AccessedModel, editing
+from spikesink.access.linears import LinearSite, find_linears
+from spikesink.access.blocks import BlockSites
+from spikesink.access.weights import NormScale, norm_scale
+from spikesink.errors import DoesNotApplyError
+from spikesink.intervene.base import Context, Targets, intervention, seeded
+
+
+@intervention(edits="spikes", controls=("random_entries",))
+def cut_amplifier(accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0) -> Context:
+    """Zero the few entries of the step-up FFN's W_down that write the spike.
+
+    The entries (channel, neuron) were found on held-out sequences: the fewest that together bring 90 % of what the
+    block writes into the spike channels at spike tokens. Control: as many random other entries of the same rows. The
+    weights come back bit for bit.
+    """
+    site = step_up_output(accessed, targets)
+    if not targets.amplifier:
+        raise DoesNotApplyError("no entries of W_down were found that write the spike")
+    channels, neurons = torch.tensor(targets.amplifier).T
+    if control == "random_entries":
+        neurons = _others(channels, neurons, site.weight.shape[site.input_dim], seed)
+    index = (channels, neurons) if site.input_dim == 1 else (neurons, channels)
+    return changed_entries(site.weight, tuple(axis.to(site.weight.device) for axis in index), 0.0)
+
+
+def step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite:
+    """The output projection of the step-up FFN. Raises DoesNotApplyError where an FFN does not make the spikes."""
+    block = targets.step_up_block
+    if block is None:
+        raise DoesNotApplyError("no single block makes the spikes")
+    if block % 2:
+        raise DoesNotApplyError(f"the spikes are made by block {block}, an attention block, not by an FFN")
+    for site in find_linears(accessed):
+        if site.block == block and site.kind == "down_proj":
+            return site
+    raise DoesNotApplyError(
+        f"the FFN of block {block} has no single linear output projection (as in a mixture of experts)"
+    )
+
+
+def _others(channels: Tensor, neurons: Tensor, width: int, seed: int) -> Tensor:
+    """For each entry another neuron of its row, none of them twice or responsible."""
+    generator = seeded(seed)
+    drawn = torch.empty_like(neurons)
+    for channel in channels.unique():
+        row = channels == channel
+        free = torch.ones(width, dtype=torch.bool)
+        free[neurons[row]] = False
+        candidates = free.nonzero().flatten()
+        if len(candidates) < int(row.sum()):
+            raise DoesNotApplyError("the row of W_down has too few other entries for a control")
+        drawn[row] = candidates[torch.randperm(len(candidates), generator=generator)[: int(row.sum())]]
+    return drawn
+
+
+@intervention(edits="spikes", controls=("random_direction",))
+def project_out_direction(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Project s* out of what the step-up FFN reads, so that it cannot be amplified.
+
+    s* is the top eigenvector of S_k of the largest spike channel, in the coordinates of the norm's output without its
+    scale (Sun et al. 2026, eq. 16-19). Control: a random unit vector orthogonal to s*.
+    """
+    if targets.step_up_block is None:
+        raise DoesNotApplyError("no single block makes the spikes")
+    if targets.direction is None:
+        raise DoesNotApplyError(targets.direction_missing or "s* was not computed")
+    sites = accessed.blocks()[targets.step_up_block - 1]
+    scale = norm_scale(sites, accessed.d_model)
+    direction = targets.direction
+    if control == "random_direction":
+        drawn = torch.randn(direction.shape, generator=seeded(seed))
+        drawn -= direction * (drawn @ direction)
+        direction = drawn / drawn.norm()
+    return _projected(sites, scale, direction)
+
+
+@contextmanager
+def _projected(sites: BlockSites, scale: NormScale | None, direction: Tensor) -> Iterator[None]:
+    """Take h~ - s* (s*^T h~) in place of h~, at the norm's output, or at the FFN's input where it has no norm."""
+
+    def after_norm(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        assert scale is not None
+        axis = direction.to(output.device)
+        along = scale.norm(args[0]) @ axis
+        return output - (along[..., None] * (scale.gain.to(axis) * axis)).to(output)
+
+    def before_ffn(_module: nn.Module, args: tuple) -> tuple[Any, ...]:
+        axis = direction.to(args[0])
+        return (args[0] - (args[0] @ axis)[..., None] * axis, *args[1:])
+
+    if scale is None:
+        handle = sites.inner.register_forward_pre_hook(before_ffn)
+    else:
+        assert sites.input_norm is not None
+        handle = sites.input_norm.register_forward_hook(after_norm)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@intervention(edits="spikes", controls=("random_block",))
+def normalise_write(accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0) -> Context:
+    """Normalise what the step-up block writes: every token's write gets the median token's root mean square.
+
+    A sandwich norm without learned scale (Sun et al. 2026, table 5), put on one block of a finished model. Control: the
+    same on a random other block of the same kind.
+    """
+    block = targets.step_up_block
+    if block is None:
+        raise DoesNotApplyError("no single block makes the spikes")
+    if control == "random_block":
+        others = [other for other in range(2 - block % 2, accessed.n_blocks + 1, 2) if other != block]
+        if not others:
+            raise DoesNotApplyError("the model has no other block of this kind")
+        block = others[int(torch.randint(0, len(others), (1,), generator=seeded(seed)))]
+    return editing(accessed, WriteNorm(block))
+
+
+class WriteNorm:
+    """Rescales one block's write per token."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+
+    def edit_write(self, block: int, write: Tensor) -> Tensor:
+        if block != self.block:
+            return write
+        rms = write.float().pow(2).mean(-1, keepdim=True).sqrt()
+        typical = rms.median(dim=1, keepdim=True).values
+        return write * (typical / rms.clamp_min(1e-12)).to(write)
+
+
+@contextmanager
+def changed_entries(parameter: nn.Parameter, index: tuple[Tensor, ...], value: float) -> Iterator[None]:
+    """Set entries of a weight and put the very same bits back, also after an exception."""
+    with torch.no_grad():
+        before = parameter[index].clone()
+        parameter[index] = value
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            parameter[index] = before
