@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from spikesink.access import AccessedModel, editing
-from spikesink.access.linears import LinearSite, find_linears
 from spikesink.access.blocks import BlockSites
+from spikesink.access.linears import LinearSite, find_linears
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import Context, Targets, intervention, seeded
