@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from naive import perplexity
-from tiny import VOCAB, tiny, token_ids
+from tiny import VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
 from spikesink.analyse.finding import find
@@ -90,17 +90,8 @@ def test_the_record_comes_back_from_disk(record, tmp_path):
     assert Interventions.read(tmp_path).model_dump() == record.model_dump()
 
 
-@pytest.fixture
-def lively():
-    """A tiny model in which channel 3 is made to spike at the first FFN, at every token."""
-    model = tiny("llama", num_hidden_layers=4)
-    with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight[3] *= 3000
-    return model
-
-
-def test_a_tiny_model_gets_the_whole_record(lively):
-    ids = token_ids(sequences=7, tokens=130)
+def test_a_tiny_model_gets_the_whole_record():
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=130)
     steps = []
     record = dissociate(lively, ids, which="all", held_out=3, progress=lambda *step: steps.append(step))
     names = [row.name for row in record.interventions if row.control_of is None]
@@ -120,8 +111,9 @@ def test_a_tiny_model_gets_the_whole_record(lively):
     record.to_json()
 
 
-def test_draws_are_kept_apart_and_paired(lively):
-    found = rows(dissociate(lively, token_ids(sequences=7, tokens=21), which="zero_spikes", held_out=3, draws=3))
+def test_draws_are_kept_apart_and_paired():
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
+    found = rows(dissociate(lively, ids, which="zero_spikes", held_out=3, draws=3))
     control = found["zero_spikes/random_channels"]
     assert [draw.seed for draw in control.draws] == [1, 2, 3]
     assert len({draw.perplexity for draw in control.draws}) > 1
@@ -145,7 +137,7 @@ def test_rows_with_other_targets_have_their_own_reference():
     )
 
 
-def test_a_run_that_was_stopped_goes_on(lively, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     from spikesink.analyse import evaluation
 
     real, count = evaluation.evaluate, []
@@ -156,7 +148,7 @@ def test_a_run_that_was_stopped_goes_on(lively, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    ids = token_ids(sequences=7, tokens=21)
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
     options = {"which": "zero_spikes,freeze_spikes", "held_out": 3, "draws": 1}
     monkeypatch.setattr(evaluation, "evaluate", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -188,8 +180,8 @@ def test_held_out_sequences_are_the_last_and_at_most_half():
         split(Tokens.from_ids(ids[:3]), 1)
 
 
-def test_constants_are_means_over_the_held_out_tokens(lively):
-    ids = token_ids(sequences=5, tokens=11)
+def test_constants_are_means_over_the_held_out_tokens():
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=5, tokens=21)
     accessed = access(lively)
     found = find(accessed, ids)
     assert found.has_spikes

@@ -14,7 +14,7 @@ from spikesink.access.weights import gated_ffns
 from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.scan import accessed_model, check_options, measure
 from spikesink.analyse.scanned import Scanned
-from spikesink.data.tokens import Tokens
+from spikesink.data.tokens import Tokens, as_tokens
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene import Targets
 from spikesink.measure.amplifier import spectrum
@@ -42,8 +42,7 @@ def find(
     """
     criteria = check_options(epsilon, sink_metric)
     accessed = accessed_model(model)
-    given = tokens.ids if isinstance(tokens, Tokens) else np.asarray(tokens)
-    ids = torch.from_numpy(np.array(given, dtype=np.int64))
+    ids = torch.from_numpy(np.array(as_tokens(tokens).ids, dtype=np.int64))
     scanned, _ = measure(accessed, ids, criteria, batch_size=batch_size, progress=progress)
     return targets_of(scanned, magnitude=magnitude, progress=progress)
 
