@@ -6,7 +6,6 @@ import torch
 from tiny import tiny, token_ids
 
 from spikesink import dissociate, scan
-from spikesink.analyse.interventions import Options
 from spikesink.errors import InputError, UnsupportedModelError
 
 IDS = token_ids(3, 13)
@@ -77,7 +76,7 @@ def test_positions_of_a_scaled_rotation(expected):
 def test_edits_of_the_input_on_short_sequences_are_rows_that_do_not_apply(model, tokens):
     ids = token_ids(8, tokens)
     ids[:, 0] = model.config.bos_token_id
-    record = dissociate(model, ids, options=Options(which="input", held_out=4, draws=1))
+    record = dissociate(model, ids, which="input", held_out=4, draws=1)
     rows = {row.name: row for row in record.interventions}
     assert rows["repeat_bos"].applicable
     for name in ("move_bos", "move_bos/second_token") + (("drop_bos",) if tokens == 2 else ()):
