@@ -39,6 +39,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "logit_scale": ("logit_scale",),
 }
 """The attribute of a config that a key sets: the first that the model's config has."""
+REQUIRED = (
+    ("embedding_length",),
+    ("block_count",),
+    ("attention.head_count",),
+    ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+)
+"""What every file says, one of each group; a config's own default is that of another model."""
+DEFAULT_ROPE_BASE = 10_000.0
+"""What a file means that names none."""
 ROPE_SCALING = ("linear", "yarn")
 ROPE_KEYS = frozenset(
     {"rope.scale_linear", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"}
@@ -70,6 +79,12 @@ class GgufFacts:
         prefix = self.architecture + "."
         self.keys = {key.removeprefix(prefix): value for key, value in header.keys.items() if key.startswith(prefix)}
         self._all_keys = header.keys
+        for names in REQUIRED:
+            if not any(each in self.keys for each in names):
+                raise ModelError(
+                    f"The GGUF file '{name}' does not say {self.architecture}.{names[0]}, which its model cannot do "
+                    "without; truncated, or made by something else. Use the original checkpoint."
+                )
 
     def changes(self, config: Any) -> dict[str, Any]:
         """What to set in this config, which transformers made of the file. Raises ModelError, naming the key."""
@@ -84,6 +99,8 @@ class GgufFacts:
                 _SPECIAL[key](self, key, value, config, changed)
             elif key not in ROPE_KEYS | IRRELEVANT:
                 raise self._refused(key, value, "is not known, and might change what the model computes")
+        if "rope.freq_base" not in self.keys and "rope_theta" in (getattr(config, "rope_parameters", None) or {}):
+            self._rope_base("rope.freq_base", DEFAULT_ROPE_BASE, config, changed)
         self._gemma_query_scale(config, changed)
         self._biases(config, changed)
         self._rope_scaling(config, changed)
