@@ -15,11 +15,11 @@ TRANSFORMERS_ZOO = ">=5.24,<6"
 def require_transformers(needed: str, what: str) -> None:
     """Raise RequirementError unless the installed transformers is one of `needed`, a version specifier."""
     try:
-        found = version("transformers")
+        installed = version("transformers")
     except PackageNotFoundError:
-        found = "no version"
+        installed = "no version"
     # A pre-release of 6 is none of <6, one of 5.25 is.
-    if found == "no version" or not SpecifierSet(needed).contains(found, prereleases=True):
+    if installed == "no version" or not SpecifierSet(needed).contains(installed, prereleases=True):
         raise RequirementError(
-            f"Got transformers {found}; {what} needs {needed}. Run: pip install 'transformers{needed}'"
+            f"Got transformers {installed}; {what} needs {needed}. Run: pip install 'transformers{needed}'"
         )

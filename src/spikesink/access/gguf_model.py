@@ -126,8 +126,8 @@ def _model(path: Path, facts: GgufFacts, config: PreTrainedConfig) -> PreTrained
 
 def _values(path: Path, tensor: str) -> list[float]:
     """The numbers of one small tensor."""
-    found = next(each for each in gguf.GGUFReader(path).tensors if each.name == tensor)
-    return [float(value) for value in gguf.dequantize(found.data, found.tensor_type).flatten()]
+    stored = next(each for each in gguf.GGUFReader(path).tensors if each.name == tensor)
+    return [float(value) for value in gguf.dequantize(stored.data, stored.tensor_type).flatten()]
 
 
 def _join(paths: list[Path], whole: Path) -> None:

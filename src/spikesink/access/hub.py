@@ -50,15 +50,15 @@ def fetched(checkpoint: Checkpoint, config: Any, allow_pickle: bool, progress: P
     if allow_pickle and not named:
         names += [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
     for name in names:
-        found = cached_file(checkpoint.source, name, _raise_exceptions_for_missing_entries=False, **options)
-        if found is not None:
+        first = cached_file(checkpoint.source, name, _raise_exceptions_for_missing_entries=False, **options)
+        if first is not None:
             break
     else:
         return checkpoint
-    files = [found]
-    if found.endswith(".index.json"):
-        files += cached_files(checkpoint.source, shards_of(Path(found), allow_pickle), **options) or []
-    return replace(checkpoint, folder=Path(found).parent, weights=tuple(map(Path, files)))
+    files = [first]
+    if first.endswith(".index.json"):
+        files += cached_files(checkpoint.source, shards_of(Path(first), allow_pickle), **options) or []
+    return replace(checkpoint, folder=Path(first).parent, weights=tuple(map(Path, files)))
 
 
 def _reporting(progress: Progress) -> type[tqdm]:

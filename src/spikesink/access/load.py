@@ -309,14 +309,14 @@ def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | No
     """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
     try:
         with panics_raised():
-            found = AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
             )
         # Without its files, many a tokenizer class comes up with its special tokens alone; text would be all unknown.
-        made_up = len(found) <= len(found.all_special_tokens)
+        made_up = len(tokenizer) <= len(tokenizer.all_special_tokens)
     except Exception:
         return None
-    return None if made_up else found
+    return None if made_up else tokenizer
 
 
 @contextmanager

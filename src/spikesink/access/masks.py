@@ -34,8 +34,8 @@ class MaskPlan:
             return 0, stop
         if (start, stop) not in self._ranges:
             columns = self._build(start, stop, 0, self.kv_length).flatten(0, 2).any(0).nonzero()
-            found = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
-            self._ranges[start, stop] = found
+            keys = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+            self._ranges[start, stop] = keys
         return self._ranges[start, stop]
 
     def rows(self, start: int, stop: int, low: int, high: int) -> Tensor:

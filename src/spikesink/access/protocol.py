@@ -56,8 +56,8 @@ _EMPTY = {method for name, method in vars(Observer).items() if name.startswith("
 
 def listeners(observers: Sequence[object], method: str) -> list:
     """The bound `method` of every observer (or editor) that has it; what `Observer` leaves empty does not count."""
-    found = [getattr(observer, method, None) for observer in observers]
-    return [bound for bound in found if bound is not None and getattr(bound, "__func__", None) not in _EMPTY]
+    methods = [getattr(observer, method, None) for observer in observers]
+    return [bound for bound in methods if bound is not None and getattr(bound, "__func__", None) not in _EMPTY]
 
 
 def check_finite(what: str, tensor: Tensor) -> None:

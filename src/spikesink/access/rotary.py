@@ -102,7 +102,7 @@ def _conventions(accessed: AccessedModel, rotary: Rotary) -> dict[int, Undo]:
         with observing(accessed, [keep]), torch.inference_mode():
             assert accessed.model.config._attn_implementation == BACKEND
             accessed.model(input_ids=ids, position_ids=positions, use_cache=False)
-    found: dict[int, Undo] = {}
+    conventions: dict[int, Undo] = {}
     limit = tolerances(accessed.dtype).forward
     for block, rotation in plain.rotations.items():
         pairs = [(plain.seen[block], rotation), (shifted.seen[block], shifted.rotations[block])]
@@ -113,8 +113,8 @@ def _conventions(accessed: AccessedModel, rotary: Rotary) -> dict[int, Undo]:
                 f"The rotary position embedding of block {block} cannot be undone: pre-RoPE queries and keys still "
                 f"move with the position by {moved[best]:.2g} (relative; limit {limit:.0e})"
             )
-        found[block] = best
-    return found
+        conventions[block] = best
+    return conventions
 
 
 def _moved(undo: Undo, pairs: list) -> float:

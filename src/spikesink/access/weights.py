@@ -90,7 +90,7 @@ def gated_ffns(accessed: AccessedModel, block: int) -> list[GatedFFN]:
             f"The input norm of block {block} has a bias, which adds linear terms to the quadratic form"
         )
     gain = None if scale is None else scale.gain
-    found = []
+    ffns = []
     for part in parts:
         if part.gate.shape[1] != accessed.d_model or part.down.shape[0] != accessed.d_model:
             raise DoesNotApplyError(
@@ -107,8 +107,8 @@ def gated_ffns(accessed: AccessedModel, block: int) -> list[GatedFFN]:
             expert=part.expert,
         )
         _check(part, sites, ffn, scale)
-        found.append(ffn)
-    return found
+        ffns.append(ffn)
+    return ffns
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ def _parts(sites: BlockSites) -> list[_Part]:
             f"The gate of block {sites.block} ({type(experts).__name__}) clamps and multiplies by (up + 1), which adds "
             "a linear term to the quadratic form"
         )
-    found = _experts(experts, sites.block)
+    parts = _experts(experts, sites.block)
     for name in ("shared_expert", "shared_experts"):
         if hasattr(inner, name):
-            found.append(_dense(getattr(inner, name), sites.block, -1))
-    return found
+            parts.append(_dense(getattr(inner, name), sites.block, -1))
+    return parts
 
 
 def _dense(module: Any, block: int, expert: int | None) -> _Part:
@@ -201,11 +201,11 @@ def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | Non
         shown = _run(part, sites, sites.input_norm(hidden) if sites.input_norm is not None else hidden)
         entering = scale.norm(hidden) if scale is not None else hidden.float()
         gate, up = entering @ ffn.gate.T, entering @ ffn.up.T
-        found = difference((ACT2FN[ffn.activation](gate) * up) @ ffn.down.T, shown.reshape(len(hidden), -1))
-    if not found < tolerances(part.gate.dtype).product:
+        wrong = difference((ACT2FN[ffn.activation](gate) * up) @ ffn.down.T, shown.reshape(len(hidden), -1))
+    if not wrong < tolerances(part.gate.dtype).product:
         raise DoesNotApplyError(
             f"The FFN of block {sites.block} ({type(sites.inner).__name__}) differs from W_down(act(W_gate h) * W_up h)"
-            f" by {found:.2g} (relative), so its amplifier is not known"
+            f" by {wrong:.2g} (relative), so its amplifier is not known"
         )
 
 
@@ -321,8 +321,8 @@ def unembedding(accessed: AccessedModel, seen: Probe) -> Callable[[Tensor], Tens
     """
     model: Any = accessed.model
     decoder = model.get_decoder()
-    found = [getattr(decoder, name, None) for name in ("norm", "ln_f", "final_layer_norm")]
-    norm = next((module for module in found if module is not None), nn.Identity())
+    candidates = [getattr(decoder, name, None) for name in ("norm", "ln_f", "final_layer_norm")]
+    norm = next((module for module in candidates if module is not None), nn.Identity())
     config, head = accessed.config, model.get_output_embeddings()
     scaling = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
