@@ -105,8 +105,10 @@ def _loaded(name_or_path: str | Path | None, revision: str | None, options: _Opt
     if stored is not None:
         check_config_sizes(config, checkpoint.name, stored)
     model = _read_model(checkpoint, config, dtype, options)
+    # Before its files are hashed, those of the tokenizer among them.
+    tokenizer = _read_tokenizer(checkpoint, options.trust_remote_code)
     facts = checkpoint.provenance() | ({} if method is None else {"dequantised_from": method})
-    return _Loaded(model, _read_tokenizer(checkpoint, options.trust_remote_code), checkpoint, facts)
+    return _Loaded(model, tokenizer, checkpoint, facts)
 
 
 def _adapted(adapter: Adapter, base: str | Path | None, options: _Options) -> _Loaded:
