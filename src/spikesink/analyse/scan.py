@@ -170,10 +170,19 @@ def _provenance(
 ) -> Provenance:
     return Provenance(
         model=accessed.provenance,
-        tokens=tokens.provenance(),
+        tokens={**tokens.provenance(), **_begin_with_bos(accessed, tokens)},
         versions=package_versions(),
         settings={**asdict(criteria), "batch_size": batch_size, "measures": list(measures), "attention": "spikesink"},
     )
+
+
+def _begin_with_bos(accessed: AccessedModel, tokens: Tokens) -> dict[str, int]:
+    """Of ids that were given as they are: how many sequences begin with the model's BOS, where it has one."""
+    bos = getattr(accessed.tokenizer, "bos_token_id", None)
+    bos = getattr(accessed.config, "bos_token_id", None) if bos is None else bos
+    if tokens.bos != "as given" or not isinstance(bos, int):
+        return {}
+    return {"begin_with_bos": int((np.asarray(tokens.ids)[:, 0] == bos).sum())}
 
 
 def _summary(scanned: Scanned) -> Summary:
@@ -231,6 +240,8 @@ def _text(scanned: Scanned, sequence: int, places: slice) -> str:
 def _lifecycle(scanned: Scanned) -> Lifecycle:
     measured, steps = scanned.spikes, scanned.steps
     kinds = {sites.block: sites.kind for sites in scanned.accessed.blocks()}
+    names = {module: name for name, module in scanned.accessed.model.named_modules()}
+    modules = {sites.block: names.get(sites.inner) for sites in scanned.accessed.blocks()}
     blocks = []
     for block in sorted(measured.writes):
         residual = measured.residuals.get(block)
@@ -238,6 +249,7 @@ def _lifecycle(scanned: Scanned) -> Lifecycle:
             BlockCycle(
                 block=block,
                 kind=kinds[block],
+                module=modules[block],
                 resid_top3=residual.peaks.top() if residual else None,
                 out_top3=measured.writes[block].top(),
                 resid_median=residual.median if residual else None,

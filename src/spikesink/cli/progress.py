@@ -1,7 +1,9 @@
 """Progress bars on stderr, so that stdout stays the result."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SHOWN = 6
+EVERY_S = 30.0
+"""Seconds between lines where there is no terminal."""
 
 
 @contextmanager
@@ -28,9 +32,13 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     )
     with Progress(*columns, console=console, transient=True) as bars, _ctrl_c_heard() as raise_if_pressed:
         tasks: dict[str, int] = {}
+        lines = None if console.is_terminal else _Lines()
 
         def report(stage: str, done: int, total: int) -> None:
             raise_if_pressed()
+            if lines is not None:
+                lines.report(stage, done, total)
+                return
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
@@ -39,6 +47,18 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
                     bars.update(finished, visible=False)
 
         yield report
+
+
+class _Lines:
+    """A plain line on stderr now and then, for a batch job's log; nothing of what is over sooner."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= EVERY_S:
+            self._last = time.monotonic()
+            print(f"{stage}: {done} of {total}", file=sys.stderr, flush=True)
 
 
 @contextmanager

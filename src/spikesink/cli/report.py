@@ -40,11 +40,18 @@ def report_command(
         print(f"Figures: {figures} ({len(files)} files)")
 
 
+RUN_FILES = ("anatomy.json", "interventions.json", "training.json")
+
+
 def default_page(runs: list[Path]) -> Path:
-    """report.html in the folder of one run; in the current folder for several."""
+    """report.html in the folder of one run, NAME.html beside a study's NAME.json; report.html here for several."""
     if len(runs) > 1:
         return Path("report.html")
-    return (runs[0].parent if runs[0].is_file() else runs[0]) / "report.html"
+    run = runs[0]
+    if not run.is_file():
+        return run / "report.html"
+    # A folder may hold many studies, each a file of its own; of the records of a run it holds one.
+    return run.parent / "report.html" if run.name in RUN_FILES else run.with_suffix(".html")
 
 
 def page_beside(run: Path, page: Path | None = None) -> None:

@@ -28,6 +28,8 @@ class BlockCycle(Frozen):
     block: int
     kind: str
     """`attention`, `ffn`, or `mixer` where a layer of a hybrid model has something else in attention's place."""
+    module: str | None = None
+    """Name of the module that computes it, as `named_modules()` has it; None in records from before it was kept."""
     resid_top3: list[Peak] | None
     """Three distinct channels of the residual after this block; None where a parallel layer has no such residual."""
     out_top3: list[Peak]

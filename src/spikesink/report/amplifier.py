@@ -23,7 +23,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import listed, number, percent, placed
+from spikesink.report.format import NONE, listed, number, percent, placed
 
 NAMED = 8
 """Outliers that get their channel beside them."""
@@ -41,6 +41,10 @@ def amplifier_part(record: Anatomy, section: sections.Amplifier) -> Section:
         tables=[_steps(section)] if section.steps else [],
         note=f"No step block is taken apart: {section.steps_reason}." if section.steps_reason else "",
     )
+
+
+def _r2(found: sections.Prediction) -> str:
+    return number(found.r2 if found.r2 is not None and found.r2 >= 0 else None)
 
 
 def amplifier_figures(record: Anatomy, section: sections.Amplifier) -> list[Figure]:
@@ -67,7 +71,7 @@ def _steps(section: sections.Amplifier) -> Table:
         [
             placed(step.block), f"{step.channel}", number(step.eigenvalue), number(step.next_eigenvalue),
             percent(step.share_of_spectrum), number(step.alignment_spike), number(step.alignment_other),
-            number(step.rank_one_spike.ratio), number(step.rank_one_spike.r2), number(step.quadratic_spike.ratio),
+            number(step.rank_one_spike.ratio), _r2(step.rank_one_spike), number(step.quadratic_spike.ratio),
         ]
         for step in section.steps
     ]  # fmt: skip
@@ -76,7 +80,9 @@ def _steps(section: sections.Amplifier) -> Table:
     n = section.steps[0].rank_one_spike.n
     return Table(
         "One direction predicts what the step FFNs write", columns, rows, brief=(),
-        note=f"λ*‖h̃‖²cos²(s*, h̃) against the true output, at {n} spike tokens. {section.erratum}",
+        note=f"λ*‖h̃‖²cos²(s*, h̃) against the true output, at {n} spike tokens; a ratio far from 1 says that the form "
+        f"does not hold in that block. R² is {NONE} where it is below 0: where the truth hardly varies, a "
+        f"share of its variance says nothing. {section.erratum}",
     )  # fmt: skip
 
 

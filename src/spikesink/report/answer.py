@@ -7,7 +7,8 @@ import numpy as np
 from spikesink.positions import first_half
 from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions
-from spikesink.report.conditions import name
+from spikesink.report.advice import advice, minutes
+from spikesink.report.conditions import argument
 from spikesink.report.document import Statement
 from spikesink.report.format import blocks, counted, listed, number, percent, placed, quantity, quoted
 from spikesink.report.runs import Model
@@ -22,7 +23,7 @@ def answer(model: Model) -> list[Statement]:
     elif model.interventions is not None:
         statements.append(_found(model.interventions))
     if model.anatomy is not None or model.interventions is not None:
-        statements += [_breaks(model), _advice(model)]
+        statements += [_breaks(model), advice(model.anatomy, model.interventions)]
     if model.training is not None:
         statements.append(training_statement(model.training, alone=not statements))
     return statements
@@ -40,10 +41,22 @@ def _spikes(record: Anatomy) -> str:
             f"and {number(rule.token_ratio)} × its own token's median; a spike needs {rule.max_over_median_min:g} × "
             f"and {rule.token_ratio_min:g} × after one block."
         )
+    massive = massive_word(record)
     channels = f"{counted(len(summary.spike_channels), 'channel')} ({listed(summary.spike_channels, 6)})"
-    text = f"The largest magnitude is {top}, {number(summary.max_over_median)} × the median. {channels} and "
+    text = f"The largest magnitude is {top}, {number(summary.max_over_median)} × the median: {massive}. {channels} and "
     text += f"{counted(record.spikes.token_count, 'token')} spike: {_tokens(record)}. {_made(record)}"
     return text
+
+
+def massive_word(record: Anatomy) -> str:
+    """Whether the published criterion of massive activations holds too, or ours alone."""
+    rule = record.spikes
+    if rule.massive_count:
+        return "massive by Sun et al. 2024"
+    return (
+        f"an outlier by our rule, not massive by Sun et al. 2024 (above {rule.sun2024_absolute:g} and "
+        f"{rule.sun2024_ratio:g} × the median)"
+    )
 
 
 def _tokens(record: Anatomy) -> str:
@@ -139,7 +152,8 @@ def _breaks(model: Model) -> Statement:
     if record is None:
         assert model.anatomy is not None
         command = f"spikesink intervene {argument(model.anatomy.provenance.model)}"
-        return Statement("What breaks without them", f"Not measured; {command} adds it.", measured=False)
+        text = f"Not measured; {command} adds it ({minutes(model.anatomy)})."
+        return Statement("What breaks without them", text, measured=False)
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []
     if "zero_spikes" in rows and "baseline" in rows:
@@ -163,28 +177,3 @@ def _cost(row: InterventionRow) -> str:
     cost = row.loss_difference_nats
     assert cost is not None
     return quantity(cost.value, "nats", cost.low, cost.high)
-
-
-def _advice(model: Model) -> Statement:
-    record = model.interventions
-    if record is None:
-        return Statement("What to do", "Depends on what breaks, which was not measured.", measured=False)
-    missing = [
-        part for part, section in (("quantisation", record.quantisation), ("kv_cache", record.kv_cache))
-        if not section.applicable
-    ]  # fmt: skip
-    text = record.recommendation.text
-    if missing:
-        text += f" Not measured: {listed(missing)} ({_why(record)})."
-    return Statement("What to do", text)
-
-
-def _why(record: Interventions) -> str:
-    reasons = {section.reason for section in (record.quantisation, record.kv_cache) if not section.applicable}
-    return "; ".join(sorted(reason for reason in reasons if reason)) or "intervene --which all adds it"
-
-
-def argument(model: dict[str, object]) -> str:
-    """The model as one types it: its hub id; a folder's name alone does not say where it lies."""
-    text = name(model)
-    return text if "/" in text else "MODEL"

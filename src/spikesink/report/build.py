@@ -1,5 +1,6 @@
 """From a record to its document."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,8 +41,14 @@ def record_document(record: object) -> Document | None:
 def runs_document(paths: Sequence[Path]) -> Document:
     """What the records in these folders say: a study's, one model's, or a comparison."""
     studies = read_studies(paths)
-    if studies:
-        return study_document(studies)
+    document = study_document(studies) if studies else _models_document(paths)
+    # By their names alone: a page is sent to others, whom the folders of this machine say nothing.
+    names = [f"{study.study}-{study.preset}.json" for study in studies] or [path.resolve().name for path in paths]
+    document.command = " ".join(["spikesink report", *map(shlex.quote, names)])
+    return document
+
+
+def _models_document(paths: Sequence[Path]) -> Document:
     if len(paths) == 1 and (paths[0] / GraftRecord.file).is_file():
         return graft_document(GraftRecord.read(paths[0]))
     models = group(read_runs(paths))

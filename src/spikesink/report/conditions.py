@@ -27,6 +27,12 @@ def name(model: dict[str, Any]) -> str:
     return str(model.get("name") or model.get("model_type") or "model")
 
 
+def argument(model: dict[str, Any]) -> str:
+    """The model as one types it: its hub id; a folder's name alone does not say where it lies."""
+    text = name(model)
+    return text if "/" in text else "MODEL"
+
+
 def shape(provenance: Provenance) -> str:
     """24 × 64 tokens of pydoc_data.topics: the sequences that were evaluated."""
     tokens, settings = provenance.tokens, provenance.settings
@@ -36,6 +42,9 @@ def shape(provenance: Provenance) -> str:
 
 
 def _bos(tokens: dict[str, Any]) -> str:
+    begin, sequences = tokens.get("begin_with_bos"), tokens.get("sequences")
+    if tokens.get("bos") == "as given" and begin is not None and sequences:
+        return f"{'all' if begin == sequences else 'none' if begin == 0 else f'{begin} of {sequences}'} begin with BOS"
     if "bos_added" in tokens:
         return "with BOS" if tokens["bos_added"] else "no BOS added"
     return "with BOS" if tokens.get("bos") is True else ""

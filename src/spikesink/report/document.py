@@ -121,6 +121,8 @@ class Document:
     """Details of every head for the sink map; see `head_details`."""
     conditions: list[tuple[str, Table]] = field(default_factory=list)
     """By record: its provenance."""
+    command: str = ""
+    """What makes this page again."""
     condition: str = ""
     """The conditions in one line, for a terminal."""
 

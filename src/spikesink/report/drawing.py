@@ -9,7 +9,7 @@ import altair as alt
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2b7bba", "#d55e00", "#1b9e77", "#b2609f", "#8a8f98"
 """Told apart under every colour blindness (after Okabe & Ito), and 3:1 or more against white and against near black."""
-PALETTE = [BLUE, ORANGE, GREEN, PURPLE, GREY]
+PALETTE = [BLUE, ORANGE, GREEN, PURPLE, GREY, "#a6761d", "#e7298a", "#6a6fd6"]
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 """Beside colour, so that a chart survives a grey printer."""
 RAMP = "viridis"

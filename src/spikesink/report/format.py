@@ -20,10 +20,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def signed(value: float | None) -> str:
-    """With its sign, to the digits that matter: +11.34, +0.012, -0.0005; never more than four decimals."""
+    """With its sign, to the digits that matter: +11.34, +0.012, -0.0005; four decimals at most, 0 below."""
     if value is None:
         return NONE
     size = abs(value)
+    if size < 0.00005:
+        return "0"
     return f"{value:+.2f}" if size >= 0.1 else f"{value:+.2g}" if size >= 0.001 else f"{value:+.4f}"
 
 

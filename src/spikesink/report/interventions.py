@@ -4,13 +4,15 @@ from typing import Any
 
 import altair as alt
 
-from spikesink.records.interventions import Estimate, InterventionRow, Interventions
+from spikesink.records.interventions import Answer, Estimate, InterventionRow, Interventions
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Section, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
 from spikesink.report.format import NONE, counted, listed, number, percent, signed
 
 KINDS = ("intervention", "control of the same size")
+NATS = ("free_max", "costly_min")
+"""Thresholds that are losses; the others are shares."""
 CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(datum.label, ' / ')[1]"
 """A control's label without the intervention's, which stands above it."""
 
@@ -80,10 +82,26 @@ def _answers(record: Interventions) -> Table:
     return Table(
         f"Verdict: {found.verdict}",
         ("question", "answer", "because"),
-        [[item.question, item.answer, item.reason] for item in answers],
+        [[item.question, item.answer, _because(item)] for item in answers],
         words=3,
-        aside=" ".join(found.rules.get("in_words", [])),
+        aside=_rules(found.rules),
     )
+
+
+def _because(answer: Answer) -> str:
+    """The reason, and the rows of the table that decided."""
+    rows = listed([name.replace("/", ", ").replace("_", " ") for name in answer.evidence], 4)
+    return f"{answer.reason} (rows: {rows})" if rows else answer.reason
+
+
+def _rules(rules: dict[str, Any]) -> str:
+    """The rules in words, with their numbers in the place of the numbers' names."""
+    text = " ".join(rules.get("in_words", []))
+    for name, value in rules.items():
+        if isinstance(value, int | float):
+            shown = f"{value:g}" if name in NATS else percent(value)
+            text = text.replace(name, shown)
+    return text
 
 
 def intervention_figures(record: Interventions) -> list[Figure]:
@@ -164,7 +182,15 @@ def _plane(record: Interventions, rows: Rows) -> Figure:
     points = base.mark_point(filled=True, size=70, opacity=1).encode(
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "diamond"])), tooltip=tips
     )
-    names = alt.Chart(inline(_labels(rows))).mark_text(align="left", dx=8, dy=-6)
+    labels = _labels(rows)
+    # On the right, where there is no room beside a point, its name stands before it.
+    sides = [
+        alt.Chart(inline([row for row in labels if (row["plateau"] > 0.6) == right]))
+        .mark_text(align="right" if right else "left", dx=-8 if right else 8, dy=-6)
+        .encode(alt.X("plateau:Q"), alt.Y("sinks:Q"), alt.Text("label:N"))
+        for right in (False, True)
+        if any((row["plateau"] > 0.6) == right for row in labels)
+    ]
     one = alt.Chart(inline([{"one": 1.0}]))
     rules: dict[str, Any] = {"strokeDash": [3, 3], "color": BLUE, "opacity": 0.6}
     return Figure(
@@ -174,7 +200,7 @@ def _plane(record: Interventions, rows: Rows) -> Figure:
             one.mark_rule(**rules).encode(alt.X("one:Q")),
             one.mark_rule(**rules).encode(alt.Y("one:Q")),
             points,
-            names.encode(alt.X("plateau:Q"), alt.Y("sinks:Q"), alt.Text("label:N")),
+            *sides,
         ),
         rows=table(rows),
         caption="Left: spikes gone; below: sinks gone; the corner at 100 %: both as they were. "

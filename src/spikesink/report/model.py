@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from spikesink import measures
 from spikesink.records import Anatomy, NotApplicable
 from spikesink.records.interventions import Interventions
-from spikesink.report.answer import answer, argument
-from spikesink.report.conditions import condition_table, line, sentence
+from spikesink.report.answer import answer
+from spikesink.report.conditions import argument, condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Section, Unmeasured
 from spikesink.report.fields import fields_part
 from spikesink.report.format import counted, placed
@@ -45,7 +45,8 @@ def _merits(model: Model) -> list[Merit]:
     if model.anatomy is not None:
         summary = model.anatomy.summary
         where = f"channel {summary.spike_channel}, block {placed(summary.spike_block)}"
-        verdict = "has spikes" if summary.has_spikes else "no spikes"
+        massive = "massive" if model.anatomy.spikes.massive_count else "outlier by our rule only"
+        verdict = massive if summary.has_spikes else "no spikes"
         heads = f"{summary.sink_head_count:,} of {counted(summary.head_count, 'head')}"
         merits += [
             Merit("largest magnitude", summary.spike, note=where),

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from spikesink.report.bundle import bundle, licences
 from spikesink.report.document import Document
 from spikesink.report.drawing import DARK, LIGHT, Figure
+from spikesink.report.mathml import mathematics
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -25,6 +26,7 @@ def render(page: Document) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["mathematics"] = mathematics
     return environment.get_template("page.html").render(
         page=page,
         version=version("spikesink"),

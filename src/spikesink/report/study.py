@@ -50,7 +50,8 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
         )
     decided = [claim for claim in study.claims if claim.verdict in ("supported", "contradicted")]
     statements += [
-        Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {claim.evidence}") for claim in decided
+        Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {_plain(claim.evidence)}")
+        for claim in decided
     ]
     few = min((len(row.seeds) for row in study.rows), default=0)
     if counts["undecided"] and few < study.rules.get("seeds_min", 0):
@@ -59,6 +60,11 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
     return statements or [
         Statement(f"{prefix}No verdict", "No variant has finished beside the baseline.", measured=False)
     ]
+
+
+def _plain(text: str) -> str:
+    """Without the marks that Markdown has for code."""
+    return text.replace("`", "")
 
 
 def _effects_in_words(found: VariantVerdict) -> str:
@@ -151,14 +157,16 @@ def _verdicts(study: StudyRecord) -> list[Table]:
         [found.variant, found.verdict, *[_effect(found.effects, name) for name in names]] for found in study.verdicts
     ]
     summaries = {row.variant: row for row in study.rows}
-    changes = [[row.variant, row.summary, "; ".join(row.changes) or "as the preset"] for row in summaries.values()]
+    changes = [
+        [row.variant, _plain(row.summary), "; ".join(row.changes) or "as the preset"] for row in summaries.values()
+    ]
     rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
-    claims = [[f"{claim.claim}. {claim.text}", claim.verdict, claim.evidence] for claim in study.claims]
+    claims = [[f"{claim.claim}. {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
     found = []
     if rows:
         header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
         title = "Variant over baseline, with its 95 % interval over seeds"
-        found.append(Table(title, header, rows, words=2, note=f"Rules: {rules}."))
+        found.append(Table(title, header, rows, words=len(header), note=f"Rules: {rules}."))
     if claims:
         found.append(Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
     return [*found, Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]

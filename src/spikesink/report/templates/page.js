@@ -49,7 +49,8 @@
     spec.datasets = { ...spec.datasets, rows: data.get(name) };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
-    const legend = { ...look.legend, columns: Math.max(2, Math.floor(holder.clientWidth / 140)) };
+    const legend = { ...look.legend, columns: Math.max(1, Math.floor(holder.clientWidth / 150)) };
+    legend.labelLimit = holder.clientWidth / legend.columns - 40;
     spec.config = { ...look, axis, legend };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
@@ -169,6 +170,16 @@
     const name = figure.dataset.figure;
     for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => save(name, button.dataset.save));
     figure.querySelector("details.rows").addEventListener("toggle", () => fillTable(name));
+  }
+
+  // ---- commands to take along ---------------------------------------------------------------------------------
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "copied";
+      setTimeout(() => { button.textContent = "copy"; }, 2000);
+    });
   }
 
   // ---- light and dark -----------------------------------------------------------------------------------------
