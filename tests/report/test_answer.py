@@ -56,7 +56,7 @@ def test_what_was_not_measured_names_its_command():
     assert list(alone) == ["Spikes and sinks", "What breaks without them", "What to do"]
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
     some = answers(interventions=interventions(parts=False))
-    assert some["What to do"].text.endswith("Not measured: quantisation and kv_cache (not asked for).")
+    assert some["What to do"].points[-1] == "Not measured: quantisation and kv_cache (not asked for)."
 
 
 def test_a_training_run_says_how_it_ended():

@@ -158,7 +158,7 @@ def test_what_is_no_run(tmp_path):
 def test_a_scan_alone_says_what_is_missing(tmp_path):
     anatomy(measures=()).save(tmp_path)
     text = write_page([tmp_path], tmp_path / "report.html").read_text()
-    assert f"<code>spikesink scan made/model --measure {','.join(MEASURES)}</code>" in text
+    assert f"{', '.join(MEASURES)}: <code>spikesink scan made/model --measure all</code>" in text
     assert "The amplifier" not in text, "one line for all of them, not a box each"
     assert "spikesink intervene made/model adds it" in text
     assert "figure-lifecycle_residual" in text and "figure-amplifier_norms" not in text

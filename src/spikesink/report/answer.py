@@ -101,6 +101,8 @@ def _sinks(record: Anatomy) -> str:
     else:
         text = f"{summary.sink_head_count:,} of {counted(summary.head_count, 'head')} sink (sink ratio "
         text += f"{percent(summary.sink_ratio)}, {sinks.metric}, ε = {sinks.epsilon:g}); {_target(record)}."
+    if sinks.ratio_reason:
+        text += f" {sinks.ratio_reason[0].upper()}{sinks.ratio_reason[1:].rstrip('.')}."
     if sinks.virtual_mass is not None:
         text += f" Virtual keys hold {percent(sinks.virtual_mass)} of attention and are counted apart."
     return text + _overlap(record)

@@ -1,5 +1,7 @@
 """Equations of captions as mathematics: the document has them in plain characters, the page as MathML."""
 
+import re
+
 from markupsafe import Markup, escape
 
 
@@ -46,13 +48,18 @@ EQUATIONS = {
     "‖U_k‖": _row(_mo("‖"), _U, _mo("‖")),
     "‖h̃‖²": _sup(_NORM_H, _TWO),
 }
-"""Plain form -> MathML; the longer ones first where one holds another."""
+"""Plain form -> MathML."""
+
+
+BY_FORM = {str(escape(plain)): equation for plain, equation in EQUATIONS.items()}
+FORMS = re.compile("|".join(map(re.escape, sorted(BY_FORM, key=len, reverse=True))))
 
 
 def mathematics(text: str) -> Markup:
     """Text, escaped, with the equations that it holds as MathML."""
-    shown = str(escape(text))
-    for plain, equation in EQUATIONS.items():
-        # Only our own text has these; what a record brings is escaped, and holds no markup either way.
-        shown = shown.replace(str(escape(plain)), f'<math alttext="{escape(plain)}">{equation}</math>')
-    return Markup(shown)
+    # What a record brings is escaped, and holds no markup where it looks like an equation either.
+    return Markup(FORMS.sub(_equation, str(escape(text))))
+
+
+def _equation(found: re.Match[str]) -> str:
+    return f'<math alttext="{found.group()}">{BY_FORM[found.group()]}</math>'

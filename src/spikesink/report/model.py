@@ -112,7 +112,12 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
         command = f"spikesink scan {argument(model.anatomy.provenance.model)}"
         missing = [name for name in measures.measures() if name not in _further(model.anatomy)]
         if missing:
-            found.append(Unmeasured(", ".join(missing), f"{command} --measure {','.join(missing)}"))
+            found.append(
+                Unmeasured(
+                    ", ".join(missing),
+                    f"{command} --measure {'all' if len(missing) == len(measures.measures()) else ','.join(missing)}",
+                )
+            )
     if model.interventions is not None:
         command = f"spikesink intervene {argument(model.interventions.provenance.model)} --which all"
         parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}

@@ -6,9 +6,25 @@ import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy, SinkHead
+from spikesink.records.scan import SinkRatio
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
-from spikesink.report.drawing import BLUE, HEIGHT, ORANGE, RAMP, Figure, Rows, Sketch, drawing, inline, layered, table
+from spikesink.report.drawing import (
+    BLUE,
+    HEIGHT,
+    ORANGE,
+    RAMP,
+    Figure,
+    Rows,
+    Sketch,
+    colours,
+    dashes,
+    drawing,
+    inline,
+    layered,
+    line_legend,
+    table,
+)
 from spikesink.report.format import number, percent, placed
 from spikesink.report.geometry import plane_chart, plane_rows
 
@@ -37,10 +53,50 @@ def sinks_part(record: Anatomy) -> Section:
         "Where attention sinks",
         "Click a cell, or choose a head with the fields below the map, to see what is known of that head.",
         merits=merits,
-        figures=[sink_map(record), head_importance(record), *head_plane(record)],
+        figures=[sink_map(record), head_importance(record), *head_plane(record), *ratio_curves(record)],
         label="Sink heads",
         part="heads",
         content=sorted({head.block for head in sinks.heads}),
+    )
+
+
+METRIC_NAMES = {"sun2026": "Sun et al. 2026", "gu2025": "Gu et al. 2025"}
+
+
+def ratio_curves(record: Anatomy) -> list[Figure]:
+    """The sink ratio under other thresholds and other lengths: how far it is a matter of choice."""
+    sinks = record.sinks
+    curves = (("epsilon", "ε", "threshold ε on importance", sinks.by_epsilon),
+              ("tokens", "length", "tokens of a sequence", sinks.by_tokens))  # fmt: skip
+    return [
+        _ratio_curve(record, *curve) for curve in curves if len({getattr(entry, curve[0]) for entry in curve[3]}) > 1
+    ]
+
+
+def _ratio_curve(record: Anatomy, field: str, what: str, axis: str, entries: list[SinkRatio]) -> Figure:
+    rows: Rows = [
+        {field: getattr(entry, field), "metric": label, "ratio": getattr(entry, name)}
+        for entry in entries
+        for name, label in METRIC_NAMES.items()
+        if getattr(entry, name) is not None
+    ]
+    names = list(METRIC_NAMES.values())
+    base = drawing().encode(
+        alt.X(f"{field}:Q", title=axis, scale=alt.Scale(zero=False), axis=alt.Axis(grid=False)),
+        alt.Y("ratio:Q", title="sink ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        alt.Color("metric:N", title=None, scale=colours(names), legend=line_legend()),
+    )
+    tips = [f"{field}:Q", "metric:N", alt.Tooltip("ratio:Q", format=".1%")]
+    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("metric:N", title=None, scale=dashes(names)))
+    return Figure(
+        name=f"sink_ratio_by_{field}",
+        title=f"Sink ratio by {what}",
+        chart=layered(line, base.mark_point(filled=True, size=24, opacity=1).encode(tooltip=tips), height=HEIGHT - 80),
+        rows=table(rows),
+        caption=f"Share of heads and sequences that sink, by {axis}; this record's ratio is at ε = "
+        f"{record.sinks.epsilon:g}. {record.sinks.ratio_reason or ''}".strip(),
+        conditions=conditions(record),
+        alternative=f"Line chart of the sink ratio by {axis}, under two metrics.",
     )
 
 

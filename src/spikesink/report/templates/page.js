@@ -41,6 +41,20 @@
 
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
 
+  // As many names of a legend in a row as have room, none cut off.
+  function columns(spec, width) {
+    let longest = 0;
+    const visit = (part) => {
+      for (const [key, value] of Object.entries(part ?? {})) {
+        if (key === "color" && Array.isArray(value?.scale?.domain)) {
+          longest = Math.max(longest, ...value.scale.domain.map((name) => String(name).length));
+        } else if (typeof value === "object" && key !== "datasets") visit(value);
+      }
+    };
+    visit(spec);
+    return Math.max(1, Math.min(6, Math.floor((width - 60) / (7 * longest + 40))));
+  }
+
   async function draw(name) {
     const holder = document.querySelector(`[data-figure="${name}"] .chart`);
     if (!holder) return;
@@ -49,8 +63,7 @@
     spec.datasets = { ...spec.datasets, rows: data.get(name) };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
-    const legend = { ...look.legend, columns: Math.max(1, Math.floor(holder.clientWidth / 150)) };
-    legend.labelLimit = holder.clientWidth / legend.columns - 40;
+    const legend = { ...look.legend, columns: columns(spec, holder.clientWidth), labelLimit: holder.clientWidth - 60 };
     spec.config = { ...look, axis, legend };
     const result = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
