@@ -1,8 +1,9 @@
 """Records with planted numbers, of any size, so that a page can be tested without a model."""
 
 import numpy as np
+from completed import completed
 
-from spikesink.records import Anatomy, TrainingRun
+from spikesink.records import Anatomy, Section, TrainingRun
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import StudyRecord
 
@@ -93,7 +94,10 @@ def anatomy(
         },
         "provenance": provenance(name),
         "timing": TIMING,
-        **{measure: SECTIONS[measure](layers, heads, d, text, vocabulary) for measure in measures},
+        **{
+            measure: completed(Section.known[measure], SECTIONS[measure](layers, heads, d, text, vocabulary))
+            for measure in measures
+        },
     }
     arrays = {
         "residual_blocks": np.array(blocks),
@@ -185,124 +189,74 @@ def _planes(random, layers, heads):
     }
 
 
-def _interval(value, n=4):
-    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
-
-
 def _prediction(ratio=0.97):
     return {"n": 4, "ratio": ratio, "r2": 0.9}
 
 
+def _interval(value, n=4):
+    return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
+
+
 def _amplifier(layers, heads, d, text, vocabulary):
-    outlier = {"block": 2, "channel": 5, "expert": None, "frobenius": 40.0, "over_median": 26.0}
-    gate = {"n": 4, "cosine": 0.99, "norm_ratio": 0.98}
+    def channel(first):
+        size, value = (40.0, 39.0) if first else (1.5, 0.9)
+        return {"channel": 5, "frobenius": size, "rank": 0, "eigenvalues": [value, -0.8, 0.7, -0.6]}
+
+    predictions = {"first": 0.97, "spike": 0.97, "other": 3.0}
     return {
         "spike_channel": 5,
         "followed_channels": [5, 3, 1],
+        "outliers": [{"block": 2, "channel": 5, "expert": None, "frobenius": 40.0, "over_median": 26.0}],
         "outlier_over_median_min": 10.0,
-        "outliers": [outlier],
         "outlier_count": 1,
         "outlier_blocks": [2],
         "blocks": [
-            {
-                "block": 2 * layer + 2,
-                "experts": 1,
-                "median_frobenius": 1.5,
-                "channels": [
-                    {
-                        "channel": 5,
-                        "frobenius": 40.0 if layer == 0 else 1.5,
-                        "rank": 0,
-                        "eigenvalues": [39.0 if layer == 0 else 0.9, -0.8, 0.7, -0.6],
-                    }
-                ],
-            }
+            {"block": 2 * layer + 2, "experts": 1, "median_frobenius": 1.5, "channels": [channel(layer == 0)]}
             for layer in range(layers)
         ],
         "steps": [
             {
-                "block": 2,
-                "channel": 5,
-                "eigenvalue": 39.0,
-                "next_eigenvalue": -0.8,
-                "share_of_spectrum": 0.95,
-                "alignment_spike": 0.6,
-                "alignment_other": 0.03,
-                "rank_one_first": _prediction(),
-                "rank_one_spike": _prediction(),
-                "rank_one_other": _prediction(3.0),
-                "quadratic_spike": _prediction(0.98),
-                "quadratic_other": _prediction(2.0),
+                "block": 2, "channel": 5, "eigenvalue": 39.0, "next_eigenvalue": -0.8, "share_of_spectrum": 0.95,
+                "alignment_spike": 0.6, "alignment_other": 0.03,
+                **{f"rank_one_{name}": _prediction(ratio) for name, ratio in predictions.items()},
+                "quadratic_spike": _prediction(0.98), "quadratic_other": _prediction(2.0),
             }
         ],
-        "gates": [{"block": 2, "control": False, "spike": gate, "other": gate}],
+        "gates": [{"block": 2, "control": False, "spike": {"cosine": 0.99}, "other": {"cosine": 0.99}}],
         "directions": [{"block": 2, "channels": [5, 3], "mean_cosine": 0.99, "control_cosine": 0.5}],
         "steps_reason": None,
-    }
+    }  # fmt: skip
 
 
 def _trigger(layers, heads, d, text, vocabulary):
-    item = {"token_id": 7, "text": text, "value": 85.0, "embedding_norm": 4.2}
-    found = {"block": 1, "map_gain": 1.4, "map_gain_random": 1.1} | {
-        f"{what}_{who}": value
-        for what in ("before", "write", "after")
-        for who, value in (("first", 0.3), ("later", 0.05))
-    }
-    kind = {
-        "tokens": 9,
-        "self_attention": _interval(0.3),
-        "uniform": 0.1,
-        "norm_magnitude": _interval(0.2),
-        "gamma_cosine": _interval(0.05),
-    }
-    count = {
-        "criterion": "sun2024",
-        "threshold": 100.0,
-        "first_count": vocabulary - 1,
-        "first_ratio": (vocabulary - 1) / vocabulary,
-        "later_count": 0,
-        "later_ratio": 0.0,
-    }
+    around = {f"{what}_{who}": value for what in ("before", "write", "after")
+              for who, value in (("first", 0.3), ("later", 0.05))}  # fmt: skip
+    values = {name: _interval(at) for name, at in (("self_attention", 0.3), ("norm_magnitude", 0.2))}
+    kind = {"tokens": 9, "uniform": 0.1, "gamma_cosine": _interval(0.05), **values}
+    spiking = vocabulary - 1
     return {
         "probe": {
-            "block": 2,
-            "items": vocabulary,
-            "later_length": 16,
-            "ordinary_median": 1.7,
-            "criterion": "sun2024",
-            "counts": [count],
-            "first_median": 500.0,
-            "later_median": 5.0,
-            "exceptions": [item],
-            "exception_count": 1,
-            "median_embedding_norm": 3.1,
+            "block": 2, "items": vocabulary, "later_length": 16, "criterion": "sun2024", "ordinary_median": 1.7,
+            "counts": [{"criterion": "sun2024", "threshold": 100.0, "first_count": spiking, "later_count": 0,
+                        "first_ratio": spiking / vocabulary, "later_ratio": 0.0}],
+            "first_median": 500.0, "later_median": 5.0, "exception_count": 1, "median_embedding_norm": 3.1,
+            "exceptions": [{"token_id": 7, "text": text, "value": 85.0, "embedding_norm": 4.2}],
         },
         "first_token_map": {
-            "step_block": 2,
-            "channel": 5,
-            "n_first": 8,
-            "n_later": 8,
-            "random_cosine": 0.03,
-            "blocks": [found],
+            "step_block": 2, "channel": 5, "n_first": 8, "n_later": 8, "random_cosine": 0.03,
+            "blocks": [{"block": 1, "map_gain": 1.4, "map_gain_random": 1.1, **around}],
         },
         "first_token_reason": None,
         "self_sinking": [{"block": 1, "classes": [{"name": name, **kind} for name in ("first", "delimiter", "other")]}],
         "self_sinking_reason": None,
-    }
+    }  # fmt: skip
 
 
 def _normalisation(layers, heads, d, text, vocabulary):
     def statistics(tokens, cosine):
-        return {
-            "tokens": tokens,
-            "prompts": 4,
-            "bound": 0.9,
-            "energy_share": cosine / 2,
-            "participation_ratio": 3.0,
-            "cosine_within": cosine,
-            "cosine_across": cosine,
-            "persistence": cosine,
-        }
+        cosines = dict.fromkeys(("cosine_within", "cosine_across", "persistence"), cosine)
+        energy = {"energy_share": cosine / 2, "participation_ratio": 3.0}
+        return {"tokens": tokens, "prompts": 4, "bound": 0.9, **energy, **cosines}
 
     return {
         "norm": "rms norm",
@@ -311,14 +265,7 @@ def _normalisation(layers, heads, d, text, vocabulary):
             {"block": block, "spike": statistics(3, 0.99 if block > 1 else 0.3), "other": statistics(21, 0.2)}
             for block in range(1, 2 * layers + 1)
         ],
-        "implicit": {
-            "block": 2,
-            "explained_spike": 0.999,
-            "explained_other": 0.5,
-            "prompts_spike": 4,
-            "prompts_other": 4,
-            "distinct_spike_tokens": 3,
-        },
+        "implicit": {"block": 2, "explained_spike": 0.999, "prompts_spike": 4, "prompts_other": 4},
     }
 
 
@@ -326,45 +273,23 @@ RULE = {"importance_min": 0.3, "heads_min": 3, "tokens": 5}
 
 
 def _geometry(layers, heads, d, text, vocabulary):
+    def gap(layer, head):
+        gap, content, distance = (6.5, 6.0, 0.5) if head == 1 else (-0.5, -0.3, -0.2)
+        return {"block": 2 * layer + 1, "head": head, "is_sink": head == 1, "gap": gap, "content": content,
+                "distance": distance, "gap_std": 0.4, "positive_share": 0.9, "cosine_sink": 0.4,
+                "cosine_other": 0.1}  # fmt: skip
+
+    key = {
+        "kv_head": 0, "n": 5, "rank_sink": 1.5, "rank_other": 4.0, "rank_spike": 1.1, "energy_rank_sink": 1,
+        "energy_rank_other": 4, "energy_rank_spike": 1, "norm_sink": 2.0, "norm_other": 3.0, "separability": 0.99,
+        "separability_control": 0.5,
+    }  # fmt: skip
     return {
         "sink_tokens": RULE,
         "sequences": 4,
         "queries": 19,
-        "keys": [
-            {
-                "block": 2 * layer + 1,
-                "kv_head": 0,
-                "n": 5,
-                "rank_sink": 1.5,
-                "rank_other": 4.0,
-                "n_spike": 3,
-                "rank_spike": 1.1,
-                "energy_rank_sink": 1,
-                "energy_rank_other": 4,
-                "energy_rank_spike": 1,
-                "norm_sink": 2.0,
-                "norm_other": 3.0,
-                "separability": 0.99,
-                "separability_control": 0.5,
-            }
-            for layer in range(layers)
-        ],
-        "gaps": [
-            {
-                "block": 2 * layer + 1,
-                "head": head,
-                "is_sink": head == 1,
-                "gap": 6.5 if head == 1 else -0.5,
-                "gap_std": 0.4,
-                "content": 6.0 if head == 1 else -0.3,
-                "distance": 0.5 if head == 1 else -0.2,
-                "positive_share": 0.9,
-                "cosine_sink": 0.4,
-                "cosine_other": 0.1,
-            }
-            for layer in range(layers)
-            for head in range(heads)
-        ],
+        "keys": [{"block": 2 * layer + 1, **key} for layer in range(layers)],
+        "gaps": [gap(layer, head) for layer in range(layers) for head in range(heads)],
         "gap_and_sink": _interval(0.66, layers * heads),
         "planes": [
             {"name": name, "block": 1, "head": head, "importance": 0.8, "explained": 0.75}
@@ -374,25 +299,16 @@ def _geometry(layers, heads, d, text, vocabulary):
 
 
 def _heads(layers, heads, d, text, vocabulary):
+    trace = {
+        "distance": 1.5, "distance_by_mass": 1.7, "entropy_nats": 0.9, "value_norm_sink": 0.1, "value_norm_other": 1.0,
+        "write_norm": 0.4, "write_norm_without": 0.35, "write_norm_renormalised": 1.6, "loss_effect_nats": None,
+    }  # fmt: skip
     return {
         "sink_tokens": RULE,
         "queries": 19,
         "uniform_distance": {2 * layer + 1: 2.5 for layer in range(layers)},
         "heads": [
-            {
-                "block": 2 * layer + 1,
-                "head": head,
-                "sink_mass": 0.8 if head == 1 else 0.05,
-                "distance": 1.5,
-                "distance_by_mass": 1.7,
-                "entropy_nats": 0.9,
-                "value_norm_sink": 0.1,
-                "value_norm_other": 1.0,
-                "write_norm": 0.4,
-                "write_norm_without": 0.35,
-                "write_norm_renormalised": 1.6,
-                "loss_effect_nats": None,
-            }
+            {"block": 2 * layer + 1, "head": head, "sink_mass": 0.8 if head == 1 else 0.05, **trace}
             for layer in range(layers)
             for head in range(heads)
         ],
@@ -413,30 +329,12 @@ def _heads(layers, heads, d, text, vocabulary):
 
 
 def _properties(layers, heads, d, text, vocabulary):
-    overlap = {
-        "n": 12,
-        "spikes": 3,
-        "sinks": 5,
-        "both": 2,
-        "precision": 0.667,
-        "recall": 0.4,
-        "jaccard": 0.333,
-        "chance_jaccard": 0.1,
-        "chance_high": 0.3,
-        "p_value": 0.04,
-    }
+    overlap = {"n": 12, "spikes": 3, "sinks": 5, "both": 2, "precision": 0.667, "recall": 0.4, "jaccard": 0.333,
+               "chance_jaccard": 0.1, "chance_high": 0.3, "p_value": 0.04}  # fmt: skip
     return {
         "followed_channels": [5, 3, 1],
         "properties": [
-            {
-                "name": name,
-                "description": f"property {name}",
-                "value": 0.5,
-                "threshold": 0.9,
-                "holds": name != "v",
-                "control": 0.1,
-                "n": 8,
-            }
+            {"name": name, "description": f"property {name}", "threshold": 0.9, "holds": name != "v", "control": 0.1}
             for name in ("i", "ii", "iii", "iv", "v")
         ],
         "sink_tokens": RULE,
