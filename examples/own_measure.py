@@ -15,8 +15,7 @@ from torch import Tensor
 import spikesink
 from spikesink.access import Batch
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, stream
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan, stream
 from spikesink.data import default_corpus, tokenise
 from spikesink.errors import DoesNotApplyError
 from spikesink.measures import Measure, register
@@ -65,7 +64,7 @@ class Shares:
             sums[index] += float(share[tokens[self._rows]].sum())
 
 
-def measure_rewritten(scanned: Scanned, progress: Progress) -> tuple[Rewritten, dict[str, np.ndarray]]:
+def measure_rewritten(scanned: Scan, progress: Progress) -> tuple[Rewritten, dict[str, np.ndarray]]:
     """The measure: from what a scan found to a section of the record and its large arrays (here none)."""
     accessed = scanned.accessed
     if accessed.post_norm or accessed.parallel:

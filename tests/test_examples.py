@@ -18,9 +18,8 @@ from tiny import tiny, token_ids
 
 from spikesink import Anatomy, measures, scan
 from spikesink.access import access, full_batch, observing, run
-from spikesink.analyse.passes import no_progress
+from spikesink.analyse.passes import Criteria, no_progress
 from spikesink.analyse.scan import measure
-from spikesink.analyse.scanned import Criteria
 from spikesink.records import Section
 from spikesink.report import write_figures, write_page
 from spikesink.report.document import Merit

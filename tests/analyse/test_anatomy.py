@@ -17,8 +17,8 @@ from spikesink.access import access, full_batch, observing, run
 from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
 from spikesink.analyse.anatomy import geometry, sink_loss, trigger
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens
+from spikesink.analyse.passes import Criteria
 from spikesink.analyse.scan import measure
-from spikesink.analyse.scanned import Criteria
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
 from spikesink.records import Anatomy, NotApplicable, Section

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 from spikesink.access import AccessedModel
 from spikesink.access.linears import LinearSite, editing_inputs, find_linears
 from spikesink.access.weights import gated_ffns
-from spikesink.analyse.passes import Progress, no_progress, stream
+from spikesink.analyse.passes import Progress, Scan, no_progress, stream
 from spikesink.analyse.scan import accessed_model, check_options, measure
-from spikesink.analyse.scanned import Scanned
 from spikesink.data.tokens import Tokens, as_tokens
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene import Targets
@@ -47,7 +46,7 @@ def find(
     return targets_of(scanned, magnitude=magnitude, progress=progress)
 
 
-def targets_of(scanned: Scanned, *, magnitude: float | None = None, progress: Progress = no_progress) -> Targets:
+def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progress = no_progress) -> Targets:
     """The same from a scan that has been made; one more pass over its sequences learns the constants."""
     spike, steps = scanned.spike, scanned.steps
     step_up = steps.step_up[-1] if steps and steps.step_up else None
@@ -73,7 +72,7 @@ def targets_of(scanned: Scanned, *, magnitude: float | None = None, progress: Pr
     return Targets(**facts, **learned, direction=direction, direction_missing=missing)
 
 
-def _sinks(scanned: Scanned) -> dict[str, Any]:
+def _sinks(scanned: Scan) -> dict[str, Any]:
     """Sink heads, and the positions that they attend to in the mean over sequences."""
     sinks = scanned.sinks
     heads = [(block, int(head)) for block in sinks.positions for head in sinks.is_sink(block).nonzero()[0]]

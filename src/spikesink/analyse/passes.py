@@ -1,7 +1,8 @@
-"""One streaming pass: batches of token ids through an accessed model, watched by any number of observers."""
+"""One streaming pass over a text, watched by any number of observers, and what the first one of a scan measured."""
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +11,21 @@ from spikesink.access import AccessedModel, Batch, full_batch, observing, watch
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import check_left_padding
 from spikesink.errors import ModelError
+from spikesink.measure.lifecycle import StepCriteria, StepResult
+from spikesink.measure.perplexity import LossMeasure
+from spikesink.measure.sinks import SinkCriteria, SinkResult
+from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure, SpikeResult
 
 TOKENS_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Every threshold of a scan."""
+
+    spikes: SpikeCriteria = SpikeCriteria()
+    sinks: SinkCriteria = SinkCriteria()
+    steps: StepCriteria = StepCriteria()
 
 
 def default_batch_size(tokens: int) -> int:
@@ -63,3 +77,31 @@ def _memory_error(error: BaseException, batch_size: int) -> BaseException:
             "smaller --seq-len or --dtype bfloat16."
         )
     return error
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What the first pass over a text measured, and under which conditions; further measures start from it."""
+
+    accessed: AccessedModel
+    ids: Tensor
+    """Token ids (sequence, token)."""
+    criteria: Criteria
+    spikes: SpikeMeasure
+    spike: SpikeResult
+    sinks: SinkResult
+    losses: LossMeasure
+    steps: StepResult | None
+    step_tokens: int
+    valid: Tensor | None = None
+    """Of the shape of ids, False where padding; None without padding."""
+    batch_size: int | None = None
+    """As asked for; None for the default."""
+
+    def replay(self, observers: list, stage: str, progress: Progress, rows: Tensor | slice = slice(None)) -> None:
+        """Show the scanned text, or some sequences of it, to further observers, under the conditions of the scan."""
+        valid = None if self.valid is None else self.valid[rows]
+        stream(
+            self.accessed, self.ids[rows], observers, valid=valid, batch_size=self.batch_size, stage=stage,
+            progress=progress,
+        )  # fmt: skip

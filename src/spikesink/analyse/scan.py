@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from spikesink.access import AccessedModel, access, full_batch, load, observing, watch
 from spikesink.analyse.anatomy import run_measures
-from spikesink.analyse.passes import Progress, no_progress, stream
-from spikesink.analyse.scanned import Criteria, Scanned
+from spikesink.analyse.passes import Criteria, Progress, Scan, no_progress, stream
 from spikesink.data.tokens import Tokens, as_tokens, as_valid, check_ids
 from spikesink.measure.gather import Gather
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
@@ -96,7 +95,7 @@ def measure(
     valid: Tensor | None = None,
     batch_size: int | None = None,
     progress: Progress = no_progress,
-) -> tuple[Scanned, float]:
+) -> tuple[Scan, float]:
     """The streaming pass itself, and its seconds."""
     spikes, sinks, losses = SpikeMeasure(criteria.spikes), SinkMeasure(criteria.sinks), LossMeasure()
     seconds = stream(
@@ -104,7 +103,7 @@ def measure(
     )
     found = spikes.compute()
     steps, step_tokens = _steps(accessed, ids, valid, found, criteria.steps)
-    scanned = Scanned(
+    scanned = Scan(
         accessed, ids, criteria, spikes, found, sinks.compute(), losses, steps, step_tokens, valid, batch_size
     )
     return scanned, seconds
@@ -185,7 +184,7 @@ def _begin_with_bos(accessed: AccessedModel, tokens: Tokens) -> dict[str, int]:
     return {"begin_with_bos": int((np.asarray(tokens.ids)[:, 0] == bos).sum())}
 
 
-def _summary(scanned: Scanned) -> Summary:
+def _summary(scanned: Scan) -> Summary:
     spike, sinks, steps = scanned.spike, scanned.sinks, scanned.steps
     heads = np.concatenate([sinks.is_sink(block) for block in sinks.rates[sinks.criteria.metric]])
     return Summary(
@@ -210,7 +209,7 @@ def _summary(scanned: Scanned) -> Summary:
     )
 
 
-def _spike_tokens(scanned: Scanned) -> list[SpikeToken]:
+def _spike_tokens(scanned: Scan) -> list[SpikeToken]:
     tokens = []
     for value, *place in scanned.spike.tokens[:LISTED_TOKENS]:
         sequence, position = map(int, place)
@@ -229,7 +228,7 @@ def _spike_tokens(scanned: Scanned) -> list[SpikeToken]:
     return tokens
 
 
-def _text(scanned: Scanned, sequence: int, places: slice) -> str:
+def _text(scanned: Scan, sequence: int, places: slice) -> str:
     """Text of these positions, without padding."""
     ids = scanned.ids[sequence, places]
     if scanned.valid is not None:
@@ -237,7 +236,7 @@ def _text(scanned: Scanned, sequence: int, places: slice) -> str:
     return "".join(scanned.accessed.token_text(int(token)) for token in ids)
 
 
-def _lifecycle(scanned: Scanned) -> Lifecycle:
+def _lifecycle(scanned: Scan) -> Lifecycle:
     measured, steps = scanned.spikes, scanned.steps
     kinds = {sites.block: sites.kind for sites in scanned.accessed.blocks()}
     names = {module: name for name, module in scanned.accessed.model.named_modules()}
@@ -269,7 +268,7 @@ def _lifecycle(scanned: Scanned) -> Lifecycle:
     return Lifecycle(blocks=blocks, step_rule=rule, unrolled_sum_holds=not post_norm)
 
 
-def _arrays(scanned: Scanned) -> dict[str, np.ndarray]:
+def _arrays(scanned: Scan) -> dict[str, np.ndarray]:
     """The large numbers: channel maxima by block, importance by head and position, loss by sequence."""
     measured = scanned.spikes
 
