@@ -1,7 +1,7 @@
 """Tokens per second of CPU time: a graft's training against a bare loop over transformers' own Llama, step by step.
 
-python benchmarks/graft_speed.py TEXT [STEPS]: both take the same batches of 4 x 64 tokens of the embedded model, and CPU
-time does not see what else the machine does. The first step of each is left out.
+python benchmarks/graft_speed.py TEXT [STEPS]: the same batches of 4 x 64 tokens of the embedded model; CPU time
+does not see what else the machine does. The first step of each is left out.
 """
 
 import sys

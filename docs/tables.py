@@ -33,7 +33,7 @@ def _made(what: str, path: Path) -> str:
 def grafts(folder: Path) -> str:
     """A row for every model of every graft in the folder."""
     records = {path.parent.name: GraftRecord.read(path.parent) for path in sorted(folder.glob("*/graft.json"))}
-    columns = "graft, model, steps, perplexity, norm ratio, sink ratio, first key, int8 nats, fp8 nats".split(", ")
+    columns = ["graft", "model", "steps", "perplexity", "norm ratio", "sink ratio", "first key", "int8", "fp8"]
     rows = [
         [
             graft, NAMES[name], f"{record.steps if name in ('healed', 'control') else 0}",

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from spikesink.records import Anatomy, Section, TrainingRun, VerificationRecord
+from spikesink.records import Anatomy, GraftRecord, Section, TrainingRun, VerificationRecord
 from spikesink.records.bos import BosPair
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import CellRecord, StudyRecord
@@ -37,7 +37,7 @@ def tree(schema: dict[str, Any], known: dict[str, Any] | None = None) -> Any:
 
 
 def content() -> dict[str, Any]:
-    records = (Anatomy, Interventions, VerificationRecord, TrainingRun, BosPair, CellRecord, StudyRecord)
+    records = (Anatomy, Interventions, VerificationRecord, TrainingRun, GraftRecord, BosPair, CellRecord, StudyRecord)
     kinds = {**{kind.model_fields["kind"].default: kind for kind in records}, **Section.known}
     return {name: tree(kind.model_json_schema(by_alias=True)) for name, kind in sorted(kinds.items())}
 

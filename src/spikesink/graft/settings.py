@@ -42,7 +42,7 @@ def graft_recipes(settings: GraftSettings) -> tuple[Recipe, Recipe, dict[str, An
     healing = Recipe.read(content, ours)
     control = Recipe.read(content, [change for change in ours if not change.startswith("model.")])
     changed = check_graft(control.model, healing.model)
-    return healing, control, {path: tuple(_plain(value) for value in pair) for path, pair in changed.items()}
+    return healing, control, {path: [_plain(value) for value in pair] for path, pair in changed.items()}
 
 
 def _plain(value: Any) -> Any:

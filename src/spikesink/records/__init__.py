@@ -13,6 +13,7 @@ from spikesink.records.base import (
     package_versions,
 )
 from spikesink.records.files import check_output
+from spikesink.records.graft import GraftRecord
 from spikesink.records.scan import (
     Anatomy,
     BlockCycle,
@@ -36,6 +37,7 @@ __all__ = [
     "BlockCycle",
     "Check",
     "Frozen",
+    "GraftRecord",
     "JsonRecord",
     "Lifecycle",
     "MassiveChannel",

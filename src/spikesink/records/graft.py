@@ -47,7 +47,7 @@ class GraftRecord(Record):
 
     kind: str = "graft"
     model: str
-    changed: dict[str, tuple[Any, Any]]
+    changed: dict[str, list[Any]]
     """By dotted path of the spec, before and after."""
     parameters: int
     new_parameters: int
