@@ -10,9 +10,9 @@ from spikesink.access import access
 from spikesink.access.linears import editing_inputs, find_linears
 from spikesink.access.protocol import Progress
 from spikesink.analyse import bootstrap
+from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.probe import probe
-from spikesink.analyse.trial import run_trial
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.observer import Observer
@@ -47,9 +47,9 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
     progress(stage, 1, 3)
     per_sequence = losses.sequence_losses()
     sites = find_linears(accessed)
-    int8 = run_trial(accessed, ids, quantised_inputs(accessed, sites, Scheme()), loss_only=True)
+    int8 = evaluate(accessed, ids, quantised_inputs(accessed, sites, Scheme()), loss_only=True)
     progress(stage, 2, 3)
-    fp8 = run_trial(accessed, ids, editing_inputs(sites, lambda _, entering: fake_fp8(entering)), loss_only=True)
+    fp8 = evaluate(accessed, ids, editing_inputs(sites, lambda _, entering: fake_fp8(entering)), loss_only=True)
     progress(stage, 3, 3)
     return GraftPoint(
         perplexity=bootstrap.estimate(bootstrap.perplexity, losses.loss_sums, losses.predictions),
