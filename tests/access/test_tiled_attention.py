@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import tiny, token_ids
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
+from spikesink import scan
 from spikesink.access import attention, tiled_attention
 from spikesink.access.attention import Call, Normaliser, attend
 from spikesink.access.masks import plan_mask
@@ -146,3 +148,19 @@ def test_what_tiles_do_not_compute_goes_in_row_blocks(why, monkeypatch):
 def test_segments_end_at_powers_of_two():
     assert list(segments(0, 11)) == [(0, 1), (1, 2), (2, 4), (4, 8), (8, 11)]
     assert list(segments(5, 17)) == [(5, 8), (8, 16), (16, 17)]
+
+
+def test_a_scan_attends_in_tiles(monkeypatch):
+    """Nothing that a scan observes asks for rows; its record is that of row blocks."""
+    blocks = []
+    original = attention.attend_tiled
+    monkeypatch.setattr(attention, "attend_tiled", lambda *given: blocks.append(1) or original(*given))
+    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    model, ids = tiny("llama"), token_ids(3, 37)
+    one = scan(model, ids, batch_size=3)
+    assert len(blocks) >= model.config.num_hidden_layers
+    monkeypatch.setattr(attention, "_fits_tiles", lambda *_: False)
+    other = scan(model, ids, batch_size=3)
+    for name, array in one.arrays.items():
+        torch.testing.assert_close(array, other.arrays[name], rtol=2e-5, atol=1e-6, msg=name)
+    assert one.summary.perplexity == pytest.approx(other.summary.perplexity, rel=1e-6)
