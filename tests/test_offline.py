@@ -77,7 +77,7 @@ def spikesink(folder: Path, *commands: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1200,
         check=False,
     )
 

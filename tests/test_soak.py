@@ -15,7 +15,7 @@ def test_a_short_soak(tmp_path):
     command += ["--only", "^(?!.*study)"]
     command += ["--figures", str(tmp_path / "figures.json"), "--page", str(tmp_path / "none.md")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert {name.split(" | ")[0] for name in figures} >= {

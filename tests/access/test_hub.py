@@ -193,7 +193,7 @@ def in_a_process(home, **environment):
         env={**kept, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HOME": str(home), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

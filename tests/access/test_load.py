@@ -110,7 +110,7 @@ def test_two_processes_fill_one_cache(tmp_path):
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    done = [process.communicate(timeout=300) for process in running]
+    done = [process.communicate(timeout=1200) for process in running]
     assert [process.returncode for process in running] == [0, 0], done
     assert len({out for out, _ in done}) == 1
     folders = [path for path in (tmp_path / "gguf").iterdir() if path.is_dir()]

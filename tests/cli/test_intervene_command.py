@@ -31,7 +31,7 @@ def command(checkpoint, *options):
 
 
 def ran(checkpoint, *options):
-    return subprocess.run(command(checkpoint, *options), capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command(checkpoint, *options), capture_output=True, text=True, check=False, timeout=1200)
 
 
 def test_json_is_all_that_stdout_holds(checkpoint):

@@ -43,7 +43,7 @@ class Watched:
 
     def open(self, path):
         self.page.goto(path.resolve().as_uri())
-        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=600_000)
         return self.page
 
 

@@ -18,7 +18,7 @@ from spikesink.study.executors import Local
 from spikesink.study.run import Study
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
-TIMEOUT = 300
+TIMEOUT = 1200
 
 
 def quiet(stage, done, total):

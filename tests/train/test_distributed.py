@@ -18,7 +18,7 @@ from spikesink.train.run import train
 from spikesink.train.sharding import plan
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
-TIMEOUT = 150
+TIMEOUT = 1200
 
 
 @pytest.fixture(scope="module")

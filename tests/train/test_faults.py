@@ -17,7 +17,7 @@ from spikesink.train import checkpoints
 from spikesink.train.run import train
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
-TIMEOUT = 120
+TIMEOUT = 1200
 
 
 def quiet(stage, done, total):

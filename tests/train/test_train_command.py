@@ -54,7 +54,7 @@ def test_a_run_that_scan_reads(tmp_path):
 
     def typed(*arguments):
         command = [sys.executable, "-m", "spikesink", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
     out = tmp_path / "run"
     done = typed("train", str(recipe), "--out", str(out), "--json")
