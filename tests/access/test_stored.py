@@ -82,6 +82,9 @@ def test_what_changes_nothing_is_accepted(folder):
         f"{ATTENTION}.rotary_emb.inv_freq": torch.ones(3),
         "v_head.summary.weight": torch.ones(1, 24),
         "score.weight": torch.ones(2, 24),
+        "decoder.version": torch.ones(1),
+        f"{ATTENTION}.k_scale": torch.ones(1),
+        f"{ATTENTION}.rotary_emb.cos_cached": torch.ones(9, 6),
         "model.layers.3.self_attn.q_proj.weight": torch.ones(24, 24),
         "mtp.layers.0.mlp.up_proj.weight": torch.ones(40, 24),
     }
@@ -97,6 +100,7 @@ def test_masks_that_gpt2_stores_are_accepted(folder):
     masks = {
         "transformer.h.0.attn.bias": torch.ones(1, 1, 512, 512, dtype=torch.uint8),
         "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+        "transformer.h.1.attn.causal_mask": torch.ones(1, 1, 9, 9, dtype=torch.bool),
     }
     stores(folder, lambda tensors: tensors.update(masks))
     assert numbers(load(folder)) == expected

@@ -24,14 +24,17 @@ SPARE_ELEMENTS = 2**26
 PLAIN = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Types that hold weights as they are, in safetensors' names."""
 BESIDE_THE_MODEL = re.compile(
-    r"rotary_emb\.(original_)?inv_freq$"
-    r"|(^|\.)(attn|attention|self_attn)\.(bias|masked_bias)$"
+    r"rotary\w*\.(original_inv_freq|inv_freq|cos_cached|sin_cached)$"
+    r"|(^|\.)(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$"
+    r"|(^|\.)(encoder|decoder)\.version$"
+    r"|(^|\.)[kv]_scale$"
     r"|(^|\.)position_ids$|num_batches_tracked$"
     r"|^(v_head|score|classifier|qa_outputs|medusa_heads?)\."
     r"|(^|\.)(pooler|cls\.seq_relationship)\."
     r"|(^|\.)(mtp|nextn)([._]|$)"
 )
-"""Stored tensors that a model may leave out: tables made anew, causal masks, heads on top, further tokens' layers."""
+"""Stored tensors that a model may leave out: tables made anew, causal masks, scales of a quantised cache, heads on top,
+further tokens' layers."""
 SCALE = re.compile(r"[^.]*(scale|absmax|SCB)[^.]*$")
 """What quantised weights are multiplied with, beside them in the same module."""
 OTHER_SENSES = re.compile(
