@@ -1,6 +1,7 @@
 """The records of a study: one small file per (variant, seed) cell, and the table and verdicts made from them.
 
-Ratios are fractions; losses are in nats; intervals are bootstrap intervals over seeds.
+Ratios are fractions; losses are in nats; intervals are over seeds: Student's t on the log or logit scale under rules
+version 2, a percentile bootstrap in records of version 1.
 """
 
 from typing import Any, ClassVar, Literal
@@ -46,6 +47,23 @@ class Measured(Frozen):
     """Share of the tokens that hold a spike; 0 without spikes."""
     massive_count: int
     held_out_loss_nats: float
+    # At the block with the largest residual; records from before rules version 2 lack what follows.
+    spike_max_over_median: float | None = None
+    """Largest magnitude over the median one (per sequence, averaged)."""
+    tokens_per_spike: float | None = None
+    """Tokens over spike tokens; a spike token reaches a tenth of the largest magnitude. T where one a sequence does."""
+    within_token: float | None = None
+    """Largest over median magnitude within the token that has its sequence's largest, averaged over sequences."""
+    top3_energy: float | None = None
+    """Share of that token's squared norm in its three largest channels, averaged over sequences."""
+    norm_ratio: float | None = None
+    """Largest over median norm of a sequence's tokens, averaged over sequences."""
+    bos_over_rest: float | None = None
+    """Largest magnitude at position 0 over the largest at the others, averaged over sequences."""
+    sequence_tokens: int | None = None
+    """T of the sequences that spikes were measured on."""
+    uniform_importance: float | None = None
+    """alpha_1 of a head that attends uniformly, at the length that sinks were measured at."""
 
 
 class Curve(Frozen):
@@ -106,10 +124,16 @@ class VariantRow(Frozen):
     values: dict[str, list[float]]
     """The same, one value a seed."""
     paper: PaperResult | None
+    ceiling: float | None = None
+    """What the spike of this arrangement can reach while its writes are independent and the norms' gain is 1:
+    sqrt(2 L d) where every write is normed, sqrt(d) where the residual is; None where nothing bounds it."""
+
+
+Change = Literal["falls", "stays", "rises", "unclear"]
 
 
 class Effect(Frozen):
-    """A variant's mean over the baseline's, with its interval, and what that is called under the rules."""
+    """A variant over the baseline, with its interval, and what that is called under the rules."""
 
     metric: str
     ratio: float
@@ -117,24 +141,48 @@ class Effect(Frozen):
     high: float
     separate: bool
     """No seed of the one lies among the seeds of the other."""
-    change: Literal["falls", "stays", "rises", "unclear"]
+    change: Change
+    size: float | None = None
+    """Hedges' g: the difference on the metric's scale in pooled standard deviations; None without a spread."""
+    p_falls: float | None = None
+    """Of 'it has not fallen', one-sided, after Holm over the variants."""
+    p_stays: float | None = None
+    """Of 'it has lost more than may be lost', the same."""
+    seeds_needed: int | None = None
+    """Seeds a variant at which nine in ten studies of this difference and spread would decide; None beyond 1,000."""
 
 
 class VariantVerdict(Frozen):
     variant: str
     verdict: str
-    """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged."""
+    """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged; and where the baseline
+    has no spikes that could go: sinks stay; sinks go."""
     sentence: str
     effects: list[Effect]
+    spikes: Change | Literal["not testable"] | None = None
+    sinks: Change | None = None
+    cost: Literal["none", "some", "unclear"] | None = None
+    """In perplexity."""
+    version_1: str | None = None
+    """The verdict under the rules before these."""
 
 
 class ClaimVerdict(Frozen):
-    """One claim of the paper, and what this study says about it."""
+    """A claim of the paper, or a part of one, and what this study says about it."""
 
-    claim: int
+    claim: int | None
+    """Of the paper's four; None for a finding that one study alone is about."""
+    part: str | None = None
     text: str
-    verdict: Literal["supported", "contradicted", "undecided", "not tested"]
+    verdict: Literal["supported", "contradicted", "mixed", "undecided", "not tested"]
+    """Contradicted: a decided opposite; mixed: both were seen."""
     evidence: str
+
+    @property
+    def title(self) -> str:
+        """Claim 4 (sinks)."""
+        part = f" ({self.part})" if self.part else ""
+        return f"Claim {self.claim}{part}" if self.claim is not None else "Finding"
 
 
 class CellCurves(Frozen):
@@ -157,6 +205,7 @@ class StudyRecord(JsonRecord):
     verdicts: list[VariantVerdict]
     claims: list[ClaimVerdict]
     rules: dict[str, float]
+    rules_version: int = 1
     errors: list[str]
     """One line for each cell that diverged or failed."""
     left_out: dict[str, str] = Field(default_factory=dict)

@@ -8,16 +8,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 
 from spikesink.access import load
 from spikesink.access.protocol import Progress
+from spikesink.analyse.passes import stream
 from spikesink.analyse.scan import scan
 from spikesink.data.tokens import Tokens
 from spikesink.errors import NumericError, RecordError
 from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.study import CellRecord, Curve, Measured
 from spikesink.study.grid import Cell
+from spikesink.study.shape import SpikeShape
 from spikesink.train.recipe import Recipe
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
 from spikesink.train.streams import open_stream
@@ -74,11 +77,13 @@ def _measured(cell: Cell, folder: Path, progress: Progress) -> Measured:
     short = held_out[:, :SINK_TOKENS]
     sinks = context if short.shape == held_out.shape else scan(model, Tokens.from_ids(short), progress=progress)
     context.save(folder / "scan", force=True)
-    return measured(context, sinks, held_out.size)
+    shape = SpikeShape()
+    stream(model, torch.from_numpy(held_out), [shape], stage="shape of the spikes", progress=progress)
+    return measured(context, sinks, held_out.size, shape.compute())
 
 
-def measured(context: Anatomy, sinks: Anatomy, tokens: int) -> Measured:
-    """The figures of a cell from the scan of the whole context and the one of the first tokens."""
+def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, float]) -> Measured:
+    """The figures of a cell from the scan of the whole context, the one of the first tokens, and the spikes' shape."""
     spikes, of_sinks = context.summary, sinks.summary
     return Measured(
         perplexity=spikes.perplexity,
@@ -94,6 +99,8 @@ def measured(context: Anatomy, sinks: Anatomy, tokens: int) -> Measured:
         spike_token_share=context.spikes.token_count / tokens if spikes.has_spikes else 0.0,
         massive_count=spikes.massive_count,
         held_out_loss_nats=float(np.log(spikes.perplexity)),
+        uniform_importance=sinks.sinks.uniform_first_key,
+        **shape,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.study import PaperResult
 from spikesink.study import STUDIES
+from spikesink.study.claims import Claim
 from spikesink.train.plain_yaml import read_yaml
 from spikesink.train.recipe import Recipe, changed
 from spikesink.zoo.choice import Choice
@@ -45,11 +46,16 @@ class Grid(Choice):
     about: str
     baseline: str
     variants: dict[Annotated[str, Field(pattern=SAFE, max_length=80)], Variant] = Field(min_length=1)
+    claims: list[Claim] = Field(default_factory=list)
+    """What the variants can say about the paper's claims; a grid without any decides none."""
 
     @model_validator(mode="after")
     def _check(self) -> "Grid":
         if self.baseline not in self.variants:
             raise ValueError(f"baseline is '{self.baseline}'{did_you_mean(self.baseline, list(self.variants))}")
+        for speaker in (name for claim in self.claims for name in claim.speak):
+            if speaker not in self.variants or speaker == self.baseline:
+                raise ValueError(f"'{speaker}' speaks for a claim{did_you_mean(speaker, list(self.variants))}")
         return self
 
 

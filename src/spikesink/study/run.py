@@ -8,7 +8,7 @@ from spikesink.errors import InputError, RecordError
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord
-from spikesink.study import table, verdict
+from spikesink.study import claims, table, verdict
 from spikesink.study.cell import evaluation_sha256
 from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cells, impossible
@@ -70,8 +70,9 @@ class Study:
             baseline=self.grid.baseline,
             rows=rows,
             verdicts=verdicts,
-            claims=verdict.claims(verdicts),
+            claims=claims.claims(self.grid.claims, verdicts),
             rules=verdict.rules_as_numbers(),
+            rules_version=verdict.VERSION,
             errors=verdict.errors(found),
             left_out=self.left_out,
             cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in found],

@@ -6,7 +6,8 @@ import math
 import statistics
 
 from spikesink.records.study import CellRecord, Measured, Spread, StudyRecord, VariantRow
-from spikesink.study.grid import Grid, variant_changes
+from spikesink.study.grid import Grid, variant_changes, variant_recipe
+from spikesink.study.verdict import ceiling
 from spikesink.train.recipe import Recipe
 
 COLUMNS = {
@@ -30,7 +31,9 @@ def rows(grid: Grid, base: Recipe, records: list[CellRecord]) -> list[VariantRow
 def _row(grid: Grid, base: Recipe, name: str, records: list[CellRecord]) -> VariantRow:
     done = sorted((record for record in records if record.measured is not None), key=lambda record: record.seed)
     values = {
-        field: [float(getattr(record.measured, field)) for record in done] for field in Measured.model_fields if done
+        field: [float(getattr(record.measured, field)) for record in done]
+        for field in Measured.model_fields
+        if done and all(getattr(record.measured, field) is not None for record in done)
     }
     return VariantRow(
         variant=name,
@@ -44,6 +47,7 @@ def _row(grid: Grid, base: Recipe, name: str, records: list[CellRecord]) -> Vari
         measured={field: spread(found) for field, found in values.items()},
         values=values,
         paper=grid.variants[name].paper,
+        ceiling=ceiling(variant_recipe(base, grid.variants[name]).model),
     )
 
 
@@ -105,7 +109,7 @@ def table_markdown(study: StudyRecord) -> str:
 def markdown(study: StudyRecord) -> str:
     """The table, the verdicts and the claims as markdown."""
     verdicts = [f"- {verdict.sentence}" for verdict in study.verdicts]
-    claims = [f"{claim.claim}. {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
+    claims = [f"- {claim.title}: {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
     errors = ["", *(f"- {error}" for error in study.errors)] if study.errors else []
     left_out = ["", *(f"- {line}" for line in left_out_lines(study.left_out))] if study.left_out else []
     found = "\n".join([*verdicts, "", *claims, *errors, *left_out])
@@ -119,7 +123,7 @@ def comma_separated(study: StudyRecord) -> str:
     writer.writerow(["variant", "seed", "parameters", "tokens", *Measured.model_fields])
     for row in study.rows:
         for index, seed in enumerate(row.seeds):
-            found = [row.values[name][index] for name in Measured.model_fields]
+            found = [row.values[name][index] if name in row.values else "" for name in Measured.model_fields]
             writer.writerow([row.variant, seed, row.parameters, row.tokens, *found])
     return text.getvalue()
 

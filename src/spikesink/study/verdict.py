@@ -1,182 +1,277 @@
-"""Do spikes and sinks come apart? Rules that were written down before the runs; docs/study.md states them.
+"""Do spikes and sinks come apart? Rules of version 2, written down before its runs; docs/study.md states them."""
 
-A variant's mean is compared with the baseline's, as a ratio with a bootstrap interval over seeds.
-"""
-
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 
-from spikesink.records.study import CellRecord, ClaimVerdict, Effect, VariantRow, VariantVerdict
+from spikesink.records.study import CellRecord, Change, Effect, VariantRow, VariantVerdict
+from spikesink.study import verdict_v1
+from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, difference, holm
 
-RESAMPLES = 10_000
+VERSION = 2
+PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
+"""What a spike is: extreme, in few tokens, in few channels; and the token's norm over the others'. Free of scale."""
+SINKS = ("sink_ratio", "first_token_importance")
+SPIKES_GO, SINKS_GO, BOTH_GO = verdict_v1.SPIKES_GO, verdict_v1.SINKS_GO, verdict_v1.BOTH_GO
+NEITHER, UNDECIDED, DIVERGED = verdict_v1.NEITHER, verdict_v1.UNDECIDED, verdict_v1.DIVERGED
+SINKS_STAY_ALONE, SINKS_GO_ALONE = "sinks stay", "sinks go"
+"""Where the baseline has no spikes that could go."""
+TITLES = {
+    "spike_max_over_median": "max / median", "tokens_per_spike": "tokens a spike token", "within_token": "within token",
+    "norm_ratio": "norm ratio", "first_token_importance": "first-token importance", "sink_ratio": "sink ratio",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds of the verdict."""
+    """Thresholds of the verdict; ratios are the variant's over the baseline's."""
 
-    fall_factor: float = 3.0
-    """Falls: the whole interval of the ratio lies below 1 / fall_factor, and no seed lies among the baseline's."""
-    band_factor: float = 2.0
-    """Stays: the whole interval lies between 1 / band_factor and band_factor."""
-    seeds_min: int = 3
-    """Fewer finished seeds, of the variant or the baseline, decide nothing."""
+    spike_fall: float = 1 / 3
+    """A part of the spike falls where its interval lies below."""
+    spike_stay: float = 1 / 2
+    """It stays where its interval lies above."""
+    spike_rise: float = 3.0
+    sink_limit: float = 1 / 2
+    """Sinks stay where the interval lies above, fall where it lies below: one limit, which side decides."""
+    sink_floor: float = 0.01
+    """A share below counts as this: as good as none."""
+    cost: float = 1.05
+    """No cost in perplexity: the interval lies below; a cost: it lies above."""
     baseline_sink_ratio_min: float = 0.05
     """A baseline below has no sinks that could fall or stay."""
-    perplexity_factor: float = 1.05
-    """No cost: the whole interval of the perplexity ratio lies below."""
+    max_over_median_min: float = 20.0
+    within_token_min: float = 11.0
+    """A cell has a spike where it reaches both, `scan`'s criteria, and ..."""
+    spike_tokens_max: float = 2.5
+    """... at most so many tokens a sequence spike ("about 2 / T")."""
+    seeds_min: int = 3
+    """Fewer finished seeds, of the variant or the baseline, decide nothing."""
     confidence: float = 0.95
 
 
-SPIKES_GO, SINKS_GO, BOTH_GO = "spikes go, sinks stay", "sinks go, spikes stay", "both go"
-NEITHER, UNDECIDED, DIVERGED = "neither goes", "undecided", "diverged"
+@dataclass(frozen=True)
+class _Comparison:
+    """One metric of one variant before the correction for the number of variants."""
 
+    metric: str
+    found: Difference
+    scale: Scale
+    baseline: float
+    """The baseline's mean on the scale."""
+    separate: bool
+    falls: float
+    stays: float
+    rises: float
+    """Limits of the ratio."""
+    tested: bool = True
 
-def effect(metric: str, values: list[float], baseline: list[float], rules: Rules) -> Effect:
-    """The variant's mean over the baseline's, with a percentile bootstrap interval over seeds of both.
+    def p_falls(self) -> float:
+        return self.found.p_below(self.scale.limit(self.falls, self.baseline)) if self.tested else 1.0
 
-    Raises ValueError where a list is empty or the baseline's mean is not positive.
-    """
-    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if not len(ours) or not len(theirs) or theirs.mean() <= 0:
-        raise ValueError(f"no ratio of {values} to {baseline}")
-    rng = np.random.default_rng(0)
-    means = [data[rng.integers(len(data), size=(RESAMPLES, len(data)))].mean(1) for data in (ours, theirs)]
-    # A resample of zeros alone says: any ratio.
-    ratios = np.divide(means[0], means[1], out=np.full(RESAMPLES, np.inf), where=means[1] > 0)
-    tail = (1 - rules.confidence) / 2
-    # Order statistics: interpolating between infinities would give NaN.
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
-    separate = bool(ours.max() < theirs.min() or ours.min() > theirs.max())
-    ratio, bounds = float(ours.mean() / theirs.mean()), (float(low), min(float(high), float(np.finfo(np.float32).max)))
-    return Effect(
-        metric=metric, ratio=ratio, low=bounds[0], high=bounds[1], separate=separate,
-        change=_change(*bounds, separate=separate, rules=rules),
-    )  # fmt: skip
-
-
-def _change(low: float, high: float, *, separate: bool, rules: Rules) -> Literal["falls", "stays", "rises", "unclear"]:
-    if high < 1 / rules.fall_factor and separate:
-        return "falls"
-    if low > rules.fall_factor and separate:
-        return "rises"
-    return "stays" if low >= 1 / rules.band_factor and high <= rules.band_factor else "unclear"
+    def p_stays(self) -> float:
+        return self.found.p_above(self.scale.limit(self.stays, self.baseline)) if self.tested else 1.0
 
 
 def verdicts(rows: list[VariantRow], baseline: str, rules: Rules = Rules()) -> list[VariantVerdict]:
-    """One verdict for every variant but the baseline."""
+    """One verdict for every variant but the baseline, corrected together for how many they are."""
     of_baseline = next(row for row in rows if row.variant == baseline)
-    return [_verdict(row, of_baseline, rules) for row in rows if row.variant != baseline]
+    others = [row for row in rows if row.variant != baseline]
+    effects = _effects({row.variant: _comparisons(row, of_baseline, rules) for row in others}, rules)
+    return [_verdict(row, of_baseline, effects[row.variant], rules) for row in others]
 
 
-def _verdict(row: VariantRow, baseline: VariantRow, rules: Rules) -> VariantVerdict:
-    if row.diverged and not row.seeds:
-        sentence = f"{row.variant} does not train: all {row.diverged} seeds diverged."
-        return VariantVerdict(variant=row.variant, verdict=DIVERGED, sentence=sentence, effects=[])
-    effects = [
-        effect(metric, row.values[metric], baseline.values[metric], rules)
-        for metric in ("spike", "max_over_median", "sink_ratio", "first_token_importance", "perplexity")
-        if row.values.get(metric) and baseline.values.get(metric) and np.mean(baseline.values[metric]) > 0
-    ]
-    verdict, why = _decide(row, baseline, {found.metric: found for found in effects}, rules)
-    return VariantVerdict(
-        variant=row.variant, verdict=verdict, sentence=_sentence(row, verdict, why, effects), effects=effects
+def _comparisons(row: VariantRow, baseline: VariantRow, rules: Rules) -> list[_Comparison]:
+    """The metrics that both rows have."""
+    found = []
+    for metric in ("spike", *PARTS, *SINKS, "perplexity"):
+        ours, theirs = row.values.get(metric), baseline.values.get(metric)
+        if ours and theirs:
+            found.append(_comparison(metric, ours, theirs, row, baseline, rules))
+    return found
+
+
+def _comparison(
+    metric: str, ours: list[float], theirs: list[float], row: VariantRow, baseline: VariantRow, rules: Rules
+) -> _Comparison:
+    scale: Scale = LogScale()
+    falls, stays, rises = rules.spike_fall, rules.spike_stay, rules.spike_rise
+    if metric in SINKS:
+        uniform = baseline.values.get("uniform_importance", [0.0])[0] if metric == "first_token_importance" else 0.0
+        scale, falls, stays = LogitScale(rules.sink_floor, uniform), rules.sink_limit, rules.sink_limit
+    if metric == "perplexity":
+        falls, stays, rises = 1 / rules.cost, 1 / rules.cost, rules.cost
+    # Bounded by construction, a fall says something only where the baseline stood well above the bound.
+    high_enough = row.ceiling is None or float(np.mean(theirs)) * rules.spike_fall >= row.ceiling
+    at = scale.to(theirs)
+    return _Comparison(
+        metric, difference(scale.to(ours), at), scale, float(np.mean(at)),
+        max(ours) < min(theirs) or min(ours) > max(theirs), falls, stays, rises,
+        tested=metric != "spike" or high_enough,
+    )  # fmt: skip
+
+
+def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, dict[str, Effect]]:
+    """By variant and metric. Any part that is lost takes the spike away, so all parts count together for a fall."""
+    places = [(variant, index) for variant, found in compared.items() for index in range(len(found))]
+    falls: dict[tuple[str, int], float] = {}
+    stays: dict[tuple[str, int], float] = {}
+    families = [PARTS, *((metric,) for metric in ("spike", *SINKS, "perplexity"))]
+    for family in families:
+        inside = [place for place in places if compared[place[0]][place[1]].metric in family]
+        falls |= dict(zip(inside, holm([compared[v][i].p_falls() for v, i in inside]), strict=True))
+    for metric in {compared[v][i].metric for v, i in places}:
+        inside = [place for place in places if compared[place[0]][place[1]].metric == metric]
+        stays |= dict(zip(inside, holm([compared[v][i].p_stays() for v, i in inside]), strict=True))
+    return {
+        variant: {
+            one.metric: _effect(one, falls[variant, index], stays[variant, index], rules)
+            for index, one in enumerate(found)
+        }
+        for variant, found in compared.items()
+    }
+
+
+def _effect(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> Effect:
+    low, high = one.found.interval(rules.confidence)
+    limits = {one.scale.limit(ratio, one.baseline) for ratio in (one.falls, one.stays)}
+    return Effect(
+        metric=one.metric,
+        ratio=one.scale.ratio(one.found.value, one.baseline),
+        low=one.scale.ratio(low, one.baseline),
+        high=one.scale.ratio(high, one.baseline),
+        separate=one.separate,
+        change=_change(one, p_falls, p_stays, rules),
+        size=one.found.size(),
+        p_falls=p_falls,
+        p_stays=p_stays,
+        seeds_needed=one.found.seeds_needed(sorted(limits), rules.confidence),
     )
 
 
-def _decide(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], rules: Rules) -> tuple[str, str]:
-    """(Verdict, why it is undecided)."""
+def _change(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> Change:
+    """Rising is staying; that it rose is said where the interval clears the limit for it."""
+    alpha = (1 - rules.confidence) / 2
+    if p_falls <= alpha:
+        return "falls"
+    if p_stays > alpha:
+        return "unclear"
+    rises = isinstance(one.scale, LogScale) and one.found.p_above(one.scale.limit(one.rises, one.baseline)) <= alpha
+    return "rises" if rises else "stays"
+
+
+def spikes_change(effects: dict[str, Effect]) -> Change:
+    """Lost where a part of what makes a spike is lost; kept where every part is. By magnitude where no part is known."""
+    parts = [effects[name].change for name in PARTS if name in effects]
+    if not parts:
+        return effects["spike"].change if "spike" in effects else "unclear"
+    if "falls" in parts:
+        return "falls"
+    if "unclear" in parts or len(parts) < len(PARTS):
+        return "unclear"
+    return "rises" if effects["spike_max_over_median"].change == "rises" else "stays"
+
+
+def sinks_change(effects: dict[str, Effect]) -> Change:
+    """Sink ratio and first-token importance together: what only one of them says is unclear."""
+    changes = {effects[name].change for name in SINKS if name in effects}
+    if changes == {"falls"}:
+        return "falls"
+    return "stays" if changes and changes <= {"stays", "rises"} else "unclear"
+
+
+def _cost(effects: dict[str, Effect], rules: Rules) -> str:
+    found = effects.get("perplexity")
+    if found is None:
+        return "unclear"
+    return "none" if found.high < rules.cost else "some" if found.low > rules.cost else "unclear"
+
+
+def has_spikes(row: VariantRow, rules: Rules = Rules()) -> bool:
+    """Whether most seeds have what the definition asks for; by `scan`'s verdict where the parts were not kept."""
+    values = row.values
+    if not all(values.get(name) for name in (*PARTS, "sequence_tokens")):
+        flags = values.get("has_spikes", [])
+    else:
+        flags = [
+            extreme >= rules.max_over_median_min
+            and within >= rules.within_token_min
+            and length / tokens <= rules.spike_tokens_max
+            for extreme, within, tokens, length in zip(
+                values["spike_max_over_median"], values["within_token"], values["tokens_per_spike"],
+                values["sequence_tokens"], strict=True,
+            )
+        ]  # fmt: skip
+    return sum(map(bool, flags)) > len(flags) / 2
+
+
+def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], rules: Rules) -> VariantVerdict:
+    before = verdict_v1.verdict(row, baseline)
+    if row.diverged and not row.seeds:
+        sentence = f"{row.variant} does not train: all {row.diverged} seeds diverged."
+        return VariantVerdict(variant=row.variant, verdict=DIVERGED, sentence=sentence, effects=[], version_1=before)
+    why = _nothing_to_decide(row, baseline, rules)
+    spikes = "not testable" if not has_spikes(baseline, rules) else "unclear" if why else spikes_change(effects)
+    sinks: Change = "unclear" if why else sinks_change(effects)
+    verdict, unclear = _named(spikes, sinks)
+    return VariantVerdict.model_validate(
+        {
+            "variant": row.variant, "verdict": verdict, "effects": list(effects.values()), "version_1": before,
+            "spikes": spikes, "sinks": sinks, "cost": "unclear" if why else _cost(effects, rules),
+            "sentence": _sentence(row, verdict, why or unclear or _moved(effects, spikes), effects.values()),
+        }
+    )  # fmt: skip
+
+
+def _nothing_to_decide(row: VariantRow, baseline: VariantRow, rules: Rules) -> str:
     seeds = min(len(row.seeds), len(baseline.seeds))
     if seeds < rules.seeds_min:
-        return UNDECIDED, f"{seeds} seed{'' if seeds == 1 else 's'}, at least {rules.seeds_min} decide"
-    if not _has_sinks(baseline, rules):
-        return UNDECIDED, "the baseline has no sinks that could fall or stay"
-    spikes, sinks = effects["spike"].change, _sinks_change(effects)
-    known = {("falls", "stays"): SPIKES_GO, ("stays", "falls"): SINKS_GO, ("falls", "falls"): BOTH_GO}
-    known |= {("rises", "falls"): SINKS_GO, ("falls", "rises"): SPIKES_GO}
-    if "unclear" in (spikes, sinks):
-        unclear = [name for name, change in (("spikes", spikes), ("sinks", sinks)) if change == "unclear"]
-        return UNDECIDED, f"the interval of the {' and the '.join(unclear)} lies across a limit"
-    return known.get((spikes, sinks), NEITHER), ""
+        return f"{seeds} seed{'' if seeds == 1 else 's'}, at least {rules.seeds_min} decide"
+    if float(np.mean(baseline.values["sink_ratio"])) < rules.baseline_sink_ratio_min:
+        return "the baseline has no sinks that could fall or stay"
+    return ""
 
 
-def _sinks_change(effects: dict[str, Effect]) -> str:
-    """By the sink ratio; where its interval is too wide, by the first token's importance, which may only say stays."""
-    ratio = effects["sink_ratio"].change
-    if ratio == "unclear" and effects["first_token_importance"].change == "stays":
-        return "stays"
-    return ratio
+def _named(spikes: str, sinks: Change) -> tuple[str, str]:
+    """(Verdict, why it is undecided)."""
+    if spikes == "not testable":
+        no_spikes = "the baseline has no spikes that could go"
+        alone = {"falls": SINKS_GO_ALONE, "stays": SINKS_STAY_ALONE, "rises": SINKS_STAY_ALONE}
+        return alone.get(sinks, UNDECIDED), no_spikes + ("; the sinks are unclear" if sinks == "unclear" else "")
+    unclear = [name for name, change in (("spikes", spikes), ("sinks", sinks)) if change == "unclear"]
+    if unclear:
+        return UNDECIDED, f"the {' and the '.join(unclear)} are unclear"
+    lost = (spikes == "falls", sinks == "falls")
+    known = {(True, False): SPIKES_GO, (False, True): SINKS_GO, (True, True): BOTH_GO, (False, False): NEITHER}
+    return known[lost], ""
 
 
-def _has_sinks(baseline: VariantRow, rules: Rules) -> bool:
-    return float(np.mean(baseline.values["sink_ratio"])) >= rules.baseline_sink_ratio_min
+def _moved(effects: dict[str, Effect], spikes: str) -> str:
+    """Which parts of the spike moved."""
+    if not any(name in effects for name in PARTS):
+        return "by absolute magnitude alone"
+    moved = [f"{TITLES[name]} {effects[name].change}" for name in PARTS if effects[name].change in ("falls", "rises")]
+    return ", ".join(moved) or "no part of the spike moved"
 
 
-def _sentence(row: VariantRow, verdict: str, why: str, effects: list[Effect]) -> str:
-    parts = [f"{_title(found)} x {found.ratio:.2g} [{found.low:.2g}, {_high(found)}]" for found in effects]
+def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect]) -> str:
+    parts = [_in_words(found, row) for found in effects]
     lost = f"; {row.diverged} diverged" if row.diverged else ""
     lost += f"; {row.failed} failed" if row.failed else ""
-    reason = f" ({why})" if why else ""
-    return f"{row.variant}: {verdict}{reason}, n = {len(row.seeds)}{lost}: {', '.join(parts) or 'nothing measured'}."
+    return f"{row.variant}: {verdict} ({why}), n = {len(row.seeds)}{lost}: {', '.join(parts) or 'nothing measured'}."
 
 
-def _title(found: Effect) -> str:
-    return found.metric.replace("max_over_median", "max / median").replace("_", " ")
-
-
-def _high(found: Effect) -> str:
-    return f"{found.high:.2g}" if found.high < 1e30 else "unbounded"
-
-
-def claims(found: list[VariantVerdict], rules: Rules = Rules()) -> list[ClaimVerdict]:
-    """What the study says about the paper's claims. Spec of the study, section 0."""
-    decided = [verdict for verdict in found if verdict.verdict not in (UNDECIDED, DIVERGED)]
-    apart = [verdict for verdict in decided if verdict.verdict in (SPIKES_GO, SINKS_GO)]
-    free = [verdict for verdict in apart if _is_free(verdict, rules)]
-    return [
-        ClaimVerdict(
-            claim=1, text="Spikes and sinks meet because of the pre-norm design, not by necessity.",
-            verdict=_supported(apart, decided), evidence=_named(apart, decided, "comes apart"),
-        ),
-        ClaimVerdict(
-            claim=2, text="Spikes act globally: near-constant vectors, the same for every prompt.",
-            verdict="not tested", evidence="An intervention tests this: `spikesink intervene` on a cell's model.",
-        ),
-        ClaimVerdict(
-            claim=3, text="Sinks act locally: they turn heads down and keep them short-sighted.",
-            verdict="not tested", evidence="`spikesink scan --measure heads` and `spikesink intervene` test this.",
-        ),
-        ClaimVerdict(
-            claim=4, text="Each can be suppressed alone at no cost in perplexity.",
-            verdict=_supported(free, apart),
-            evidence=_named(free, apart, f"comes apart within {rules.perplexity_factor - 1:.0%} of the perplexity"),
-        ),
-    ]  # fmt: skip
-
-
-def _is_free(verdict: VariantVerdict, rules: Rules) -> bool:
-    return any(found.metric == "perplexity" and found.high < rules.perplexity_factor for found in verdict.effects)
-
-
-def _supported(
-    supporting: list[VariantVerdict], decided: list[VariantVerdict]
-) -> Literal["supported", "contradicted", "undecided"]:
-    if supporting:
-        return "supported"
-    return "contradicted" if decided else "undecided"
-
-
-def _named(supporting: list[VariantVerdict], decided: list[VariantVerdict], what: str) -> str:
-    if supporting:
-        return "; ".join(verdict.sentence for verdict in supporting)
-    if not decided:
-        return "No variant decided it."
-    return f"None of {', '.join(verdict.variant for verdict in decided)} {what}."
+def _in_words(found: Effect, row: VariantRow) -> str:
+    high = f"{found.high:.2g}" if found.high < 1e30 else "unbounded"
+    bounded = f" (bounded by construction near {row.ceiling:.3g})" if found.metric == "spike" and row.ceiling else ""
+    needed = f", {found.seeds_needed} seeds needed" if found.change == "unclear" and found.seeds_needed else ""
+    title = TITLES.get(found.metric, found.metric)
+    return f"{title}{bounded} x {found.ratio:.2g} [{found.low:.2g}, {high}] {found.change}{needed}"
 
 
 def rules_as_numbers(rules: Rules = Rules()) -> dict[str, float]:
+    """The thresholds as they stand in a record."""
     return {name: float(value) for name, value in asdict(rules).items()}
 
 
@@ -187,3 +282,16 @@ def errors(records: list[CellRecord]) -> list[str]:
         for record in records
         if record.status != "finished"
     ]
+
+
+def ceiling(spec: object) -> float | None:
+    """Magnitude that a residual of this decoder reaches with independent writes and gain 1; None without a bound.
+
+    sqrt(2 L d) where a norm stands on every write (a sum of 2 L vectors of length sqrt(d)), sqrt(d) where the residual
+    itself is normed.
+    """
+    arrangement, norm = spec.arrangement, spec.norm.kind  # type: ignore[attr-defined]
+    if not arrangement.output_norm or norm not in ("rmsnorm", "layernorm"):
+        return None
+    writes = 1 if arrangement.kind == "post" else 2 * spec.n_layers  # type: ignore[attr-defined]
+    return math.sqrt(writes * spec.d_model)  # type: ignore[attr-defined]
