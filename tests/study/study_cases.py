@@ -38,6 +38,8 @@ GRID = Grid.parse(
 class InProcess:
     """Runs cells here, one after the other: a process of their own takes longer to start than they take to train."""
 
+    threads = TINY["running"]["threads"]
+
     def run(self, cells, folder, progress):
         from spikesink.study.cell import run_cell
 

@@ -20,12 +20,13 @@ from spikesink.zoo import diff
 
 
 @pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("preset", ["nano", "small", "paper"])
+@pytest.mark.parametrize("preset", ["nano", "sinks", "small", "paper"])
 def test_built_in_grids(name, preset):
     _, grid = load_grid(name)
     recipe = load_recipe(preset)
     left_out = impossible(grid, recipe)
-    assert set(left_out) <= ({"n_heads_x0.25"} if preset == "nano" else set())
+    too_small: dict[str, set[str]] = {"nano": {"n_heads_x0.25"}, "sinks": {"n_heads_x0.25", "from_1_to_x0.0625"}}
+    assert set(left_out) <= too_small.get(preset, set()) | {"late_bos"}
     seen = {}
     for variant, choice in grid.variants.items():
         if variant in left_out:
@@ -47,7 +48,7 @@ def test_a_variant_of_the_model_is_one_replacement():
     }
     assert found == {
         "pre_norm": set(), "sandwich": {"arrangement"}, "sandwich_qk": {"arrangement"}, "dynamic_tanh": {"norm"},
-        "post_norm": {"arrangement"}, "no_input_norm": {"arrangement"},
+        "post_norm": {"arrangement"}, "no_input_norm": {"arrangement"}, "no_bos_loss": set(), "late_bos": set(),
     }  # fmt: skip
 
 

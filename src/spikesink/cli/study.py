@@ -23,7 +23,7 @@ Only = Annotated[str | None, typer.Option(help="These variants (with commas) and
 ExecutorName = Annotated[str, typer.Option("--executor", help="local or ray.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Cells at a time on this machine; default one a core or GPU.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join (auto, HOST:PORT); default a local one.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a cell on Ray.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a cell; default its share, 1 on Ray.")]
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of a cell on Ray.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the table and of the cells' records.")]
 Work = Annotated[Path, typer.Option(help="Folder of the runs themselves: checkpoints, logs, models.")]
@@ -39,7 +39,7 @@ def study_command(
     executor: ExecutorName = "local",
     jobs: Jobs = None,
     address: Address = None,
-    threads: Threads = 1,
+    threads: Threads = None,
     gpus: Gpus = 0,
     out: OutFolder = Path("runs"),
     work: Work = Path("runs"),
@@ -90,16 +90,16 @@ def study_command(
         )
 
 
-def _executor(name: str, jobs: int | None, address: str | None, threads: int, gpus: float) -> Any:
+def _executor(name: str, jobs: int | None, address: str | None, threads: int | None, gpus: float) -> Any:
     from spikesink.study import executors
 
     if name == "ray":
-        return executors.Ray(address, threads, gpus)
+        return executors.Ray(address, threads or 1, gpus)
     if name != "local":
         raise InputError(f"Unknown executor '{name}'{did_you_mean(name, ['local', 'ray'])}")
     import torch
 
-    return executors.Local(jobs, torch.cuda.device_count())
+    return executors.Local(jobs, torch.cuda.device_count(), threads)
 
 
 def _list_studies(asked: bool) -> None:

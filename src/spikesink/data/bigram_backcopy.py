@@ -56,10 +56,18 @@ class BigramBackcopy:
 class BigramSampler:
     """Samples by index: sample i of a stream depends on (seed, stream, i) alone, in whatever order they are asked."""
 
-    def __init__(self, chain: BigramBackcopy, seq_len: int, *, bos: bool, seed: int, stream: int = 0) -> None:
+    def __init__(
+        self, chain: BigramBackcopy, seq_len: int, *, bos: bool, seed: int, stream: int = 0, restarts: int = 0
+    ) -> None:
+        """restarts: places behind the second token where the chain starts again with BOS. Raises InputError."""
         if seq_len < 3:
             raise InputError(f"seq_len is {seq_len}; expected at least 3, so that something can be copied.")
-        self.chain, self.seq_len, self.bos = chain, seq_len, bos
+        if restarts > seq_len - 2 or (restarts and not bos):
+            raise InputError(
+                f"data.source.restarts is {restarts} at seq_len {seq_len}, data.bos {str(bos).lower()}; expected at "
+                f"most {seq_len - 2}, and BOS."
+            )
+        self.chain, self.seq_len, self.bos, self.restarts = chain, seq_len, bos, restarts
         self.seed, self.stream = seed, stream
         # Plain lists: one sample is some dozens of look-ups, far cheaper without an array call for each.
         self._cumulative = [row.tolist() for row in chain.next_token.cumsum(1)]
@@ -67,12 +75,16 @@ class BigramSampler:
     def sample(self, index: int) -> np.ndarray:
         """Token ids of shape (seq_len,), int64; with BOS it is the first of them."""
         length = self.seq_len if self.bos else self.seq_len + 1
-        draws = np.random.default_rng([self.seed, self.stream, index]).random(length).tolist()
+        rng = np.random.default_rng([self.seed, self.stream, index])
+        draws = rng.random(length).tolist()
+        again = set(rng.choice(np.arange(2, length), self.restarts, replace=False).tolist()) if self.restarts else set()
         triggers, cumulative, last = self.chain.triggers, self._cumulative, self.chain.vocab_size - 1
         ids = [0]
-        for draw in draws[1:]:
+        for place, draw in enumerate(draws[1:], start=1):
             current = ids[-1]
-            if current in triggers:
+            if place in again:
+                ids.append(0)
+            elif current in triggers:
                 ids.append(ids[-2])
             else:
                 # Rounding may leave the last sum a hair below 1.

@@ -145,7 +145,11 @@ def _record(cell: Cell, started: float, **found: object) -> CellRecord:
                 model={"name": cell.name, "model_type": "spikesink_decoder"},
                 tokens={"evaluation_sha256": evaluation_sha256(cell.base), "sink_tokens": SINK_TOKENS},
                 versions=package_versions(),
-                settings={"threads": recipe.running.threads, "cores": os.cpu_count()},
+                settings={
+                    "threads": recipe.running.threads,
+                    "cores": os.cpu_count(),
+                    "precision": recipe.precision,
+                },
             ),
             "timing": Timing.now(total_s=time.perf_counter() - started),
         }

@@ -28,6 +28,9 @@ CONNECT_S = 5.0
 class Executor(Protocol):
     """Runs cells, each in its folder, and yields their records as they come."""
 
+    threads: int
+    """CPU threads of a cell, a part of its identity; 0 leaves the cell's own."""
+
     def run(self, cells: list[Cell], folder: Path, progress: Progress) -> Iterator[CellRecord]: ...
 
 
@@ -38,10 +41,10 @@ class CellFailedError(Exception):
 class Local:
     """`jobs` processes at a time, one for each core or GPU, with the machine's threads shared out."""
 
-    def __init__(self, jobs: int | None = None, gpus: int = 0) -> None:
+    def __init__(self, jobs: int | None = None, gpus: int = 0, threads: int | None = None) -> None:
         cores = os.cpu_count() or 1
         self.jobs = jobs or gpus or cores
-        self.threads = max(1, cores // self.jobs)
+        self.threads = threads or max(1, cores // self.jobs)
         self.slots: queue.Queue[int | None] = queue.Queue()
         for slot in range(self.jobs):
             self.slots.put(slot % gpus if gpus else None)

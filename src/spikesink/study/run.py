@@ -35,8 +35,9 @@ class Study:
         """
         check_output(self.records, "", force=True)
         check_output(work / self.title, "", force=True, option="--work")
-        todo = [cell for cell in self.cells if not self._has_result(cell)]
-        shared = {cell.name: found for cell in todo if (found := self._from_another_study(cell)) is not None}
+        threads = executor.threads
+        todo = [cell for cell in self.cells if not self._has_result(cell, threads)]
+        shared = {cell.name: found for cell in todo if (found := self._from_another_study(cell, threads)) is not None}
         for record in shared.values():
             self._keep(record)
         todo = [cell for cell in todo if cell.name not in shared]
@@ -101,8 +102,11 @@ class Study:
     def _keep(self, record: CellRecord) -> None:
         record.write(self.records / f"{record.variant}-{record.seed}.json")
 
-    def _has_result(self, cell: Cell) -> bool:
-        """Whether a record says what came out; one of another recipe is in the way."""
+    def _has_result(self, cell: Cell, threads: int) -> bool:
+        """Whether a record says what came out; one of another recipe or number of threads is in the way.
+
+        Rounding decides as much as the seed, and the number of threads decides the rounding.
+        """
         if not self._path(cell).exists():
             return False
         record = CellRecord.read_file(self._path(cell))
@@ -111,17 +115,27 @@ class Study:
                 f"'{self._path(cell)}' was made with another recipe than this study's '{cell.name}'; choose another "
                 "--out, or another name with --set name=NAME."
             )
+        if record.status != "failed" and _threads(record) != threads:
+            raise InputError(
+                f"'{self._path(cell)}' was made with {_threads(record)} threads, this study runs with {threads}; pass "
+                f"--threads {_threads(record)}, or choose another --out."
+            )
         return record.status != "failed"
 
-    def _from_another_study(self, cell: Cell) -> CellRecord | None:
+    def _from_another_study(self, cell: Cell, threads: int) -> CellRecord | None:
         """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
-        wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base))
+        wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base), threads)
         for path in sorted(self.out.glob(f"*/*-{cell.seed}.json")):
             try:
                 record = CellRecord.read_file(path)
             except RecordError:
                 continue
             measured_on = record.provenance.tokens.get("evaluation_sha256")
-            if record.status != "failed" and (record.recipe_sha256, measured_on) == wanted:
+            if record.status != "failed" and (record.recipe_sha256, measured_on, _threads(record)) == wanted:
                 return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
         return None
+
+
+def _threads(record: CellRecord) -> int:
+    """CPU threads that a cell was trained with; 0 where torch chose."""
+    return int(record.provenance.settings.get("threads") or 0)

@@ -162,7 +162,7 @@ def _change(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> C
 
 
 def spikes_change(effects: dict[str, Effect]) -> Change:
-    """Lost where a part of what makes a spike is lost; kept where every part is. By magnitude where no part is known."""
+    """Lost where a part of what makes a spike is lost; kept where all are; by magnitude where no part is known."""
     parts = [effects[name].change for name in PARTS if name in effects]
     if not parts:
         return effects["spike"].change if "spike" in effects else "unclear"

@@ -14,7 +14,7 @@ from spikesink.train.plain_yaml import MAX_CHARACTERS, read_yaml
 from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 from spikesink.zoo.spec import DecoderSpec
 
-PRESETS = ("nano", "small", "paper")
+PRESETS = ("nano", "sinks", "small", "paper")
 ORIGIN = "model.from="
 """Begins the override that replaces the whole model by a pretrained one."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -27,6 +27,8 @@ class BigramBackcopyData(Choice):
     triggers: PositiveInt = 3
     text: str | None = None
     """A .txt, .jsonl or .parquet whose bigrams are taken; nothing for the English that every Python carries."""
+    restarts: NonNegativeInt = 0
+    """Places in a sequence where it starts again with BOS, at random: BOS is then not the first token alone."""
 
 
 class PythonSourceData(Choice):
@@ -95,8 +97,9 @@ class Training(Choice):
     loss_min: PositiveInt = 1
     """Smallest context length whose prediction counts (table 8): the token at index c has context length c."""
     loss_max: PositiveInt | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast, weights and optimiser state stay fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: autocast, weights and optimiser state stay fp32. auto: bf16 where the processor multiplies in it, else
+    fp32; a run's identity is what it came to."""
     compile: bool = False
     activation_checkpointing: bool = False
     fsdp: bool = False
@@ -167,9 +170,20 @@ class Recipe(Choice):
         """Tokens seen by the end."""
         return self.training.steps * self.training.batch_size * self.data.seq_len
 
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """What `training.precision` comes to on this machine."""
+        if self.training.precision != "auto":
+            return self.training.precision
+        return "bf16" if _multiplies_bf16() else "fp32"
+
     def essence(self) -> dict[str, Any]:
         """What decides the result, as plain data: everything but `running`, `monitor`, the name and the micro-batch."""
         content = self.model_dump(mode="json", exclude={"running", "monitor", "name"})
+        content["training"]["precision"] = self.precision
+        # As if the option had always been there: runs from before it are the same runs.
+        if not content["data"]["source"].get("restarts", 1):
+            del content["data"]["source"]["restarts"]
         for option in ("micro_batch", "fsdp", "activation_checkpointing"):
             del content["training"][option]
         if self.pretrained is None:
@@ -199,6 +213,16 @@ class Recipe(Choice):
             if change not in origins:
                 _override(full, change)
         return cls.parse(full)
+
+
+def _multiplies_bf16() -> bool:
+    """Whether products in bf16 are faster here; where the processor only emulates them they are eight times slower."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
 
 
 def load_recipe(name_or_path: str | Path, changes: list[str] | None = None) -> Recipe:

@@ -90,7 +90,7 @@ def plan(recipe: Recipe, gpus: int) -> Plan:
     """
     total, layer = count_parameters(recipe)
     spec, training = recipe.model, recipe.training
-    width = 2 if training.precision == "bf16" else 4
+    width = 2 if recipe.precision == "bf16" else 4
     share = max(1, training.batch_size // gpus)
     tokens = min(training.micro_batch or share, share) * recipe.data.seq_len
     d_ffn = spec.d_model if isinstance(spec.ffn, Linear | AttentionFFN) else spec.ffn.width(spec.d_model)

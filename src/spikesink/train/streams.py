@@ -44,14 +44,17 @@ def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
     data = recipe.data
     corpus = read_corpus(Path(source.text)) if source.text is not None else None
     chain = bigram_backcopy(recipe.model.vocab_size, source.triggers, corpus)
-    train = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed)
-    held_out = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed, stream=HELD_OUT_STREAM)
+    train = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed, restarts=source.restarts)
+    held_out = BigramSampler(
+        chain, data.seq_len, bos=data.bos, seed=data.seed, stream=HELD_OUT_STREAM, restarts=source.restarts
+    )
     ids = np.stack([held_out.sample(index) for index in range(data.held_out)])
     provenance = {
         "source": source.kind,
         "source_sha256": chain.sha256,
         "source_description": f"bigrams of '{chain.source}' ({chain.source_sha256}), {source.triggers} triggers",
-        "entropy_nats": float(chain.conditional_entropy_nats()[ids[:, :-1]].mean()),
+        # Where BOS comes again, and not the chain, decides a part of the loss.
+        "entropy_nats": float(chain.conditional_entropy_nats()[ids[:, :-1]].mean()) if not source.restarts else None,
         "held_out": f"samples of stream {HELD_OUT_STREAM}",
     }
     return Stream(train.sample, ids, character_tokenizer(chain.tokens), provenance)

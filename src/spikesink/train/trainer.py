@@ -107,7 +107,7 @@ def arguments(recipe: Recipe, root: Path) -> TrainingArguments:
         weight_decay=optimiser.weight_decay,
         max_grad_norm=optimiser.grad_clip,
         seed=training.seed,
-        bf16=training.precision == "bf16",
+        bf16=recipe.precision == "bf16",
         torch_compile=training.compile and on_gpu,
         activation_checkpointing=training.activation_checkpointing and not training.fsdp,
         use_cpu=not on_gpu,
