@@ -66,6 +66,22 @@ def test_a_sample_depends_on_seed_and_index_alone(chain):
     assert without.tolist() == forwards[3][1:]
 
 
+def test_a_chain_that_starts_again(chain):
+    """BOS twice more, never first or second; behind it the first character's distribution, without triggers."""
+    sampler = BigramSampler(chain, 12, bos=True, seed=1, restarts=2)
+    places = set()
+    for index in range(200):
+        ids = sampler.sample(index).tolist()
+        assert len(ids) == 12 and ids.count(0) == 3 and ids[0] == 0 and ids[1] != 0
+        again = [place for place in range(1, 12) if ids[place] == 0]
+        assert all(ids[place + 1] not in chain.triggers for place in again if place < 11)
+        places |= set(again)
+    assert places == set(range(2, 12))
+    for options in ({"bos": True, "restarts": 11}, {"bos": False, "restarts": 1}):
+        with pytest.raises(InputError, match="expected at most 10, and BOS"):
+            BigramSampler(chain, 12, seed=1, **options)
+
+
 def test_entropy_is_the_loss_of_the_true_chain(chain):
     """The mean of -log P of what came equals the mean entropy, within its standard error."""
     sampler = BigramSampler(chain, 100, bos=True, seed=3)

@@ -169,3 +169,10 @@ def test_a_work_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     study = Study("grid", GRID, base(), tmp_path / "results", seeds=1)
     with pytest.raises(OutputError, match="Choose another --work"):
         study.run(NoExecutor(), tmp_path / "work", quiet)
+
+
+def test_the_number_of_threads_is_part_of_a_cell(undisturbed, tmp_path, monkeypatch):
+    out, _ = undisturbed
+    monkeypatch.setattr(InProcess, "threads", 2)
+    with pytest.raises(InputError, match="made with 1 threads, this study runs with 2; pass --threads 1"):
+        Study("grid", GRID, base(), out / "results", seeds=1).run(InProcess(), tmp_path, quiet)

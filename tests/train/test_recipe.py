@@ -46,7 +46,7 @@ def test_overrides():
         ("training.steps=many", "^training.steps: .*valid integer.*'many'"),
         ("model.norm=rms", "^model.norm: unknown kind 'rms'; did you mean 'rmsnorm'"),
         ("model.norm.eps.x=3", "model.norm.eps has no 'x'; it has no options"),
-        ("training.precision=fp8", "^training.precision: .*'fp32' or 'bf16'"),
+        ("training.precision=fp8", "^training.precision: .*'fp32', 'bf16' or 'auto'"),
         ("data.seq_len=11", "data.seq_len is 11, model.max_positions 10"),
         ("training.loss_min=9", "no prediction counts"),
         ("training.loss_max=0", "^training.loss_max: .*greater than 0"),
@@ -116,3 +116,19 @@ def test_a_text_that_leaves_nothing_to_hold_out(tmp_path, monkeypatch, text):
     recipe = tiny_recipe("model.vocab_size=300", "data.source.kind=text", f"data.source.path={tmp_path / 'a.txt'}")
     with pytest.raises(InputError, match=r"'a\.txt' has \d documents.* \d held out.*A document is a line"):
         open_stream(recipe, lambda stage, done, total: None)
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_is_what_the_processor_multiplies_in(monkeypatch, fast, expected):
+    monkeypatch.setattr("spikesink.train.recipe._multiplies_bf16", lambda: fast)
+    auto = load_recipe("nano", ["training.precision=auto"])
+    same = load_recipe("nano", [f"training.precision={expected}"])
+    other = load_recipe("nano", [f"training.precision={'fp32' if fast else 'bf16'}"])
+    assert auto.precision == expected
+    assert auto.sha256() == same.sha256() != other.sha256()
+
+
+def test_new_options_leave_old_runs_as_they_were():
+    """The identity of nano's runs that lie in results/."""
+    assert load_recipe("nano").sha256() == "cdd4f10aaae2d7a6bab8c1b603f949eba7a69cc76d003f7e187d0e094c74f6d9"
+    assert load_recipe("nano", ["data.source.restarts=1"]).sha256() != load_recipe("nano").sha256()

@@ -54,6 +54,7 @@ def study_command(
         _list_studies(show)
         return
     from spikesink.cli.progress import progress_bar
+    from spikesink.report.terminal import print_record
     from spikesink.study.grid import load_grid
     from spikesink.train.recipe import load_recipe
 
@@ -77,8 +78,6 @@ def study_command(
     if json:
         sys.stdout.write(record.to_json())
     else:
-        from spikesink.report.terminal import print_record
-
         print_record(record)
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
     page_beside(out / f"{study.title}.json", out / f"{study.title}.html")

@@ -78,24 +78,9 @@ def _report(record: Any, folder: Path, json: bool) -> None:
     if json:
         sys.stdout.write(record.to_json())
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from spikesink.report.terminal import print_record
 
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="bold", width=12)
-    table.add_column()
-    table.add_row("Trained", f"{escape(record.name)}: {record.parameters:,} parameters, {record.steps:,} steps")
-    table.add_row("  speed", f"{record.tokens_per_s:,.0f} tokens/s, {record.tokens:,} tokens")
-    table.add_row("Loss", f"{record.loss_nats:.4g} nats; held out {record.held_out_loss_nats:.4g}")
-    entropy = record.provenance.tokens.get("entropy_nats")
-    if entropy is not None:
-        table.add_row("  at best", f"{entropy:.4g} nats (the entropy of the data)")
-    seen = record.anatomy
-    if seen:
-        table.add_row("Spike", f"{seen['spike']:,.4g}; {seen['max_over_median']:,.3g} x the median")
-        table.add_row("Sinks", f"ratio {seen['sink_ratio']:.1%}; first token {seen['first_token_importance']:.3g}")
-    Console(highlight=False).print(table)
+    print_record(record)
     print(f"Run: {folder}\nNext: spikesink scan {folder}/model --tokens {folder}/held_out.npy", file=sys.stderr)
 
 

@@ -48,7 +48,7 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
         statements.append(
             Statement(f"{prefix}{verdict[0].upper()}{verdict[1:]}", text, measured=verdict != "undecided")
         )
-    decided = [claim for claim in study.claims if claim.verdict in ("supported", "contradicted")]
+    decided = [claim for claim in study.claims if claim.verdict in ("supported", "contradicted", "mixed")]
     statements += [
         Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {_plain(claim.evidence)}")
         for claim in decided

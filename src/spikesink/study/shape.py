@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from spikesink.observer import Observer
+
 SPIKE_SHARE = 0.1
 """A spike token reaches this share of the largest magnitude: the share that `scan` uses."""
 TOP = 3
@@ -26,10 +28,11 @@ class _Residual:
     """(sequence,): that token's squared norm in its three largest channels, as a share."""
 
 
-class SpikeShape:
-    """Observer of residuals without padding; keeps two numbers a token and block."""
+class SpikeShape(Observer):
+    """Watches residuals of sequences without padding; keeps two numbers a token and block."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.residuals: dict[int, _Residual] = {}
 
     def on_residual(self, block: int, hidden: Tensor) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spikesink.bootstrap import replicates
 from spikesink.records.study import Change, Effect, VariantRow
 
 RESAMPLES = 10_000
@@ -42,10 +43,8 @@ def effect(metric: str, values: list[float], baseline: list[float], rules: First
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if not len(ours) or not len(theirs) or theirs.mean() <= 0:
         raise ValueError(f"no ratio of {values} to {baseline}")
-    rng = np.random.default_rng(0)
-    means = [data[rng.integers(len(data), size=(RESAMPLES, len(data)))].mean(1) for data in (ours, theirs)]
     # A resample of zeros alone says: any ratio.
-    ratios = np.divide(means[0], means[1], out=np.full(RESAMPLES, np.inf), where=means[1] > 0)
+    ratios = replicates(_ratio_of_means, ours, theirs, paired=False, resamples=RESAMPLES)
     tail = (1 - rules.confidence) / 2
     # Order statistics: interpolating between infinities would give NaN.
     low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
@@ -55,6 +54,11 @@ def effect(metric: str, values: list[float], baseline: list[float], rules: First
         metric=metric, ratio=ratio, low=bounds[0], high=bounds[1], separate=separate,
         change=_change(*bounds, separate=separate, rules=rules),
     )  # fmt: skip
+
+
+def _ratio_of_means(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
+    above, below = ours.mean(axis), theirs.mean(axis)
+    return np.divide(above, below, out=np.full(above.shape, np.inf), where=below > 0)
 
 
 def _change(low: float, high: float, *, separate: bool, rules: FirstRules) -> Change:
