@@ -17,6 +17,15 @@ from spikesink.zoo.spec import DecoderSpec
 PRESETS = ("nano", "sinks", "small", "paper")
 ORIGIN = "model.from="
 """Begins the override that replaces the whole model by a pretrained one."""
+LATER = {
+    "pretrained": None,
+    "data.source.restarts": 0,
+    "model.qkv_bias": False,
+    "model.attention_softcap": None,
+    "model.logit_softcap": None,
+    "model.position.theta_by_layer": [],
+}
+"""Options that came after the first runs, with their defaults: left out of a run's identity, so that it stays."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -181,13 +190,10 @@ class Recipe(Choice):
         """What decides the result, as plain data: everything but `running`, `monitor`, the name and the micro-batch."""
         content = self.model_dump(mode="json", exclude={"running", "monitor", "name"})
         content["training"]["precision"] = self.precision
-        # As if the option had always been there: runs from before it are the same runs.
-        if not content["data"]["source"].get("restarts", 1):
-            del content["data"]["source"]["restarts"]
         for option in ("micro_batch", "fsdp", "activation_checkpointing"):
             del content["training"][option]
-        if self.pretrained is None:
-            del content["pretrained"]
+        for path, default in LATER.items():
+            _drop(content, path.split("."), default)
         return content
 
     def sha256(self) -> str:
@@ -213,6 +219,15 @@ class Recipe(Choice):
             if change not in origins:
                 _override(full, change)
         return cls.parse(full)
+
+
+def _drop(content: dict[str, Any], path: list[str], default: object) -> None:
+    """Take an option out of nested data where it has its default."""
+    *outer, last = path
+    for key in outer:
+        content = content.get(key, {})
+    if last in content and content[last] == default:
+        del content[last]
 
 
 def _multiplies_bf16() -> bool:
