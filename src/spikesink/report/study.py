@@ -50,7 +50,7 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
         )
     decided = [claim for claim in study.claims if claim.verdict in ("supported", "contradicted", "mixed")]
     statements += [
-        Statement(f"{prefix}Claim {claim.claim} {claim.verdict}", f"{claim.text} {_plain(claim.evidence)}")
+        Statement(f"{prefix}{claim.title} {claim.verdict}", f"{claim.text} {_plain(claim.evidence)}")
         for claim in decided
     ]
     few = min((len(row.seeds) for row in study.rows), default=0)
@@ -161,7 +161,7 @@ def _verdicts(study: StudyRecord) -> list[Table]:
         [row.variant, _plain(row.summary), "; ".join(row.changes) or "as the preset"] for row in summaries.values()
     ]
     rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
-    claims = [[f"{claim.claim}. {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
+    claims = [[f"{claim.title}: {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
     found = []
     if rows:
         header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
