@@ -146,6 +146,15 @@ def test_refusals(checkpoint, text, tmp_path, changes, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_that_does_not_fit_is_refused_first(checkpoint, text, tmp_path, monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
+    with pytest.raises(InputError, match="weights, gradients and optimiser"):
+        graft_and_heal(settings(checkpoint, text, "arrangement=sandwich"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_recipes_differ_in_the_model_alone(checkpoint, text):
     healing, control, changed = graft_recipes(settings(checkpoint, text, "norm=dyt", "optimiser.lr=1e-3"))
     assert changed.keys() == {"norm"}

@@ -22,7 +22,7 @@ from spikesink.records.graft import GraftPoint, GraftRecord, Move
 from spikesink.train.checkpoints import folders
 from spikesink.train.pretrained import EMBEDDED
 from spikesink.train.recipe import Recipe
-from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, fresh_model, train
+from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, check_memory, fresh_model, train
 from spikesink.train.streams import Stream, open_stream
 from spikesink.zoo import SpikesinkDecoderForCausalLM, export
 from spikesink.zoo.convert import expressible
@@ -51,6 +51,8 @@ def graft_and_heal(
     healing, plain, changed = graft_recipes(settings)
     if not resume and (out / "healed" / RECIPE).exists():
         raise OutputError(f"'{out}' already holds a graft; pass --resume to go on with it, or another --out.")
+    if settings.steps:
+        check_memory(healing)
     stream = open_stream(healing, progress)
     if settings.steps:
         _check_text(healing, stream)

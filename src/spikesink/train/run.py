@@ -48,7 +48,7 @@ def train(
     transformers.utils.logging.disable_progress_bar()
     root = out / CHECKPOINTS
     checkpoint = _starting_point(recipe, out, resume=resume, allow_changed=allow_changed)
-    _check_memory(recipe)
+    check_memory(recipe)
     if recipe.running.threads:
         torch.set_num_threads(recipe.running.threads)
     stream = open_stream(recipe, progress)
@@ -103,7 +103,7 @@ def _starting_point(recipe: Recipe, out: Path, *, resume: bool, allow_changed: b
     return checkpoint
 
 
-def _check_memory(recipe: Recipe) -> None:
+def check_memory(recipe: Recipe) -> None:
     """Refuse on a CPU what cannot fit: the system would end the process, or swap for hours."""
     if torch.cuda.is_available() or recipe.training.fsdp:
         return
