@@ -50,3 +50,9 @@ def test_a_model_that_spikes_at_bos_alone_is_told_so():
 def test_what_has_no_pair_is_refused(tokens):
     with pytest.raises(InputError, match="at least 3 tokens that begin with BOS"):
         scan_bos_pair(access(tiny("llama")), tokens)
+
+
+def test_ids_have_no_text_to_put_bos_before(cli):
+    ran = cli("scan", "--bos", "both", "--tokens", "ids.npy")
+    assert ran.code == 2
+    assert "--tokens has no text" in ran.err
