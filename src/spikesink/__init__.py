@@ -60,4 +60,12 @@ def _html(record: object) -> str | None:
     return display(record)
 
 
+def _chart(record: object, name: str) -> Any:
+    """One chart of a record."""
+    from spikesink.report.notebook import chart
+
+    return chart(record, name)
+
+
 Shown.renderer = staticmethod(_html)
+Shown.charts = staticmethod(_chart)

@@ -15,16 +15,24 @@ from pydantic.json_schema import SkipJsonSchema
 
 from spikesink.errors import NumericError, RecordError
 from spikesink.records.files import read_files, read_json, write_files
+from spikesink.records.frames import data_frame, differences, rows_of
 from spikesink.shown import Shown
 
 SCHEMA = 1
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Frozen(BaseModel):
+class Frozen(Shown, BaseModel):
     """A value that does not change after it was measured; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    def to_dataframe(self, name: str | None = None) -> Any:
+        """Its rows as a pandas (or polars) data frame: the list `name`, its only list, or one row of its values.
+
+        Raises InputError where it has several lists and none is named.
+        """
+        return data_frame(rows_of(self, name))
 
 
 class Section(Frozen):
@@ -115,7 +123,22 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
         ) from None
 
 
-class Record(Shown, BaseModel):
+class Comparable(Shown, BaseModel):
+    """A result as a whole: its JSON, and what differs from another of its kind."""
+
+    def to_json(self) -> str:
+        """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
+        return as_json(self)
+
+    def diff(self, other: BaseModel) -> Any:
+        """What differs from `other`, conditions and results, as a data frame: where, one, other, difference.
+
+        Timing is left out. Raises InputError for a record of another kind.
+        """
+        return data_frame(differences(self, other), ["where", "one", "other", "difference"])
+
+
+class Record(Comparable):
     """A result as JSON and, beside it, its large arrays; a kind of record names its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, arbitrary_types_allowed=True)
@@ -126,10 +149,6 @@ class Record(Shown, BaseModel):
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     arrays: SkipJsonSchema[dict[str, np.ndarray]] = Field(default_factory=dict, exclude=True, repr=False)
-
-    def to_json(self) -> str:
-        """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
-        return as_json(self)
 
     def save(self, folder: Path | str, *, force: bool = False) -> Path:
         """Write both files, whole or not at all; returns the folder. Raises OutputError."""
@@ -148,17 +167,13 @@ class Record(Shown, BaseModel):
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 
 
-class JsonRecord(Shown, Frozen):
+class JsonRecord(Comparable, Frozen):
     """A record that is one JSON file, named by whoever writes it."""
 
     command: ClassVar[str]
     """What makes such a file, for error messages."""
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
-
-    def to_json(self) -> str:
-        """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
-        return as_json(self)
 
     def write(self, path: Path | str) -> Path:
         """Write the file, whole or not at all, over an older one. Raises OutputError."""

@@ -3,18 +3,38 @@
 import base64
 from collections.abc import Sequence
 
+import altair as alt
 from markupsafe import Markup
 
+from spikesink.errors import InputError, did_you_mean
+from spikesink.records.base import Frozen, JsonRecord
 from spikesink.report.build import record_document
 from spikesink.report.document import Document, Merit, Section, Statement
 from spikesink.report.drawing import Figure
+from spikesink.report.fields import fields_part
 from spikesink.report.write import drawn
 
 
 def display(record: object) -> str | None:
-    """HTML of what a record says; None for a record of another kind."""
+    """HTML of what a record, or a section of one, says; None for what has neither."""
     document = record_document(record)
-    return None if document is None else str(_document(document))
+    if document is not None:
+        return str(_document(document))
+    if isinstance(record, Frozen) and not isinstance(record, JsonRecord):
+        name = getattr(record, "section", None) or type(record).__name__
+        return str(Markup("").join(_section(fields_part(name, name.capitalize(), record))))
+    return None
+
+
+def chart(record: object, name: str) -> alt.Chart | alt.LayerChart:
+    """One chart of a record, its data in it, by its name or the beginning of it. Raises InputError."""
+    document = record_document(record)
+    figures = document.figures() if document is not None else []
+    for figure in sorted(figures, key=lambda figure: figure.name != name):
+        if figure.name.startswith(name):
+            return type(figure.chart).from_dict(figure.with_rows(), validate=False)
+    known = [figure.name for figure in figures]
+    raise InputError(f"No chart called '{name}'{did_you_mean(name, known)}")
 
 
 def _document(document: Document) -> Markup:
