@@ -134,13 +134,12 @@ def test_figures_of_merit(merit, text):
 
 
 def test_a_section_without_a_part_shows_all_its_fields():
-    content = {"applicable": True, "reason": None, "tokens": 39, "share": 0.51234, "blocks": [{"block": 2, "mean": None}],
-               "ids": list(range(20))}  # fmt: skip
+    content = {"applicable": True, "reason": None, "tokens": 39, "share": 0.51234,
+               "blocks": [{"block": 2, "mean": None}], "ids": list(range(20))}  # fmt: skip
     section = fields_part("reach", "Reach", content)
-    assert [(merit.label, merit.text) for merit in section.merits] == [
-        ("tokens", "39"), ("share", "0.5123"),
-        ("ids", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 … 20 in all"),
-    ]  # fmt: skip
+    first = "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 … 20 in all"
+    shown = [(merit.label, merit.text) for merit in section.merits]
+    assert shown == [("tokens", "39"), ("share", "0.5123"), ("ids", first)]
     (table,) = section.tables
     assert isinstance(table, Table) and isinstance(section, Section)
     assert (table.caption, table.columns, table.rows) == ("Blocks", ["block", "mean"], [["2", "–"]])

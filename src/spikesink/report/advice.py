@@ -48,7 +48,7 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
 def _modules(blocks: list[int], anatomy: Anatomy | None) -> list[str]:
     """Blocks that break int8 by the names of their modules, to be pasted into a list of what is left alone."""
     names = module_names(anatomy) if anatomy is not None else {}
-    known = [names[block] for block in blocks if names.get(block)]
+    known = [name for block in blocks if (name := names.get(block))]
     return [f"Keep in high precision: {', '.join(known)}"] if known else []
 
 
