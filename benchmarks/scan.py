@@ -1,7 +1,8 @@
 """How fast and how small a scan is, against a plain SDPA forward of the same batch and what users do today.
 
 Run: make bench. Time: contender and plain forward alternate in one process, and the figure is the median of the paired
-ratios of CPU time. Memory: runs in processes of their own, the peak above the loaded model; for the scan the median of three.
+ratios of CPU time. Memory: runs in processes of their own, the peak above the loaded model; for the scan the median of
+three.
 
 Peers: Hugging Face eager attention with output_attentions=True, and TransformerLens run_with_cache (a HookedTransformer
 of the same shape in an environment of its own: make bench-peer makes it; left out where it is missing).
