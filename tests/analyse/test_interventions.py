@@ -104,6 +104,7 @@ def test_a_tiny_model_gets_the_whole_record():
     assert {damage.kind for damage in record.quantisation.sites} >= {"down_proj", "kv", "weights"}
     assert record.quantisation.rotation_error < 1e-3
     assert [row.keep for row in record.kv_cache.table] == [None, 0, 1, 2, 4, 8, 4]
+    assert (record.kv_cache.sequences, record.kv_cache.tokens) == (4, 130), "held-out sequences are not evaluated"
     assert record.recommendation.keep_sink_tokens == record.kv_cache.keep
     assert {stage for stage, _, _ in steps} >= {"interventions", "quantisation", "KV cache"}
     assert all(0 <= done <= total for _, done, total in steps)

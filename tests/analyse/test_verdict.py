@@ -10,11 +10,18 @@ def estimate(value, spread=0.0):
     return Estimate(value=value, low=value - spread, high=value + spread)
 
 
-def row(name, target, sinks, plateau, *, cost=0.0, control_of=None, spread=0.02):
+def row(name, target, sinks, plateau, *, cost=0.0, control_of=None, spread=0.02, **facts):
+    """tokens: share of the spike tokens that are left; by default as much as of the size."""
+    kept = {"spike_tokens_kept": plateau if plateau > 0.25 else 0.0, "plateau_ratio_kept": estimate(plateau, spread)}
     return InterventionRow(
         name=name, control_of=control_of, target=target, summary="", loss_difference_nats=estimate(cost, 0.01),
-        sink_ratio_kept=estimate(sinks, spread), plateau_kept=estimate(plateau, spread),
+        sink_ratio_kept=estimate(sinks, spread), plateau_kept=estimate(plateau, spread), **{**kept, **facts},
     )  # fmt: skip
+
+
+def twice(made):
+    """The row and another like it, so that no answer hangs on one."""
+    return made, made.model_copy(update={"name": f"{made.name} again"})
 
 
 def judged(*rows, has_spikes=True, has_sinks=True):
@@ -23,8 +30,8 @@ def judged(*rows, has_spikes=True, has_sinks=True):
 
 LEAVES = row("cut_amplifier", "spikes", 0.95, 0.05)
 TAKES = row("cut_amplifier", "spikes", 0.1, 0.05)
-MASK_LEAVES = row("mask_sinks", "sinks", 0.2, 1.0)
-MASK_TAKES = row("mask_sinks", "sinks", 0.2, 0.1)
+MASK_LEAVES = row("mask_sinks_everywhere", "sinks", 0.2, 1.0)
+MASK_TAKES = row("mask_sinks_everywhere", "sinks", 0.2, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -41,20 +48,21 @@ MASK_TAKES = row("mask_sinks", "sinks", 0.2, 0.1)
     ],
 )
 def test_verdicts(on_spikes, on_sinks, verdict):
-    assert judged(on_spikes, on_sinks).verdict == verdict
+    assert judged(*twice(on_spikes), *twice(on_sinks)).verdict == verdict
 
 
 def test_one_removal_that_leaves_the_other_is_enough():
-    found = judged(LEAVES, row("zero_spikes", "spikes", 0.1, 0.05), MASK_LEAVES)
+    found = judged(*twice(LEAVES), row("zero_spikes", "spikes", 0.1, 0.05), MASK_LEAVES)
     assert found.sinks_need_spikes.answer == "no"
-    assert found.sinks_need_spikes.evidence == ["cut_amplifier"]
+    assert found.sinks_need_spikes.evidence == ["cut_amplifier", "cut_amplifier again"]
+    assert "cut_amplifier leaves 95% [93%, 97%] of the sinks, at +0 nats" in found.sinks_need_spikes.reason
 
 
 def test_a_control_that_moves_sinks_too_leaves_it_open():
     control = row("cut_amplifier/random_entries", "spikes", 0.3, 1.0, control_of="cut_amplifier")
-    assert judged(TAKES, control, MASK_LEAVES).sinks_need_spikes.answer == "undecided"
+    assert judged(*twice(TAKES), control, MASK_LEAVES).sinks_need_spikes.answer == "undecided"
     harmless = row("cut_amplifier/random_entries", "spikes", 0.97, 1.0, control_of="cut_amplifier")
-    assert judged(TAKES, harmless, MASK_LEAVES).sinks_need_spikes.answer == "yes"
+    assert judged(*twice(TAKES), harmless, MASK_LEAVES).sinks_need_spikes.answer == "yes"
 
 
 def test_nothing_to_dissociate():
@@ -81,4 +89,53 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
 def test_the_rules_are_in_the_record():
     rules = judged(LEAVES, MASK_LEAVES).rules
     assert rules["left_min"] == 0.8
-    assert len(rules["in_words"]) == 4
+    assert len(rules["in_words"]) == 5
+    assert "at least 80% of the baseline's" in rules["in_words"][1]
+    assert not any("_max" in text or "_min" in text for text in rules["in_words"])
+
+
+def test_an_answer_that_hangs_on_one_row_is_undecided():
+    found = judged(TAKES, *twice(MASK_LEAVES)).sinks_need_spikes
+    assert found.answer == "undecided"
+    assert found.sensitivity == {"cut_amplifier left out": "undecided"}
+    assert "the rules alone say yes" in found.reason
+    assert "cut_amplifier left out" in found.reason
+
+
+def test_an_answer_that_hangs_on_a_threshold_is_undecided():
+    """What is left at a limit of 80 % is not at 90 %."""
+    found = judged(*twice(row("cut_amplifier", "spikes", 0.84, 0.05)), *twice(MASK_LEAVES)).sinks_need_spikes
+    assert (found.answer, found.sensitivity["left_min 0.9"]) == ("undecided", "undecided")
+
+
+def test_spikes_are_gone_only_where_tokens_size_and_norm_ratio_are():
+    for kept in ({"spike_tokens_kept": 0.5}, {"plateau_ratio_kept": estimate(0.6)}, {"plateau_kept": estimate(0.6)}):
+        changed = TAKES.model_copy(update=kept)
+        answer = judged(*twice(changed), *twice(MASK_LEAVES)).sinks_need_spikes
+        assert answer.reason.startswith("no intervention removed the spikes"), kept
+
+
+def test_sinks_are_counted_behind_the_edit():
+    """Heads before the edited block cannot change, and would hide that the others did."""
+    behind = TAKES.model_copy(
+        update={"sink_ratio_kept": estimate(0.7), "downstream_sink_ratio_kept": estimate(0.1, 0.02)}
+    )
+    found = judged(*twice(behind), *twice(MASK_LEAVES)).sinks_need_spikes
+    assert found.answer == "yes"
+    assert "leaves 10% [8%, 12%] of the sinks, in all blocks 70%" in found.reason
+
+
+def test_rows_that_edit_sinks_behind_the_spikes_do_not_answer():
+    late = MASK_LEAVES.model_copy(update={"cannot_answer": "it edits sinks after block 2"})
+    found = judged(*twice(LEAVES), *twice(late)).spikes_need_sinks
+    assert found.answer == "undecided"
+    assert "no row can answer" in found.reason
+    moved = row("mask_sinks_everywhere", "sinks", 0.9, 1.0, spike_positions={0: 1.0, 1: 0.9, 2: 0.1})
+    found = judged(*twice(LEAVES), late, *twice(moved)).spikes_need_sinks
+    assert found.answer == "undecided"
+    assert "mask_sinks_everywhere leaves 90% of the sink ratio, spikes at position 0 and 1" in found.reason
+
+
+def test_as_many_spike_tokens_must_be_left_as_size():
+    fewer = MASK_LEAVES.model_copy(update={"spike_tokens_kept": 0.3})
+    assert judged(*twice(LEAVES), *twice(fewer)).spikes_need_sinks.answer == "yes"

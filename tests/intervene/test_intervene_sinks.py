@@ -13,8 +13,10 @@ from spikesink.intervene import (
     drop_bos,
     isolate_token,
     mask_sinks,
+    mask_sinks_everywhere,
     mask_sinks_in_sink_heads,
     move_bos,
+    move_sinks,
     repeat_bos,
     softmax_off_by_one,
     spread_sink_weight,
@@ -52,6 +54,36 @@ def test_mask(case, intervention, heads):
     hand = Hand(case.model, scores=lambda block, scores: on_sinks(case, block, heads, change, scores))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
+
+
+def test_mask_from_the_first_block_on(case):
+    """Only the positions of the sinks: there are no spike tokens yet."""
+
+    def masked(_block, scores):
+        scores = scores.clone()
+        for t in range(scores.shape[2]):
+            scores[:, :, t, [key for key in (0, 2) if key < t]] = -math.inf
+        return scores
+
+    ours = case.logits(mask_sinks_everywhere(case.accessed, case.found))
+    assert close(ours, Hand(case.model, scores=masked)(case.ids))
+    assert not close(ours, case.logits(mask_sinks(case.accessed, case.found)))
+
+
+def test_move(case):
+    """Every query from position 3 on gives the weight on keys 0 and 2 to key 3."""
+
+    def moved(_block, _scores, weights):
+        weights = weights.clone()
+        for t in range(3, weights.shape[2]):
+            weights[:, :, t, 3] += weights[:, :, t, 0] + weights[:, :, t, 2]
+            weights[:, :, t, [0, 2]] = 0
+        return weights
+
+    ours = case.logits(move_sinks(case.accessed, case.found, position=3))
+    assert close(ours, Hand(case.model, weights=moved)(case.ids))
+    with pytest.raises(InputError, match="position is 0"):
+        move_sinks(case.accessed, case.found, position=0)
 
 
 @pytest.mark.parametrize(

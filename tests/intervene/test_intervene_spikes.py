@@ -195,3 +195,21 @@ def test_what_does_not_apply_says_why(case):
         cut_amplifier(case.accessed, replace(case.found, step_up_block=3))
     with pytest.raises(DoesNotApplyError, match="no single block"):
         normalise_write(case.accessed, replace(case.found, step_up_block=None))
+
+
+def test_massive_channels_go_with_the_spikes(case):
+    """Channel 9 holds less than a spike but meets the criterion: zeroed at spike tokens, unless told otherwise."""
+    found = replace(case.found, massive_channels=(9,))
+
+    def zeroed(block, hidden):
+        if block != EDIT_BLOCK:
+            return hidden
+        gone = hidden.abs() >= found.magnitude_min
+        gone[..., 9] |= case.spikes
+        return hidden.masked_fill(gone, 0.0)
+
+    ours = case.logits(zero_spikes(case.accessed, found))
+    assert close(ours, Hand(case.model, residual=zeroed)(case.ids))
+    plain = case.logits(zero_spikes(case.accessed, case.found))
+    assert not close(ours, plain)
+    assert close(case.logits(zero_spikes(case.accessed, found, magnitude=found.magnitude_min)), plain)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spikesink.bootstrap import Statistic, bounds, replicates
+from spikesink.bootstrap import Statistic as Statistic
+from spikesink.bootstrap import bounds, replicates
 from spikesink.records.interventions import Estimate
 
 LARGEST_LOSS = 700.0

@@ -8,10 +8,11 @@ import numpy as np
 from spikesink.analyse import bootstrap
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError, NumericError
-from spikesink.intervene import Intervention
-from spikesink.records.interventions import Draw, InterventionRow
+from spikesink.intervene import INTERVENTIONS, Intervention
+from spikesink.records.interventions import Draw, Estimate, InterventionRow
 
 STAGE = "interventions"
+LISTED_POSITIONS = 4
 REFUSALS = (DoesNotApplyError, NumericError)
 """What ends one row and not the table."""
 
@@ -86,13 +87,42 @@ def _row(
         loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, reference.losses),
         sink_ratio=bootstrap.estimate(bootstrap.mean, result.sink_ratios),
         sink_ratio_kept=bootstrap.estimate(bootstrap.share, result.sink_ratios, baseline.sink_ratios),
+        downstream_sink_ratio=_share(bootstrap.mean, result.downstream_ratios),
+        downstream_sink_ratio_kept=_share(bootstrap.share, result.downstream_ratios, baseline.downstream_ratios),
         spike=max(result.spikes),
         sequence_spike=bootstrap.estimate(bootstrap.mean, result.spikes),
         plateau_kept=bootstrap.estimate(bootstrap.share, result.plateaus, baseline.plateaus),
+        plateau_ratio_kept=bootstrap.estimate(bootstrap.share, result.plateau_ratios, baseline.plateau_ratios),
         max_over_median=max(result.ratios) if math.isfinite(max(result.ratios)) else None,
         spike_tokens=float(np.mean(result.spike_tokens)) if result.spike_tokens else None,
+        spike_tokens_kept=_tokens_kept(result, baseline),
+        spike_positions=_positions(result),
+        cannot_answer=_cannot_answer(evaluator, description),
         draws=[_draw(seed, drawn) for seed, drawn in enumerate(results, start=1)] if description["control_of"] else [],
     )
+
+
+def _share(statistic: bootstrap.Statistic, *samples: list[float]) -> Estimate | None:
+    """None where no block after the spikes' attends."""
+    return bootstrap.estimate(statistic, *samples) if samples[0] else None
+
+
+def _tokens_kept(result: Evaluation, baseline: Evaluation) -> float | None:
+    return sum(result.spike_tokens) / sum(baseline.spike_tokens) if any(baseline.spike_tokens) else None
+
+
+def _positions(result: Evaluation) -> dict[int, float]:
+    shares = enumerate(result.spike_positions)
+    return {position: share for position, share in shares if position < LISTED_POSITIONS or share > 0.1}
+
+
+def _cannot_answer(evaluator: Evaluator, description: dict[str, str | None]) -> str | None:
+    """Sinks edited only behind the block that wrote the spikes say nothing about whether spikes need them."""
+    name = (description["control_of"] or description["name"] or "").removesuffix("_in_sink_heads")
+    made = INTERVENTIONS.get(name)
+    if made is None or made.edits != "sinks" or made.from_start or not evaluator.targets.has_spikes:
+        return None
+    return f"it edits sinks after block {evaluator.targets.edit_block}, when the spikes are written"
 
 
 def _draw(seed: int, drawn: Evaluation) -> Draw:

@@ -27,14 +27,20 @@ class Evaluation:
     """Sums in nats over the predictions."""
     predictions: list[int]
     sink_ratios: list[float]
+    downstream_ratios: list[float]
+    """Sink ratio of the blocks after the one where spikes are complete."""
     spikes: list[float]
     """Largest magnitude after any block."""
     plateaus: list[float]
     """Largest magnitude between the step-up and the step-down block."""
+    plateau_ratios: list[float]
+    """Largest ratio of the largest magnitude to the median one between the step-up and the step-down block."""
     ratios: list[float]
     """Largest over blocks of the ratio of the largest magnitude to the median one."""
     spike_tokens: list[float]
     """Number of tokens that hold a spike after the step-up block."""
+    spike_positions: list[float]
+    """Share of the sequences whose token at this position does; not by sequence."""
 
     @property
     def losses(self) -> np.ndarray:
@@ -52,6 +58,9 @@ class Evaluation:
             first,
             loss_sums=np.mean([drawn.loss_sums for drawn in draws], axis=0).tolist(),
             sink_ratios=np.mean([drawn.sink_ratios for drawn in draws], axis=0).tolist(),
+            downstream_ratios=np.mean([drawn.downstream_ratios for drawn in draws], axis=0).tolist(),
+            spike_positions=np.mean([drawn.spike_positions for drawn in draws], axis=0).tolist(),
+            plateau_ratios=np.max([drawn.plateau_ratios for drawn in draws], axis=0).tolist(),
             spikes=np.max([drawn.spikes for drawn in draws], axis=0).tolist(),
             plateaus=np.max([drawn.plateaus for drawn in draws], axis=0).tolist(),
             ratios=np.max([drawn.ratios for drawn in draws], axis=0).tolist(),
@@ -96,9 +105,12 @@ def evaluate(
         loss_sums=losses.loss_sums,
         predictions=[int(count) for count in losses.predictions],
         sink_ratios=[] if loss_only else sink.sequence_ratios(),
+        downstream_ratios=sink.sequence_ratios(targets.edit_block + 1) if targets and not loss_only else [],
         spikes=spikes.largest,
         plateaus=spikes.plateaus,
+        plateau_ratios=spikes.plateau_ratios,
         ratios=spikes.ratios,
+        spike_positions=torch.cat(tokens.spikes).float().mean(0).tolist() if tokens and not loss_only else [],
         spike_tokens=[float(row.sum()) for rows in tokens.spikes for row in rows] if tokens and not loss_only else [],
     )
 

@@ -62,6 +62,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
         "channels": tuple(spike.channels),
         "magnitude_min": default if magnitude is None else magnitude,
+        "massive_channels": _massive(scanned, block, steps.step_down[0] if steps and steps.step_down else None),
         "sequences": len(scanned.ids),
         **_sinks(scanned),
     }
@@ -70,6 +71,15 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
     learned = _learn(scanned.accessed, scanned.ids, Targets(**facts), progress)
     direction, missing = _direction(scanned.accessed, step_up, spike.channels[0])
     return Targets(**facts, **learned, direction=direction, direction_missing=missing)
+
+
+def _massive(scanned: Scan, block: int, step_down: int | None) -> tuple[int, ...]:
+    """Channels that meet Sun et al. 2024's criterion from this block on, before the step-down block."""
+    return tuple(
+        row.channel
+        for row in scanned.spike.verdict.massive_channels
+        if row.last_block >= block and (step_down is None or row.first_block < step_down)
+    )
 
 
 def _sinks(scanned: Scan) -> dict[str, Any]:

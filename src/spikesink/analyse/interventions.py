@@ -30,9 +30,13 @@ from spikesink.records.base import Provenance, Timing, package_versions
 from spikesink.records.interventions import Interventions, KvCache, Quantisation
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
+ASKED = ("mask_sinks_everywhere", "move_sinks")
+"""Run with the core: where sinks are edited from the first block on, spikes may go with them."""
 PARTS = ("quantisation", "kv_cache")
 GROUPS = ("default", "all", "core", "spikes", "sinks", "input")
 MIN_SEQUENCES = 4
+PASSES = 2
+"""Rises when a pass keeps something else, so that what a killed run of an earlier version left is not taken over."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def _place(made: Intervention) -> int:
 
 def _group(name: str) -> tuple[str, ...]:
     if name in ("default", "core"):
-        return CORE
+        return CORE + ASKED
     return tuple(other for other, made in INTERVENTIONS.items() if name in ("all", made.edits))
 
 
@@ -103,8 +107,9 @@ def dissociate(
     tokens: integer ids (sequence, token); the last `held_out` sequences (at most half) are held out to find spikes,
     sinks and constants on, the others are evaluated. which: names of interventions, groups and parts, with commas
     (`parse_which`). draws: of every random control. epsilon, sink_metric: as in `scan`; magnitude: as in `find`.
-    long_tokens: for the KV cache, of at least 128 tokens each; default `tokens`. folder: where finished passes are
-    kept, so that a run that was killed goes on; `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
+    long_tokens: for the KV cache, of at least 128 tokens each; default the evaluated ones. folder: where finished
+    passes are kept, so that a run that was killed goes on; `resume.remove_partial` removes them. Raises SpikesinkError
+    subclasses.
     """
     started = time.perf_counter()
     choice = parse_which(which)
@@ -125,7 +130,7 @@ def dissociate(
     evaluator = Evaluator(accessed, evaluated, targets, finished, criteria.sinks, batch_size, progress)
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
-    cache = _kv_cache(evaluator, long, choice)
+    cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
@@ -155,10 +160,10 @@ def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> T
     return given
 
 
-def _kv_cache(evaluator: Evaluator, tokens: Tokens, choice: Choice) -> KvCache:
+def _kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray, choice: Choice) -> KvCache:
     if "kv_cache" not in choice.parts:
         return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
-    return kv_cache(evaluator, tokens.ids)
+    return kv_cache(evaluator, ids)
 
 
 def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +194,7 @@ def _identity(provenance: Provenance) -> dict[str, Any]:
     identity = provenance.model_dump(mode="json")
     for name in ("which", "draws"):
         del identity["settings"][name]
-    return identity
+    return {**identity, "passes": PASSES}
 
 
 def _facts(targets: Targets) -> dict[str, Any]:

@@ -1,32 +1,55 @@
-"""The verdict of a double dissociation, from stated rules; whatever they do not settle is undecided."""
+"""The verdict of a double dissociation, from stated rules; what they settle by a hair only is undecided."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 from spikesink.records.interventions import Answer, Dissociation, Estimate, InterventionRow
 
-RULES_IN_WORDS = (
-    "A row removes spikes if the largest magnitude between the step-up and the step-down block falls to "
-    "spike_removed_max of the baseline's; it removes sinks if the sink ratio falls to sinks_removed_max.",
-    "The other quantity is left if the lower end of its interval is at least left_min of the baseline's; it fell if "
-    "the upper end is at most fell_max and every control of that row leaves it.",
-    "Sinks do not need spikes if any row that removes spikes leaves sinks; they need them if in every such row they "
-    "fell; otherwise, and where no row removes its target, undecided. The same the other way round.",
-    "One constant suffices if freezing costs at most free_max nats (upper end) while zeroing costs at least costly_min "
-    "(lower end), and a random constant of the same norm costs more than the learned one.",
-)
+VARIED = {
+    "tokens_removed_max": (0.05, 0.2),
+    "spike_removed_max": (0.15, 0.35),
+    "sinks_removed_max": (0.25, 0.4),
+    "left_min": (0.7, 0.9),
+    "fell_max": (0.4, 0.6),
+}
+"""What each threshold is lowered and raised to, to see whether the answer stays."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """Every threshold; shares are of the baseline's value."""
 
-    spike_removed_max: float = 0.1
+    tokens_removed_max: float = 0.1
+    spike_removed_max: float = 0.25
+    """Of the size and of the norm ratio between the step blocks."""
     sinks_removed_max: float = 0.33
     left_min: float = 0.8
     fell_max: float = 0.5
     free_max: float = 0.03
     """Nats; 3 % of perplexity."""
     costly_min: float = 0.1
+
+
+def rules_in_words(rules: Thresholds) -> list[str]:
+    """What decides, with its numbers."""
+    return [
+        f"A row removes spikes if at most {rules.tokens_removed_max:.0%} of the spike tokens are left and, between the "
+        f"step-up and the step-down block, both the largest magnitude and its ratio to the median fall to at most "
+        f"{rules.spike_removed_max:.0%} of the baseline's; it removes sinks if the sink ratio falls to at most "
+        f"{rules.sinks_removed_max:.0%}.",
+        f"The other quantity is left if the lower end of its interval is at least {rules.left_min:.0%} of the "
+        f"baseline's; it fell if the upper end is at most {rules.fell_max:.0%} and every control of that row leaves "
+        "it. Sinks are counted in the blocks behind the edit; spikes only count in rows that edit sinks from the "
+        "first block on, and need as many spike tokens left as size.",
+        "Sinks do not need spikes if any row that removes spikes leaves sinks; they need them if in every such row "
+        "they fell; otherwise, and where no row removes its target, undecided. The same the other way round.",
+        "An answer that changes when one row is left out, or one of these limits lies elsewhere ("
+        + ", ".join(f"{getattr(rules, name):.0%}: {low:.0%} to {high:.0%}" for name, (low, high) in VARIED.items())
+        + "), is undecided.",
+        f"One constant suffices if freezing costs at most {rules.free_max:g} nats (upper end) while zeroing costs at "
+        f"least {rules.costly_min:g} (lower end), and a random constant of the same norm costs more than the learned "
+        "one.",
+    ]
 
 
 def dissociation(
@@ -36,8 +59,8 @@ def dissociation(
     thresholds = thresholds or Thresholds()
     missing = [name for name, there in (("spikes", has_spikes), ("sinks", has_sinks)) if not there]
     reason = f"the model has no {' and no '.join(missing)}" if missing else None
-    sinks = _needs(rows, "spikes", "Do sinks need spikes?", thresholds, reason)
-    spikes = _needs(rows, "sinks", "Do spikes need sinks?", thresholds, reason)
+    sinks = _answer(rows, "spikes", "Do sinks need spikes?", thresholds, reason)
+    spikes = _answer(rows, "sinks", "Do spikes need sinks?", thresholds, reason)
     verdict = _combined(sinks.answer, spikes.answer)
     return Dissociation(
         verdict=verdict,
@@ -45,54 +68,118 @@ def dissociation(
         sinks_need_spikes=sinks,
         spikes_need_sinks=spikes,
         constant_suffices=_constant(rows, thresholds, has_spikes),
-        rules={**asdict(thresholds), "in_words": list(RULES_IN_WORDS)},
+        rules={**asdict(thresholds), "in_words": rules_in_words(thresholds)},
     )
 
 
-def _needs(
+def _answer(
     rows: list[InterventionRow], removed: str, question: str, thresholds: Thresholds, missing: str | None
 ) -> Answer:
-    """Whether the other quantity needs what rows with this target remove."""
+    """Whether the other quantity needs what is removed; undecided where a small change of the rules says otherwise."""
     if missing:
         return Answer(question=question, answer="not applicable", evidence=[], reason=missing)
+    answer = _needs(rows, removed, question, thresholds)
+    if answer.answer == "undecided":
+        return answer
+    others = {
+        name: other
+        for name, changed, kept in _variations(rows, removed, thresholds)
+        if (other := _needs(kept, removed, question, changed).answer) != answer.answer
+    }
+    if not others:
+        return answer
+    flips = ", ".join(f"{other} with {name}" for name, other in others.items())
+    reason = f"the rules alone say {answer.answer} ({answer.reason}), but {flips}"
+    return answer.model_copy(update={"answer": "undecided", "reason": reason, "sensitivity": others})
+
+
+def _variations(
+    rows: list[InterventionRow], removed: str, thresholds: Thresholds
+) -> Iterator[tuple[str, Thresholds, list[InterventionRow]]]:
+    """Every threshold lower and higher, then every row on what is removed left out."""
+    for name, values in VARIED.items():
+        for value in values:
+            yield f"{name} {value:g}", replace(thresholds, **{name: value}), rows
+    for row in rows:
+        if row.target == removed and row.control_of is None and row.applicable and row.cannot_answer is None:
+            yield f"{row.name} left out", thresholds, [other for other in rows if other is not row]
+
+
+def _needs(rows: list[InterventionRow], removed: str, question: str, thresholds: Thresholds) -> Answer:
+    """What the rules say of these rows."""
     real = [row for row in rows if row.target == removed and row.control_of is None and row.applicable]
-    removing = [row for row in real if _removes(row, thresholds)]
-    if not removing:
-        reason = f"no intervention removed the {removed}" if real else f"no intervention on {removed} was run"
-        return Answer(question=question, answer="undecided", evidence=[row.name for row in real], reason=reason)
+    asked = [row for row in real if removed == "spikes" or row.cannot_answer is None]
+    removing = [row for row in asked if _removes(row, thresholds)]
     other = "sinks" if removed == "spikes" else "spikes"
-    left = [row.name for row in removing if _kept(row).low >= thresholds.left_min]
-    if left:
-        return Answer(question=question, answer="no", evidence=left, reason=f"with the {removed} gone, {other} stay")
+    if not removing:
+        evidence, reason = [row.name for row in asked or real], _none_removed(real, asked, removed)
+        return Answer(question=question, answer="undecided", evidence=evidence, reason=reason)
+    left = [row for row in removing if _kept(row).low >= thresholds.left_min]
     fell = [
-        row.name
-        for row in removing
-        if _kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)
+        row for row in removing if _kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)
     ]
-    if len(fell) == len(removing):
-        return Answer(question=question, answer="yes", evidence=fell, reason=f"with the {removed}, {other} go")
-    open_rows = [row for row in removing if row.name not in fell]
-    shares = ", ".join(f"{row.name} {_kept(row).low:.0%} to {_kept(row).high:.0%}" for row in open_rows)
+    if left:
+        answer, decided, reason = "no", left, f"with the {removed} gone, {other} stay"
+    elif len(fell) == len(removing):
+        answer, decided, reason = "yes", fell, f"with the {removed}, {other} go"
+    else:
+        answer, decided = "undecided", [row for row in removing if row not in fell]
+        reason = f"with the {removed} gone, {other} are between staying and going, or a control moves them too"
+    numbers = "; ".join(_numbers(row, other) for row in decided)
     return Answer(
-        question=question,
-        answer="undecided",
-        evidence=[row.name for row in open_rows],
-        reason=f"with the {removed} gone, {other} are between staying and going, or a control moves them too: {shares}",
+        question=question, answer=answer, evidence=[row.name for row in decided], reason=f"{reason}: {numbers}"
     )
+
+
+def _none_removed(real: list[InterventionRow], asked: list[InterventionRow], removed: str) -> str:
+    """Why no row answers; where the spikes are then, since they may have moved with the sinks."""
+    if not real:
+        return f"no intervention on {removed} was run"
+    if not asked:
+        return f"no row can answer: {real[0].name} and the like act where {real[0].cannot_answer}"
+    text = f"no intervention removed the {removed}"
+    if removed == "spikes":
+        return text
+    places = []
+    for row in asked:
+        spiking = [f"{position}" for position, share in row.spike_positions.items() if share > 0.5]
+        where = f"spikes at position {' and '.join(spiking)}" if spiking else "no position spikes in most sequences"
+        assert row.sink_ratio_kept is not None
+        places.append(f"{row.name} leaves {row.sink_ratio_kept.value:.0%} of the sink ratio, {where}")
+    return f"{text}; edited from the first block on: {'; '.join(places)}"
+
+
+def _numbers(row: InterventionRow, other: str) -> str:
+    kept = _kept(row)
+    cost = row.loss_difference_nats
+    price = f", at {cost.value:+.3g} nats" if cost else ""
+    whole = row.sink_ratio_kept
+    both = f", in all blocks {whole.value:.0%}" if other == "sinks" and row.downstream_sink_ratio_kept and whole else ""
+    return f"{row.name} leaves {kept.value:.0%} [{kept.low:.0%}, {kept.high:.0%}] of the {other}{both}{price}"
 
 
 def _removes(row: InterventionRow, thresholds: Thresholds) -> bool:
     assert row.plateau_kept is not None and row.sink_ratio_kept is not None
     if row.target == "sinks":
         return row.sink_ratio_kept.value <= thresholds.sinks_removed_max
-    return row.plateau_kept.value <= thresholds.spike_removed_max
+    tokens = 0.0 if row.spike_tokens_kept is None else row.spike_tokens_kept
+    ratio = row.plateau_ratio_kept.value if row.plateau_ratio_kept else row.plateau_kept.value
+    sizes = max(row.plateau_kept.value, ratio)
+    return tokens <= thresholds.tokens_removed_max and sizes <= thresholds.spike_removed_max
 
 
 def _kept(row: InterventionRow) -> Estimate:
-    """What is left of the quantity that the row does not aim at."""
-    kept = row.sink_ratio_kept if row.target == "spikes" else row.plateau_kept
-    assert kept is not None
-    return kept
+    """What is left of the quantity that the row does not aim at: of sinks behind the edit; of spikes the smaller of
+    size and number."""
+    if row.target == "spikes":
+        kept = row.downstream_sink_ratio_kept or row.sink_ratio_kept
+        assert kept is not None
+        return kept
+    assert row.plateau_kept is not None
+    tokens = row.spike_tokens_kept
+    if tokens is None or tokens >= row.plateau_kept.low:
+        return row.plateau_kept
+    return Estimate(value=tokens, low=tokens, high=tokens)
 
 
 def _controls_leave(row: InterventionRow, rows: list[InterventionRow], thresholds: Thresholds) -> bool:

@@ -36,6 +36,8 @@ class Targets:
     """Spike channels, the largest first."""
     magnitude_min: float
     """Magnitude after `edit_block` from which an element is part of a spike."""
+    massive_channels: tuple[int, ...] = ()
+    """Every channel that meets Sun et al. 2024's criterion between the step blocks; some are below `magnitude_min`."""
     has_sinks: bool = False
     sink_positions: tuple[int, ...] = (0,)
     sink_heads: tuple[tuple[int, int], ...] = ()
@@ -88,6 +90,8 @@ class Intervention:
     summary: str
     controls: tuple[str, ...]
     function: Callable[..., Context]
+    from_start: bool = False
+    """Of edits on sinks: they act from the first block on, also before spikes are written."""
 
     def __call__(
         self, model: AccessedModel | PreTrainedModel, targets: Targets, *, control: str | None = None, **options: Any
@@ -108,7 +112,9 @@ EDITS = ("spikes", "sinks", "tokens", "input")
 """What interventions edit, in the order of the table."""
 
 
-def intervention(edits: str, controls: tuple[str, ...]) -> Callable[[Callable[..., Context]], Intervention]:
+def intervention(
+    edits: str, controls: tuple[str, ...], from_start: bool = False
+) -> Callable[[Callable[..., Context]], Intervention]:
     """Register a function (accessed, targets, *, control, seed, ...) -> context manager as an intervention.
 
     edits: what it takes away or changes, of EDITS. controls: names of changes of the same size elsewhere, one of which
@@ -118,7 +124,7 @@ def intervention(edits: str, controls: tuple[str, ...]) -> Callable[[Callable[..
 
     def register(function: Any) -> Intervention:
         summary = function.__doc__.strip().splitlines()[0]
-        made = Intervention(function.__name__, edits, summary, controls, function)
+        made = Intervention(function.__name__, edits, summary, controls, function, from_start)
         INTERVENTIONS[made.name] = made
         return made
 

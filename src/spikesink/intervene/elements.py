@@ -25,6 +25,7 @@ class ElementEditor:
     ) -> None:
         self.targets, self.change, self.control = targets, change, control
         self.magnitude = targets.magnitude_min if magnitude is None else magnitude
+        self.massive = list(targets.massive_channels) if magnitude is None else []
         self._generator = seeded(seed)
         self._preference: Tensor | None = None
 
@@ -32,6 +33,8 @@ class ElementEditor:
         if block != self.targets.edit_block:
             return hidden
         spikes = hidden.abs() >= self.magnitude
+        if self.massive:
+            spikes[..., self.massive] |= self.targets.is_spike(hidden)[..., None]
         state = self.targets.spike_states.get(block)
         if self.control == "random_channels":
             spikes = self._moved_channels(spikes)

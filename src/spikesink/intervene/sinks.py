@@ -14,17 +14,20 @@ HEAD_CONTROL = "random_heads"
 class SinkEditor:
     """Base of edits on sinks. Sink keys are `targets.sink_positions` and, after the step-up block, the spike tokens.
 
-    It acts after `edit_block` where the model has spikes (before, the edit would only make the next token attend to
-    itself, spike and become the sink), else in every block. A sink keeps attending to itself, so that its own state
-    stays. heads: `all`, or `sinks` for sink heads only. Controls: as many random other keys of the first half of each
-    sequence; or, with `heads="sinks"`, as many random other heads of each block.
+    It acts after `edit_block` where the model has spikes, unless from_start, else in every block. Before `edit_block`
+    there are no spike tokens yet, and an edit can make the next token attend to itself, spike and become the sink. A
+    sink keeps attending to itself, so that its own state stays. heads: `all`, or `sinks` for sink heads only. Controls:
+    as many random other keys of the first half of each sequence; or, with `heads="sinks"`, as many random other heads
+    of each block.
     """
 
-    def __init__(self, targets: Targets, heads: str, control: str | None, seed: int) -> None:
+    def __init__(
+        self, targets: Targets, heads: str, control: str | None, seed: int, *, from_start: bool = False
+    ) -> None:
         if heads not in ("all", "sinks"):
             raise InputError(f"Unknown heads '{heads}'; expected all or sinks.")
         self.targets, self.heads, self.control = targets, heads, control
-        self.start = targets.edit_block if targets.has_spikes else 0
+        self.start = targets.edit_block if targets.has_spikes and not from_start else 0
         self._generator = seeded(seed)
         self._tokens: Tensor | None = None
         self._by_block: dict[int, set[int]] = {}
@@ -41,7 +44,7 @@ class SinkEditor:
         """Sink keys of every row, (batch, token) bool."""
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         tokens[:, [position for position in self.targets.sink_positions if position < hidden.shape[1]]] = True
-        if self.targets.has_spikes:
+        if self.start:
             tokens |= self.targets.is_spike(hidden)
         if self.control == KEY_CONTROL:
             first_half = torch.arange(hidden.shape[1])[None] < max(2, hidden.shape[1] // 2)
@@ -86,6 +89,14 @@ def mask_sinks(
     heads: `all`, or `sinks` for sink heads only.
     """
     return editing(accessed, MaskEditor(targets, heads, control, seed))
+
+
+@intervention(edits="sinks", controls=(KEY_CONTROL,), from_start=True)
+def mask_sinks_everywhere(
+    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+) -> Context:
+    """Mask the sink keys for every other token from the first block on: do the spikes go, stay or move?"""
+    return editing(accessed, MaskEditor(targets, "all", control, seed, from_start=True))
 
 
 @intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
@@ -173,7 +184,47 @@ class SpreadEditor(SinkEditor):
         return weights - taken + share * others
 
 
-@intervention(edits="sinks", controls=("random_shrinkage",))
+@intervention(edits="sinks", controls=(KEY_CONTROL,), from_start=True)
+def move_sinks(
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    position: int | None = None,
+    control: str | None = None,
+    seed: int = 0,
+) -> Context:
+    """Give the weight on sink keys to another token's key from the first block on: does that token spike?
+
+    position: of that token; default a quarter of the sequence. Only queries that see it give their weight. Control:
+    the weight on a random other key is given to it.
+    """
+    if position is not None and position < 1:
+        raise InputError(f"position is {position}; expected 1 or more.")
+    return editing(accessed, MoveEditor(targets, position, control, seed))
+
+
+class MoveEditor(SinkEditor):
+    """Moves the sinks' weight to one key."""
+
+    def __init__(self, targets: Targets, position: int | None, control: str | None, seed: int) -> None:
+        super().__init__(targets, "all", control, seed, from_start=True)
+        self.position = position
+
+    def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor:
+        sinks = self.sink_weights(block, query_start, key_start, weights)
+        assert self._tokens is not None
+        place = max(1, self._tokens.shape[1] // 4) if self.position is None else self.position
+        rows, keys = weights.shape[-2:]
+        if sinks is None or not key_start <= place < key_start + keys:
+            return weights
+        seeing = torch.arange(query_start, query_start + rows, device=weights.device)[:, None] >= place
+        taken = torch.where(sinks & seeing, weights, 0.0)
+        moved = weights - taken
+        moved[..., place - key_start] += taken.sum(-1)
+        return moved
+
+
+@intervention(edits="sinks", controls=("random_shrinkage",), from_start=True)
 def softmax_off_by_one(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:

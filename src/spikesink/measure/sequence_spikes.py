@@ -20,6 +20,8 @@ class SequenceSpikes(Observer):
         """Largest magnitude over the plateau's blocks, tokens and channels, by sequence."""
         self.largest: list[float] = []
         """Largest magnitude over blocks, tokens and channels, by sequence."""
+        self.plateau_ratios: list[float] = []
+        """Largest over the plateau's blocks of (largest magnitude / median magnitude of that block), by sequence."""
         self.ratios: list[float] = []
         """Largest over blocks of (largest magnitude / median magnitude of that block), by sequence."""
         self._first = 0
@@ -30,6 +32,7 @@ class SequenceSpikes(Observer):
         self.largest += [0.0] * len(batch.valid)
         self.ratios += [0.0] * len(batch.valid)
         self.plateaus += [0.0] * len(batch.valid)
+        self.plateau_ratios += [0.0] * len(batch.valid)
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block == 0:
@@ -41,6 +44,8 @@ class SequenceSpikes(Observer):
             largest, median = float(kept.max()), median_magnitude(kept)
             index = self._first + row
             self.largest[index] = max(self.largest[index], largest)
+            ratio = largest / median if median > 0 else 0.0
             if on_plateau:
                 self.plateaus[index] = max(self.plateaus[index], largest)
-            self.ratios[index] = max(self.ratios[index], largest / median if median > 0 else 0.0)
+                self.plateau_ratios[index] = max(self.plateau_ratios[index], ratio)
+            self.ratios[index] = max(self.ratios[index], ratio)

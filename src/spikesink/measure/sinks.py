@@ -66,15 +66,14 @@ class SinkMeasure(Observer):
         self.has_virtual_keys = False
         self.longest = 0
         self._any_padded = False
-        self.sequence_sinks: list[float] = []
-        """Sink heads of each sequence so far, under the chosen metric."""
+        self.sequence_sinks: dict[int, list[float]] = {}
+        """By block: sink heads of each sequence so far, under the chosen metric."""
 
     def on_batch(self, batch: Batch) -> None:
         super().on_batch(batch)
         self._padded = batch.padded
         self._any_padded |= self._padded
         self.longest = max(self.longest, int(batch.valid.sum(1).max()))
-        self.sequence_sinks += [0.0] * len(batch.valid)
 
     def on_attention(self, inputs: AttentionInputs) -> None:
         batch, heads = inputs.query.shape[:2]
@@ -124,9 +123,7 @@ class SinkMeasure(Observer):
             sums.above[metric] += (values[..., None] > grid).double().sum((0, 1)).cpu()
         sums.positions = _added(sums.positions, self._by_rank(alpha, valid).sum(0).cpu())
         sums.sequences += len(alpha)
-        first = len(self.sequence_sinks) - len(alpha)
-        for row, count in enumerate((largest[self.criteria.metric] > epsilon).sum(1).tolist()):
-            self.sequence_sinks[first + row] += count
+        self.sequence_sinks.setdefault(block, []).extend((largest[self.criteria.metric] > epsilon).sum(1).tolist())
 
     def _by_rank(self, alpha: Tensor, valid: Tensor) -> Tensor:
         """Importance (batch, head, key) with keys counted from the first real token."""
@@ -135,10 +132,14 @@ class SinkMeasure(Observer):
         places = ranks(valid).clamp(min=0)[:, None].expand_as(alpha)
         return torch.zeros_like(alpha).scatter_add_(2, places, alpha * valid[:, None])
 
-    def sequence_ratios(self) -> list[float]:
-        """Sink ratio of each sequence under the chosen metric, for intervals over sequences. Eq. 28."""
-        heads = sum(len(sums.per_head["first"]) for sums in self.blocks.values())
-        return [count / heads for count in self.sequence_sinks]
+    def sequence_ratios(self, first_block: int = 1) -> list[float]:
+        """Sink ratio of each sequence under the chosen metric, over the blocks from one on. Eq. 28.
+
+        Empty where no block from there on attends.
+        """
+        counted = [block for block in self.blocks if block >= first_block]
+        heads = sum(len(self.blocks[block].per_head["first"]) for block in counted)
+        return [sum(counts) / heads for counts in zip(*(self.sequence_sinks[block] for block in counted), strict=True)]
 
     def compute(self) -> "SinkResult":
         """Averages over sequences, block by block."""

@@ -45,6 +45,10 @@ class InterventionRow(Frozen):
     sink_ratio: Estimate | None = None
     sink_ratio_kept: Estimate | None = None
     """Sink ratio as a share of the baseline's."""
+    downstream_sink_ratio: Estimate | None = None
+    """Sink ratio of the blocks after the one where spikes are complete: earlier ones cannot change with the spikes."""
+    downstream_sink_ratio_kept: Estimate | None = None
+    """The same as a share of the baseline's."""
     spike: float | None = None
     """Largest magnitude after any block, over all sequences."""
     sequence_spike: Estimate | None = None
@@ -54,10 +58,18 @@ class InterventionRow(Frozen):
 
     Where spikes are gone, the step-down blocks still write what would have cancelled them, so `spike` alone misleads.
     """
+    plateau_ratio_kept: Estimate | None = None
+    """Largest magnitude over the median of its block, on the same blocks, as a share of the baseline's."""
     max_over_median: float | None = None
     """Largest over sequences and blocks; None where a median is 0."""
     spike_tokens: float | None = None
     """Tokens per sequence that hold a spike after the step-up block; None in a model without spikes."""
+    spike_tokens_kept: float | None = None
+    """The same as a share of the baseline's."""
+    spike_positions: dict[int, float] = Field(default_factory=dict)
+    """Share of the sequences whose token at this position holds a spike; the first positions and those above 10 %."""
+    cannot_answer: str | None = None
+    """Why the row says nothing about the quantity that it does not aim at."""
     draws: list[Draw] = Field(default_factory=list)
 
 
@@ -69,6 +81,8 @@ class Answer(Frozen):
     evidence: list[str]
     """Names of the rows that decided, or that left it open."""
     reason: str
+    sensitivity: dict[str, str] = Field(default_factory=dict)
+    """The answer with one threshold changed or one row left out, where that is another one."""
 
 
 class Dissociation(Frozen):
