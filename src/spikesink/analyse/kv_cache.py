@@ -26,7 +26,7 @@ def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
 
     Control: as many kept tokens, but not the first one.
     """
-    ids = torch.as_tensor(np.array(ids, dtype=np.int64))
+    ids = torch.from_numpy(np.asarray(ids).astype(np.int64))
     windows = [window for window in WINDOWS if TIMES_WINDOW * window <= ids.shape[1]]
     if not windows:
         return KvCache(
