@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spikesink.study.comparison import UNBOUNDED, LogitScale, LogScale, difference, holm
+from spikesink.study.comparison import UNBOUNDED, LogitScale, LogScale, holm, welch
 
 
 def test_against_welch():
     ours, theirs = [1.0, 2.0, 6.0, 4.0], [10.0, 12.0, 21.0]
-    found = difference(ours, theirs)
+    found = welch(ours, theirs)
     peer = stats.ttest_ind(ours, theirs, equal_var=False)
     assert found.value == pytest.approx(3.25 - 43 / 3)
     assert found.degrees == pytest.approx(peer.df)
@@ -23,7 +23,7 @@ def test_against_welch():
 
 def test_effect_size_by_hand():
     """Means 2 and 5, variances 1 and 1: d = -3, corrected by 1 - 3 / 15."""
-    assert difference([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]).size() == pytest.approx(-3 * 0.8)
+    assert welch([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]).size() == pytest.approx(-3 * 0.8)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8, 10])
@@ -34,21 +34,21 @@ def test_coverage(seeds):
     ours, theirs = rng.normal(0.7, 0.6, (draws, seeds)), rng.normal(0.0, 0.2, (draws, seeds))
     inside = 0
     for one, other in zip(ours, theirs, strict=True):
-        low, high = difference(one, other).interval(0.95)
+        low, high = welch(one, other).interval(0.95)
         inside += low <= 0.7 <= high
     # Four standard errors of a share near 0.95 are 0.02; Welch's approximation is a little wide at three.
     assert 0.93 <= inside / draws <= 0.98
 
 
 def test_a_single_seed_and_no_spread():
-    assert difference([1.0], [2.0, 3.0]).interval(0.95) == (-math.inf, math.inf)
-    assert difference([1.0], [2.0, 3.0]).p_below(100) == 1.0
-    same = difference([3.0, 3.0], [1.0, 1.0, 1.0])
+    assert welch([1.0], [2.0, 3.0]).interval(0.95) == (-math.inf, math.inf)
+    assert welch([1.0], [2.0, 3.0]).p_below(100) == 1.0
+    same = welch([3.0, 3.0], [1.0, 1.0, 1.0])
     assert same.interval(0.95) == (2.0, 2.0)
     assert (same.p_above(1.9), same.p_above(2.1), same.p_below(2.1)) == (0.0, 1.0, 0.0)
     assert same.size() is None
     with pytest.raises(ValueError, match="no difference"):
-        difference([], [1.0])
+        welch([], [1.0])
 
 
 def test_holm_by_hand():
@@ -59,13 +59,13 @@ def test_holm_by_hand():
 
 def test_seeds_needed():
     """At the number said nine in ten studies decide, with two fewer not."""
-    pilot = difference([0.0, 1.0, 2.0], [1.2, 2.2, 3.2])
+    pilot = welch([0.0, 1.0, 2.0], [1.2, 2.2, 3.2])
     needed = pilot.seeds_needed([0.0], 0.95)
     assert needed is not None
     shares = []
     for seeds in (needed, needed - 3):
         rng = np.random.default_rng(1)
-        draws = [difference(rng.normal(-1.2, 1, seeds), rng.normal(0, 1, seeds)).interval(0.95) for _ in range(600)]
+        draws = [welch(rng.normal(-1.2, 1, seeds), rng.normal(0, 1, seeds)).interval(0.95) for _ in range(600)]
         shares.append(np.mean([high < 0 for _, high in draws]))
     assert shares[0] == pytest.approx(0.9, abs=0.05)
     assert shares[1] < shares[0]

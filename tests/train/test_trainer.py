@@ -14,7 +14,7 @@ from spikesink.data.packed import is_held_out
 from spikesink.errors import InputError, NumericError, OutputError
 from spikesink.records import TrainingRun
 from spikesink.train.run import train
-from spikesink.train.trainer import decayed
+from spikesink.train.trainer import RecipeTrainer, decayed
 from spikesink.zoo import KeyValueBias, Registers, UnconditionalGate, build
 
 
@@ -209,3 +209,19 @@ def test_nan_stops_with_step_and_samples(tmp_path):
 def test_fsdp_in_one_process_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"training.fsdp is true, but there is one process"):
         train(tiny_recipe("training.fsdp=true"), tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize(("loss", "step"), [(float("nan"), 5), (float("inf"), 4), (1.5, None)])
+def test_losses_that_are_read_together_name_the_first_that_is_not_finite(loss, step):
+    """As on an accelerator, where reading each would wait for it: steps 4 and 5 since the last look."""
+    trainer = RecipeTrainer.__new__(RecipeTrainer)
+    trainer.recipe = tiny_recipe("training.batch_size=4")
+    given = {4: float("inf") if step == 4 else 2.0, 5: loss}
+    trainer.unchecked = [(at, torch.tensor(value)) for at, value in given.items()]
+    if step is None:
+        trainer._check_losses()
+        assert trainer.unchecked == []
+        return
+    first = 4 * (step - 1)
+    with pytest.raises(NumericError, match=f"at step {step}, on samples {first} to {first + 3} "):
+        trainer._check_losses()

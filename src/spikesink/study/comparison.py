@@ -71,7 +71,7 @@ class Difference:
         return None
 
 
-def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+def welch(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     """Of two samples, unequal variances allowed. Welch 1947. Raises ValueError for an empty one."""
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     counts = (len(ours), len(theirs))

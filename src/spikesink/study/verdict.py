@@ -8,7 +8,7 @@ import numpy as np
 
 from spikesink.records.study import CellRecord, Change, Effect, VariantRow, VariantVerdict
 from spikesink.study import verdict_v1
-from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, difference, holm
+from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, holm, welch
 
 VERSION = 2
 PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
@@ -106,7 +106,7 @@ def _comparison(
     high_enough = row.ceiling is None or float(np.mean(theirs)) * rules.spike_fall >= row.ceiling
     at = scale.to(theirs)
     return _Comparison(
-        metric, difference(scale.to(ours), at), scale, float(np.mean(at)),
+        metric, welch(scale.to(ours), at), scale, float(np.mean(at)),
         max(ours) < min(theirs) or min(ours) > max(theirs), falls, stays, rises,
         tested=metric != "spike" or high_enough,
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' hashes."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spikesink.atomic import file_sha256
+from spikesink.atomic import file_sha256, sync
 from spikesink.errors import InputError, OutputError
 from spikesink.train.recipe import Recipe, changed
 
@@ -45,15 +44,15 @@ def mark_complete(folder: Path, recipe: Recipe) -> None:
     """Sync every file to disk, then write the marker."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
-        _sync(path)
+        sync(path)
         files[str(path.relative_to(folder))] = _File(bytes=path.stat().st_size, sha256=file_sha256(path))
     content = _Marker(step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), files=files)
     temporary = folder / f".{MARKER}"
     temporary.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(folder / MARKER)
-    _sync(folder)
-    _sync(folder.parent)
+    sync(folder)
+    sync(folder.parent)
 
 
 def is_complete(folder: Path) -> bool:
@@ -130,11 +129,3 @@ def _marker(folder: Path) -> _Marker | None:
         return _Marker.model_validate_json((folder / MARKER).read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

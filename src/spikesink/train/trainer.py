@@ -23,6 +23,7 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, recipe: Recipe, model: nn.Module, stream: Stream, root: Path) -> None:
         self.recipe, self.root = recipe, root
+        self.unchecked: list[tuple[int, Tensor]] = []
         training = recipe.training
         count = training.steps * training.batch_size
         loss = (training.loss_min, training.loss_max)
@@ -47,12 +48,26 @@ class RecipeTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not bool(torch.isfinite(loss)):
-            self._refuse(float(loss))
+        self.unchecked.append((self.state.global_step + 1, loss))
+        # Reading a loss waits for an accelerator: there they are looked at together, before they are logged or saved.
+        if self._reads_losses(self.state.global_step + 1):
+            self._check_losses()
         return loss
 
-    def _refuse(self, loss: float) -> None:
-        step, size = self.state.global_step + 1, self.recipe.training.batch_size
+    def _reads_losses(self, step: int) -> bool:
+        on_cpu = self.args.device.type == "cpu"
+        return on_cpu or step % self.args.logging_steps == 0 or step == self.recipe.training.steps
+
+    def _check_losses(self) -> None:
+        losses = torch.stack([loss for _, loss in self.unchecked]).tolist()
+        steps = [step for step, _ in self.unchecked]
+        self.unchecked.clear()
+        for step, loss in zip(steps, losses, strict=True):
+            if not math.isfinite(loss):
+                self._refuse(loss, step)
+
+    def _refuse(self, loss: float, step: int) -> None:
+        size = self.recipe.training.batch_size
         first = (step - 1) * size
         raise NumericError(
             f"The loss is {loss} at step {step}, on samples {first} to {first + size - 1} (data.seed "

@@ -45,7 +45,7 @@ SANDWICH = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffn_norm": "post_feedforward_layernorm",
 }
-FAMILIES = (
+CONVERTIBLE = (
     Family("llama", PreNorm(), PRE, export=True),
     Family(
         "olmo2",
@@ -63,7 +63,7 @@ FAMILIES = (
 
 
 def from_hf(model: PreTrainedModel) -> SpikesinkDecoderForCausalLM:
-    """A model of one of FAMILIES as a zoo decoder that computes the same. Raises UnsupportedModelError.
+    """A model of one of CONVERTIBLE as a zoo decoder that computes the same. Raises UnsupportedModelError.
 
     Where layers slide a window over the keys, `max_positions` is the window: so far both see all of them.
     """
@@ -120,7 +120,7 @@ def expressible(spec: DecoderSpec) -> Family:
         "normaliser": lambda choice: isinstance(choice, Softmax),
         "virtual_keys": lambda choice: isinstance(choice, NoVirtualKeys),
         "position": lambda choice: isinstance(choice, RoPE) and not choice.theta_by_layer,
-        "arrangement": lambda choice: any(choice == family.arrangement for family in FAMILIES if family.export),
+        "arrangement": lambda choice: any(choice == family.arrangement for family in CONVERTIBLE if family.export),
     }
     beyond = [
         f"{name} ({getattr(spec, name).kind})" for name, holds in needed.items() if not holds(getattr(spec, name))
@@ -129,7 +129,7 @@ def expressible(spec: DecoderSpec) -> Family:
         beyond.append("qkv_bias")
     if (spec.attention_softcap or spec.logit_softcap) and not _is_sandwich(spec):
         beyond.append("softcap")
-    family = next((family for family in FAMILIES if family.export and family.arrangement == spec.arrangement), None)
+    family = next((family for family in CONVERTIBLE if family.export and family.arrangement == spec.arrangement), None)
     if family is not None and family.model_type in ("llama", "olmo2") and spec.d_head * spec.n_heads != spec.d_model:
         beyond.append(f"d_head ({spec.d_head}, where {family.model_type} has d_model / n_heads)")
     if beyond or family is None:
@@ -145,9 +145,9 @@ def _is_sandwich(spec: DecoderSpec) -> bool:
 
 
 def _family(config: Any) -> Family:
-    family = next((family for family in FAMILIES if family.model_type == config.model_type), None)
+    family = next((family for family in CONVERTIBLE if family.model_type == config.model_type), None)
     if family is None:
-        known = ", ".join(family.model_type for family in FAMILIES)
+        known = ", ".join(family.model_type for family in CONVERTIBLE)
         raise UnsupportedModelError(
             f"Model type '{config.model_type}' is no point of the zoo; expected one of {known}."
         )

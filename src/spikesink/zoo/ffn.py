@@ -18,7 +18,7 @@ class SwiGLU(Choice):
         return self.d_ffn or -(-8 * d_model // (3 * 256)) * 256
 
     def build(self, d_model: int) -> nn.Module:
-        return GatedFFN(d_model, self.width(d_model))
+        return GatedFeedForward(d_model, self.width(d_model))
 
 
 class GeGLU(Choice):
@@ -31,7 +31,7 @@ class GeGLU(Choice):
         return SwiGLU(d_ffn=self.d_ffn).width(d_model)
 
     def build(self, d_model: int) -> nn.Module:
-        return GatedFFN(d_model, self.width(d_model), gelu=True)
+        return GatedFeedForward(d_model, self.width(d_model), gelu=True)
 
 
 class GeLU(Choice):
@@ -78,7 +78,7 @@ class AttentionFFN(Choice):
 FFN = Annotated[SwiGLU | GeGLU | GeLU | ReLU2 | Linear | AttentionFFN, KIND, BY_NAME]
 
 
-class GatedFFN(nn.Module):
+class GatedFeedForward(nn.Module):
     """(batch, token, d_model) -> same."""
 
     def __init__(self, d_model: int, d_ffn: int, *, gelu: bool = False) -> None:
