@@ -174,7 +174,8 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
     while not isinstance(model, PreTrainedModel):
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             _refuse_prompt_learning(model)
-            inner = model.get_base_model()
+            adapted: Any = model
+            inner = adapted.get_base_model()
         else:
             inner = getattr(model, "module", getattr(model, "_orig_mod", None))
         if not isinstance(inner, nn.Module):

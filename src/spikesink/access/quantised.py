@@ -52,7 +52,8 @@ def made_plain(model: PreTrainedModel, name: str, method: str, dtype: torch.dtyp
     )
     if odd is not None:
         raise refused(name, method, None)
-    return model.to(dtype) if isinstance(dtype, torch.dtype) else model
+    plain: Any = model
+    return plain.to(dtype) if isinstance(dtype, torch.dtype) else model
 
 
 def refused(name: str, method: str, error: Exception | None) -> UnsupportedModelError:

@@ -168,7 +168,7 @@ def _saved_dataset(path: Path, field: str | None) -> Corpus:
         raise InputError(f"'{path}' cannot be read as a data set ({short(error)}).") from error
     if not isinstance(saved, Dataset):
         raise InputError(
-            f"'{path}' holds several splits; give one of them: {', '.join(str(path / name) for name in saved)}."
+            f"'{path}' holds several splits; give one of them: {', '.join(str(path / str(name)) for name in saved)}."
         )
     digest = hashlib.sha256("".join(checked_sha256(file) for file in sorted(path.glob("*.arrow"))).encode()).hexdigest()
 

@@ -11,7 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from spikesink.atomic import file_sha256
 from spikesink.errors import InputError
@@ -59,7 +59,7 @@ def _opened(path: Path) -> IO[bytes]:
     kind = path.suffix.lower()
     try:
         if kind == ".gz":
-            return gzip.open(path, "rb")
+            return cast(IO[bytes], gzip.open(path, "rb"))
         if kind == ".zst":
             return _zstandard(path)
         return path.open("rb")
