@@ -48,7 +48,7 @@ tutorial: $(VENV)/installed
 notebook: $(VENV)/installed-dev
 	$(BIN)/python examples/run_notebook.py examples/quickstart.ipynb
 
-pictures: scan
+pictures: scan $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/spikesink scan --measure all --out runs/all --force
 	HF_HUB_OFFLINE=1 $(BIN)/spikesink intervene --out runs/interventions --force
 	$(BIN)/python docs/pictures.py runs/first-look runs/all runs/interventions

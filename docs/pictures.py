@@ -1,12 +1,14 @@
 """The pictures of README and docs, from records of the embedded model.  Run: make pictures (makes the records first).
 
     python docs/pictures.py SCAN ALL INTERVENTIONS [DOCS]
+    python docs/pictures.py SCAN                            # the first two alone
 
-The terminal output of the plain scan SCAN becomes DOCS/scan.svg. The charts of ALL (`--measure all`) and INTERVENTIONS
+The terminal output of the plain scan SCAN becomes DOCS/scan.svg, the top of its page DOCS/page.png. The charts of ALL (`--measure all`) and INTERVENTIONS
 that a page of DOCS/concepts names become DOCS/figures/NAME.svg, and their captions go between its markers.
 """
 
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -37,6 +39,19 @@ def terminal(record: Anatomy) -> str:
     return console.export_svg(title="spikesink scan", code_format=FORMAT, unique_id="spikesink")
 
 
+def screenshot(page: Path, picture: Path) -> None:
+    """The top of a page, in Debian's Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1100, "height": 1150})
+        shown.goto(page.resolve().as_uri())
+        shown.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+        shown.screenshot(path=picture)
+        browser.close()
+
+
 def shown(page: str) -> list[str]:
     """Names of the charts that a page shows."""
     return [place["name"] for place in PLACE.finditer(page)]
@@ -57,8 +72,11 @@ def placed(page: str, charts: dict[str, Figure]) -> str:
     return PLACE.sub(place, page)
 
 
-def main(scan: str, everything: str, interventions: str, docs: str = "docs") -> None:
+def main(scan: str, everything: str = "", interventions: str = "", docs: str = "docs") -> None:
     (Path(docs) / "scan.svg").write_text(terminal(Anatomy.read(Path(scan))))
+    screenshot(Path(scan) / "report.html", Path(docs) / "page.png")
+    if not everything:
+        return
     records = (Anatomy.read(Path(everything)), Interventions.read(Path(interventions)))
     charts = {figure.name: figure for record in records for figure in record_document(record).figures()}
     folder = Path(docs) / "figures"
