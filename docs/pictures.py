@@ -3,8 +3,9 @@
     python docs/pictures.py SCAN ALL INTERVENTIONS [DOCS]
     python docs/pictures.py SCAN                            # the first two alone
 
-The terminal output of the plain scan SCAN becomes DOCS/scan.svg, the top of its page DOCS/page.png. The charts of ALL (`--measure all`) and INTERVENTIONS
-that a page of DOCS/concepts names become DOCS/figures/NAME.svg, and their captions go between its markers.
+The terminal output of the plain scan SCAN becomes DOCS/scan.svg, the top of its page DOCS/page.png. The charts of ALL
+(`--measure all`) and INTERVENTIONS that a page of DOCS/concepts names become DOCS/figures/NAME.svg, and their captions
+go between its markers.
 """
 
 import re
