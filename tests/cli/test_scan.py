@@ -96,7 +96,7 @@ def test_the_default_folder_and_the_terminal(cli, checkpoint, text_file, tmp_pat
         "10 × 20 tokens of text.txt",
     ):
         assert words in ran.out, words
-    assert f"Perplexity: {record.summary.perplexity:.4g} " in " ".join(ran.out.split())
+    assert f"Perplexity: {record.summary.perplexity:.4g}; " in " ".join(ran.out.split())
     assert str(folder.relative_to(tmp_path)) in ran.err
 
 
