@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,12 @@ def dissociation_rows(evaluator: Evaluator, chosen: list[Intervention], draws: i
     evaluator.progress(STAGE, 0, passes)
     baseline = evaluator.measure("baseline")
     step()
-    description = {"name": "baseline", "control_of": None, "target": None, "summary": "The model as it is."}
+    description: dict[str, Any] = {
+        "name": "baseline",
+        "control_of": None,
+        "target": None,
+        "summary": "The model as it is.",
+    }
     rows = [_row(evaluator, [baseline], baseline, description)]
     for made in chosen:
         rows.append(_intervention_row(evaluator, made, baseline, step))
@@ -41,7 +47,7 @@ def dissociation_rows(evaluator: Evaluator, chosen: list[Intervention], draws: i
 def _intervention_row(
     evaluator: Evaluator, made: Intervention, baseline: Evaluation, step: Callable[[], None]
 ) -> InterventionRow:
-    description = {"name": made.name, "control_of": None, "target": made.edits, "summary": made.summary}
+    description: dict[str, Any] = {"name": made.name, "control_of": None, "target": made.edits, "summary": made.summary}
     try:
         context = made(evaluator.accessed, evaluator.targets)
         row = _row(evaluator, [evaluator.measure(made.name, context)], baseline, description)
@@ -56,7 +62,7 @@ def _control_row(
 ) -> InterventionRow:
     name = f"{made.name}/{control}"
     summary = f"Control of {made.name}: {control.replace('_', ' ')}, as many."
-    description = {"name": name, "control_of": made.name, "target": made.edits, "summary": summary}
+    description: dict[str, Any] = {"name": name, "control_of": made.name, "target": made.edits, "summary": summary}
     results: list[Evaluation] = []
     reason = None
     for seed in range(1, draws + 1):
@@ -73,7 +79,7 @@ def _control_row(
 
 
 def _row(
-    evaluator: Evaluator, results: list[Evaluation], baseline: Evaluation, description: dict[str, str | None]
+    evaluator: Evaluator, results: list[Evaluation], baseline: Evaluation, description: dict[str, Any]
 ) -> InterventionRow:
     """The row of one pass, or of the mean over the draws of a control."""
     result = Evaluation.average(results)
@@ -116,7 +122,7 @@ def _positions(result: Evaluation) -> dict[int, float]:
     return {position: share for position, share in shares if position < LISTED_POSITIONS or share > 0.1}
 
 
-def _cannot_answer(evaluator: Evaluator, description: dict[str, str | None]) -> str | None:
+def _cannot_answer(evaluator: Evaluator, description: dict[str, Any]) -> str | None:
     """Sinks edited only behind the block that wrote the spikes say nothing about whether spikes need them."""
     name = (description["control_of"] or description["name"] or "").removesuffix("_in_sink_heads")
     made = INTERVENTIONS.get(name)
