@@ -36,7 +36,8 @@ def planted(family, ids):
 def printed(ran):
     assert ran.code == 0, ran.err
     assert "Traceback" not in ran.err
-    return " ".join(ran.out.split())
+    # The frame stands between the lines of a sentence.
+    return " ".join(ran.out.replace("│", " ").split())
 
 
 # Of bamba's three layers one attends; in falcon_h1 a recurrence stands beside the attention of every layer.
