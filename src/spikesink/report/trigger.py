@@ -96,11 +96,11 @@ def _attention(section: sections.Trigger) -> list[str]:
 def _direction_by_kind(section: sections.Trigger) -> list[str]:
     """Which kind of block turns the first token to s*, as a sentence."""
     blocks = section.first_token_map.blocks if section.first_token_map is not None else []
-    attention = [block.after_first - block.before_first for block in blocks if _whole(block)]
+    attention = [after - before for before, after in map(_ends, blocks) if before is not None and after is not None]
     between = [
-        later.before_first - earlier.after_first
-        for earlier, later in pairwise(blocks)
-        if _whole(earlier) and _whole(later) and later.block == earlier.block + 2
+        before - after
+        for (earlier, (_, after)), (later, (before, _)) in pairwise((block, _ends(block)) for block in blocks)
+        if before is not None and after is not None and later.block == earlier.block + 2
     ]
     if not between:
         return []
@@ -110,8 +110,10 @@ def _direction_by_kind(section: sections.Trigger) -> list[str]:
     ]
 
 
-def _whole(block: sections.FirstTokenBlock) -> bool:
-    return block.before_first is not None and block.after_first is not None
+def _ends(block: sections.FirstTokenBlock) -> tuple[float | None, float | None]:
+    """|cos| with s* before and after the block; None for both where one is not known."""
+    known = block.before_first is not None and block.after_first is not None
+    return (block.before_first, block.after_first) if known else (None, None)
 
 
 def _refusals(section: sections.Trigger) -> list[str]:

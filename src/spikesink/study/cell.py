@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _measured(cell: Cell, folder: Path, progress: Progress) -> Measured:
     return measured(context, sinks, held_out.size, shape.compute())
 
 
-def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, float]) -> Measured:
+def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, Any]) -> Measured:
     """The figures of a cell from the scan of the whole context, the one of the first tokens, and the spikes' shape."""
     spikes, of_sinks = context.summary, sinks.summary
     return Measured(

@@ -56,7 +56,7 @@ MAIN: dict[tuple[Any, Any], dict[str, Any]] = {
         "one_is_enough": True,
     },
 }
-ELSEWHERE = {
+ELSEWHERE: dict[tuple[int, str | None], tuple[str, str]] = {
     (2, None): (
         "Spikes act globally: near-constant vectors, the same for every prompt.",
         "An intervention tests this: `spikesink intervene` on a cell's model.",
@@ -72,12 +72,14 @@ def claims(tested: list[Claim], verdicts: list[VariantVerdict]) -> list[ClaimVer
     """The paper's claims in their order, then what this study alone is about."""
     own = {(claim.claim, claim.part): claim for claim in tested if claim.claim is not None}
     found = []
-    for key in ((1, None), (2, None), (3, None), (4, "spikes"), (4, "sinks")):
+    asked: tuple[tuple[int, str | None], ...] = ((1, None), (2, None), (3, None), (4, "spikes"), (4, "sinks"))
+    for key in asked:
         if key in own:
             found.append(_judged(own[key], verdicts))
         else:
-            text, why = ELSEWHERE.get(key, (MAIN.get(key, {}).get("text"), "No variant of this study speaks for it."))
-            found.append(ClaimVerdict(claim=key[0], part=key[1], text=str(text), verdict="not tested", evidence=why))
+            unspoken = (str(MAIN.get(key, {}).get("text")), "No variant of this study speaks for it.")
+            text, why = ELSEWHERE.get(key, unspoken)
+            found.append(ClaimVerdict(claim=key[0], part=key[1], text=text, verdict="not tested", evidence=why))
     return found + [_judged(claim, verdicts) for claim in tested if claim.claim is None]
 
 

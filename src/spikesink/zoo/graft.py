@@ -74,10 +74,10 @@ def graft(decoder: SpikesinkDecoderForCausalLM, target: DecoderSpec, ids: Tensor
     for site in _sites(decoder, new, seen):
         _place(site)
     if isinstance(target.normaliser, LearnedSink):
-        for old, layer, context in zip(decoder.model.layers, new.model.layers, seen.attention, strict=True):
+        for old, layer, context in zip(_layers(decoder), _layers(new), seen.attention, strict=True):
             layer.self_attn.sinks.logits.copy_(_sink_logits(old.self_attn, *context))
     if target.gate != base.gate:
-        for layer in new.model.layers:
+        for layer in _layers(new):
             for parameter in layer.self_attn.gate.parameters():
                 parameter.zero_()
             layer.self_attn.o_proj.weight.mul_(2.0)
@@ -121,7 +121,7 @@ def _watch(decoder: SpikesinkDecoderForCausalLM, ids: Tensor) -> _Seen:
     def note_attention(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.attention.append((inputs[0], inputs[1]))
 
-    for layer in decoder.model.layers:
+    for layer in _layers(decoder):
         for norm in (layer.input_layernorm, layer.post_attention_norm, layer.ffn_layernorm, layer.post_ffn_norm):
             handles.append(norm.register_forward_pre_hook(note))
         handles.append(layer.self_attn.register_forward_pre_hook(note_attention))
@@ -138,7 +138,7 @@ def _watch(decoder: SpikesinkDecoderForCausalLM, ids: Tensor) -> _Seen:
 
 def _sites(old: SpikesinkDecoderForCausalLM, new: SpikesinkDecoderForCausalLM, seen: _Seen) -> Iterator[_Site]:
     """Every place of every layer, and the norm before the head."""
-    layers = list(zip(old.model.layers, new.model.layers, strict=True))
+    layers = list(zip(_layers(old), _layers(new), strict=True))
     post_norm = isinstance(new.config.decoder_spec.arrangement, PostNorm)
     # What the residual stream is after a block is what enters the next norm.
     after = [site for layer, _ in layers for site in (layer.input_layernorm, layer.ffn_layernorm)][1:]
@@ -186,6 +186,11 @@ def _qk_sites(was: Attention, now: Attention, seen: _Seen) -> Iterator[_Site]:
         if per_head:
             projected = projected.unflatten(-1, (-1, now.head_dim)).flatten(0, 1)
         yield _Site(old or nn.Identity(), new or nn.Identity(), projected, writer=getattr(now, f"{name}_proj"))
+
+
+def _layers(decoder: SpikesinkDecoderForCausalLM) -> list[Any]:
+    """`DecoderLayer`s, whose FFN may be of any kind."""
+    return list(decoder.model.layers)
 
 
 def _rows(hidden: Tensor) -> Tensor:
