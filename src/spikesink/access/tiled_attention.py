@@ -15,8 +15,8 @@ from torch import Tensor
 from spikesink.access.masks import MaskPlan
 
 TILE_ELEMENTS = 400_000
-"""Scores in a tile; 1.6 MB. Measured for T = 64 to 8192 on a processor with 512 KB of second-level cache a core: half
-and twice as many are 5 % slower, 64,000 30 %."""
+"""Scores in a tile; 1.6 MB. Of 64,000 to 1,000,000, tried for T = 64 to 8192 on a processor with 512 KB of second-level
+cache a core (LOG.md), 256,000 to 512,000 were the fastest or near it at every T."""
 MOST_ROWS = 256
 
 

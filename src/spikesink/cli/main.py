@@ -91,7 +91,8 @@ def run() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    # Threads that spin while they wait for each other cost a busy machine five times the time. Read when torch loads.
+    # Threads that spin while they wait for each other took three to five times as long on a machine at load 17 (LOG.md,
+    # products of the sizes of an FFN). Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _suggest(sys.argv[1:])
