@@ -7,9 +7,11 @@ from attention_maps import feed
 from scipy.stats import hypergeom, spearmanr, ttest_1samp
 
 from spikesink.measure.cooccurrence import SinkTokenMeasure, overlap
-from spikesink.measure.directions import alignment, map_gain, random_cosine, random_gain
-from spikesink.measure.properties import edge_share, ratio_variation, together
+from spikesink.measure.directions import alignment, map_gain, mean_cosine, random_cosine, random_gain
+from spikesink.measure.properties import SequenceMaxima, answer, edge_share, limits_around, ratio_variation, together
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, holm, rank_correlation, within_groups
+from spikesink.observer import Batch
+from spikesink.records.anatomy import Interval
 
 
 def masks(n, spikes, sinks):
@@ -70,6 +72,52 @@ def test_properties_by_hand():
     assert ratio_variation(values) == pytest.approx(np.std([0.1, 0.3], ddof=1) / 0.2)
     assert ratio_variation(rising) == pytest.approx(0.0, abs=1e-12)
     assert ratio_variation(values[:1]) is None
+
+
+def test_verdicts_say_when_they_hang_on_the_limit():
+    assert limits_around(0.25, at_least=False) == pytest.approx((0.2, 0.3125))
+    assert limits_around(0.9, at_least=True) == pytest.approx((0.92, 0.875))
+    apart, across = (Interval(value=0.1, low=low, high=high, n=9) for low, high in ((0.05, 0.15), (0.05, 0.3)))
+    cases = {0.1: "holds", 0.224: "borderline", 0.279: "borderline", 0.4: "does not hold"}
+    for value, expected in cases.items():
+        assert answer(value, 0.25, None, at_least=False) == expected
+    assert answer(0.1, 0.25, apart, at_least=False) == "holds"
+    assert answer(0.1, 0.25, across, at_least=False) == "borderline"
+    assert answer(0.4, 0.25, apart, at_least=False) == "borderline"
+    assert [answer(value, 0.9, None, at_least=True) for value in (0.99, 0.91, 0.8)] == [
+        "holds", "borderline", "does not hold",
+    ]  # fmt: skip
+
+
+def test_maxima_by_sequence():
+    hidden = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))
+    valid = torch.ones(5, 4, dtype=torch.bool)
+    valid[3, 2:] = False
+    observer = SequenceMaxima(5)
+    for rows in (slice(0, 2), slice(2, 5)):
+        observer.on_batch(Batch(torch.zeros(5, 4, dtype=torch.long)[rows], valid[rows], first_sequence=rows.start))
+        for block in (0, 2):
+            observer.on_residual(block, (block + 1) * hidden[rows])
+    assert list(observer.maxima) == [2]
+    for index in range(5):
+        expected = max(3 * float(hidden[index, t].abs().max()) for t in range(4) if valid[index, t])
+        assert observer.maxima[2][index] == pytest.approx(expected)
+
+
+def test_mean_cosine_and_its_interval():
+    """Against pairs by hand; resamples count pairs of different vectors only."""
+    vectors = np.random.default_rng(4).normal(size=(7, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = [abs(float(vectors[i] @ vectors[j])) for i in range(7) for j in range(i)]
+    found = mean_cosine(vectors)
+    assert (found.value, found.n) == (pytest.approx(np.mean(pairs)), 7)
+    drawn = np.random.default_rng(0).integers(0, 7, (2000, 7))
+    means = []
+    for row in drawn:
+        own = [abs(float(vectors[i] @ vectors[j])) for i in row for j in row if i != j]
+        means += [np.mean(own)] if own else []
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-6)
+    assert mean_cosine(vectors[:1]).value is None
 
 
 def test_directions():

@@ -7,6 +7,7 @@ import torch
 from spikesink.measure.geometry import (
     GapSums,
     add_gaps,
+    column_parts,
     effective_rank,
     energy_rank,
     principal_plane,
@@ -32,6 +33,17 @@ def test_rank_of_unequal_directions_by_hand():
     assert effective_rank(keys) == pytest.approx(float(np.exp(-(shares * np.log(shares)).sum())))
     assert energy_rank(keys, 0.9) == 1
     assert energy_rank(keys, 0.91) == 2
+
+
+def test_keys_as_sums_of_columns_by_hand():
+    """Channel 2 brings (6, 0), channel 0 brings (0, 4) or (0, -4), channel 1 little."""
+    weight = torch.tensor([[0.0, 0.1, 3.0], [2.0, 0.0, 0.0]])
+    hidden = torch.tensor([[2.0, 1.0, 2.0], [-2.0, -1.0, 2.0]])
+    channels, explained = column_parts(hidden, weight, 3)
+    assert channels == [2, 0, 1]
+    energy = (6.1**2 + 4**2) + (5.9**2 + 4**2)
+    assert explained == pytest.approx([1 - (2 * 0.1**2 + 2 * 16) / energy, 1 - 2 * 0.1**2 / energy, 1.0], rel=1e-6)
+    assert column_parts(hidden, weight, 1)[0] == [2]
 
 
 def test_gaps_by_explicit_loops():

@@ -24,6 +24,7 @@ PROJECTIONS = {
     "up": ("up_proj", "w3"),
     "down": ("down_proj", "w2"),
     "gate over up": ("gate_up_proj",),
+    "key": ("k_proj",),
     "value": ("v_proj",),
     "query, key over value": ("qkv_proj", "c_attn"),
     "output": ("o_proj", "out_proj", "c_proj", "dense"),
@@ -295,7 +296,7 @@ def attention_weights(accessed: AccessedModel, block: int, seen: Probe) -> Atten
     sites = accessed.blocks()[block - 1]
     output, output_bias = output_projection(accessed, block, seen)
     n_heads, n_kv_heads = seen.outputs[block].shape[1], seen.kv_heads[block]
-    value, value_bias = _value_projection(sites, block, output.shape[1] // n_heads * n_kv_heads)
+    value, value_bias = _key_or_value(sites, "value", output.shape[1] // n_heads * n_kv_heads)
     scale = norm_scale(sites, accessed.d_model)
     offset = value_bias
     if scale is not None and scale.bias is not None:
@@ -312,6 +313,21 @@ def attention_weights(accessed: AccessedModel, block: int, seen: Probe) -> Atten
     expected = entering @ weights.first_token_map().T + (0.0 if offset is None else offset)
     _check_write(accessed, sites, expected, seen.writes[block][:, :1], "W_VO of the first token")
     return weights
+
+
+def key_projection(accessed: AccessedModel, block: int, rows: int) -> tuple[Tensor, Tensor]:
+    """W_K (rows, d) of an attention block, gamma folded, and what biases add (rows,), in float32; rows = KV heads *
+    d_head.
+
+    A norm of the keys (QK-norm) is not in it: compare with the model's own keys. Raises DoesNotApplyError.
+    """
+    sites = accessed.blocks()[block - 1]
+    weight, bias = _key_or_value(sites, "key", rows)
+    scale = norm_scale(sites, accessed.d_model)
+    offset = torch.zeros(len(weight), device=weight.device) if bias is None else bias
+    if scale is not None and scale.bias is not None:
+        offset = offset + weight @ scale.bias
+    return weight if scale is None else weight * scale.gain, offset
 
 
 def unembedding(accessed: AccessedModel, seen: Probe) -> Callable[[Tensor], Tensor]:
@@ -350,14 +366,14 @@ def _matrix(module: Any) -> tuple[Tensor, Tensor | None]:
     return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
 
 
-def _value_projection(sites: BlockSites, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
-    inner: Any = sites.inner
-    plain, fused = (_projection(inner, role) for role in ("value", "query, key over value"))
+def _key_or_value(sites: BlockSites, role: str, rows: int) -> tuple[Tensor, Tensor | None]:
+    plain, fused = (_projection(sites.inner, name) for name in (role, "query, key over value"))
     if plain is None and fused is None:
-        raise _unknown(block, sites, "value projection")
+        raise _unknown(sites.block, sites, f"{role} projection")
     weight, bias = _matrix(plain if plain is not None else fused)
-    # Fused projections end with the values (phi3, GPT-2); NeoX interleaves them per head and is caught by the check.
-    return weight[-rows:], None if bias is None else bias[-rows:]
+    # Fused projections end with keys and values (phi3, GPT-2); NeoX interleaves them and is caught by the check.
+    last = len(weight) - (rows if plain is None and role == "key" else 0)
+    return weight[last - rows : last], None if bias is None else bias[last - rows : last]
 
 
 def _check_write(accessed: AccessedModel, sites: BlockSites, expected: Tensor, write: Tensor, what: str) -> None:

@@ -139,7 +139,10 @@ def gate_identity(ffn: GatedFFN, hidden: Float[Tensor, "token d"]) -> GateIdenti
 
 
 def fit(predicted: np.ndarray, true: np.ndarray) -> Prediction:
-    """Both (token,). None where it has no meaning: no tokens, sums or variance of zero."""
+    """sum(predicted) / sum(true) and R^2 about the mean of the truth; both (token,).
+
+    None where they have no meaning: no tokens, sums or variance of zero.
+    """
     if len(true) == 0:
         return Prediction(n=0, ratio=None, r2=None)
     total, variance = float(true.sum()), float(((true - true.mean()) ** 2).sum())

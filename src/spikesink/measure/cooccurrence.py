@@ -12,7 +12,7 @@ DRAWS = 1000
 
 
 class SinkTokenMeasure(Observer):
-    """Observer: for every token, in how many heads its importance alpha_k exceeds a threshold. Eq. 27.
+    """For every token, in how many heads its importance alpha_k exceeds a threshold. Eq. 27.
 
     As for a sink head, only keys of the first half of a sequence count. Memory O(sequences x tokens).
     """

@@ -24,6 +24,24 @@ def energy_rank(vectors: Float[Tensor, "n d"], share: float = ENERGY) -> int:
     return int((reached < share - 1e-12).sum()) + 1
 
 
+def column_parts(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "row d"], count: int
+) -> tuple[list[int], list[float]]:
+    """Keys W_K h~ as sums of columns of W_K: the channels whose parts have most energy, and what they explain. Eq. 26.
+
+    explained: by the first one, two, ... `count` channels, 1 - ||k - parts||^2 / ||k||^2 over all n keys together.
+    """
+    hidden, weight = hidden.double(), weight.double()
+    keys = hidden @ weight.T
+    order = (hidden.square().sum(0) * weight.square().sum(0)).argsort(descending=True, stable=True)[:count]
+    parts = torch.zeros_like(keys)
+    explained = []
+    for channel in order:
+        parts += hidden[:, channel, None] * weight[:, channel]
+        explained.append(1 - float((keys - parts).square().sum() / keys.square().sum().clamp_min(1e-300)))
+    return order.tolist(), explained
+
+
 def separability(
     train_one: np.ndarray, train_other: np.ndarray, test_one: np.ndarray, test_other: np.ndarray
 ) -> float | None:

@@ -27,6 +27,15 @@ class StepResult:
     step_down: list[int]
 
 
+def main_step_up(steps: StepResult | None) -> int | None:
+    """The step-up FFN block that makes most of the plateau: the one whose s* is meant. None where no FFN steps up.
+
+    First or last would hang on a small step near the limit of the rule.
+    """
+    ffns = [block for block in steps.step_up if block % 2 == 0] if steps is not None else []
+    return max(ffns, key=lambda block: (steps.shares[block], -block)) if steps is not None and ffns else None
+
+
 def find_steps(
     writes: dict[int, Tensor], residuals: dict[int, Tensor], verdict_block: int, criteria: StepCriteria
 ) -> StepResult:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
+
+from spikesink.observer import Observer
+from spikesink.records.anatomy import Interval
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,41 @@ class PropertyCriteria:
     """(iv) Coefficient of variation of a channel's ratio to the spike channel over spike tokens."""
     token_share_max: float = 0.05
     """(v) Share of tokens that are spike tokens."""
+
+
+LAXER = 1.25
+"""How far limits are moved to see whether a verdict hangs on them: by a quarter."""
+
+
+def limits_around(limit: float, *, at_least: bool) -> tuple[float, float]:
+    """The stricter and the laxer limit; of a correlation, by its distance from 1."""
+    if at_least:
+        return 1 - (1 - limit) / LAXER, 1 - (1 - limit) * LAXER
+    return limit / LAXER, limit * LAXER
+
+
+def answer(value: float, limit: float, interval: Interval | None, *, at_least: bool) -> str:
+    """`holds` or `does not hold`; `borderline` if another limit or the ends of the interval say otherwise."""
+    stricter, laxer = limits_around(limit, at_least=at_least)
+    cases = [(value, limit), (value, stricter), (value, laxer)]
+    cases += [(end, limit) for end in (interval.low, interval.high) if end is not None] if interval else []
+    verdicts = {one >= other if at_least else one <= other for one, other in cases}
+    return "borderline" if len(verdicts) > 1 else "holds" if verdicts.pop() else "does not hold"
+
+
+class SequenceMaxima(Observer):
+    """Largest magnitude after every block, sequence by sequence: `maxima[block]` (sequence,)."""
+
+    def __init__(self, sequences: int) -> None:
+        self.maxima: dict[int, np.ndarray] = {}
+        self._sequences = sequences
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        if block == 0:
+            return
+        largest = hidden.abs().amax(-1).masked_fill(~self.batch.valid.to(hidden.device), 0).amax(-1)
+        kept = self.maxima.setdefault(block, np.zeros(self._sequences))
+        kept[self.batch.rows] = largest.double().cpu().numpy()
 
 
 def edge_share(maxima: dict[int, float]) -> float:

@@ -122,6 +122,32 @@ class Heads(Section):
     loss_reason: str | None
 
 
+class KeyRank(Frozen):
+    """Effective rank of n keys, and of as many keys that are no sink's, since rank grows with number."""
+
+    n: int
+    rank: float
+    rank_other: float
+
+
+class KeyPart(Frozen):
+    """Keys of one block as sums of columns of W_K: the share of their energy that few input channels bring. Eq. 26.
+
+    The share is 1 - ||k - sum over the channels of h~_c W_K[:, c]||^2 / ||k||^2 over all keys together; it can be
+    negative where parts cancel. Channels are ordered by the energy of their parts.
+    """
+
+    block: int
+    n: int
+    channels: list[int]
+    """Of the keys of spike tokens, the largest first."""
+    explained: list[float]
+    """By the first one, two, ... of them."""
+    n_other: int
+    explained_other: list[float]
+    """The same for keys that are no sink's, with their own largest channels: the control."""
+
+
 class KeyGeometry(Frozen):
     """Keys of one KV head before the rotary embedding: those of sink tokens against as many others."""
 
@@ -139,6 +165,10 @@ class KeyGeometry(Frozen):
     """Directions that hold 99 % of the squared norm."""
     energy_rank_other: int
     energy_rank_spike: int | None
+    first: KeyRank | None = None
+    """Sink keys of first tokens; None for fewer than two."""
+    later: KeyRank | None = None
+    """Sink keys of later tokens, which need not look like those."""
     norm_sink: float
     norm_other: float
     separability: float | None
@@ -199,6 +229,9 @@ class Geometry(Section):
     gap_and_sink: Interval
     """Rank correlation over heads between the gap and the head's largest importance."""
     planes: list[KeyPlane]
+    key_parts: list[KeyPart] | None = None
+    """In the blocks between a spike's step-up and its step-down; None as `key_parts_reason` says."""
+    key_parts_reason: str | None = None
 
 
 class Property(Frozen):
@@ -215,6 +248,14 @@ class Property(Frozen):
     n: int
     """What the value is over: blocks, channels or tokens."""
     reason: str | None = None
+    interval: Interval | None = None
+    """Over sequences that were looked at; of (i) the mean over sequences of their own value, while `value` is of all
+    of them together and may hang on one token. None for what is no quantity of sequences."""
+    answer: str | None = None
+    """`holds`, `does not hold`, or `borderline`: a limit a quarter stricter or laxer turns `holds`, or the interval
+    has the limit inside. None where the value has no meaning."""
+    sensitivity: list[float] | None = None
+    """The stricter and the laxer limit that were tried."""
 
 
 class TokenOverlap(Frozen):
@@ -236,6 +277,19 @@ class TokenOverlap(Frozen):
     p_value: float | None
 
 
+class OverlapAtShare(Frozen):
+    """The overlap if a sink token is one in at least so many heads; and the same without first tokens."""
+
+    heads_share: float
+    heads_min: int
+    sinks: int
+    jaccard: float | None
+    recall: float | None
+    """Share of these sink tokens that spike."""
+    later_sinks: int
+    later_jaccard: float | None
+
+
 class Properties(Section):
     """The five properties of massive activations, and whether spike tokens are sink tokens. Spec section 2, claim 1."""
 
@@ -249,3 +303,5 @@ class Properties(Section):
     overlap_later: TokenOverlap | None
     """Without the first token of each sequence, whose place alone makes it both."""
     overlap_reason: str | None
+    overlap_curve: list[OverlapAtShare] | None = None
+    """By the share of heads that makes a sink token, from one head on: the verdict depends on it."""

@@ -105,6 +105,8 @@ class SharedDirection(Frozen):
     channels: list[int]
     mean_cosine: float | None
     control_cosine: float | None
+    control: Interval | None = None
+    """The control with its interval over random channels."""
 
 
 class Amplifier(Section):
@@ -308,6 +310,12 @@ class ImplicitParameter(Frozen):
     """Control: the tokens that do not spike."""
     prompts_spike: int
     prompts_other: int
+    before_block: int | None = None
+    """The block before the step-up: spike tokens are mostly first tokens, which are alike before they spike as well."""
+    explained_spike_before: float | None = None
+    """Of the same tokens there."""
+    explained_spike_without_channels: float | None = None
+    """At the spike block with the spike channels taken out of h~."""
     distinct_spike_tokens: int
     """Different token ids among the spike tokens: with 1 (a BOS) a constant vector says nothing."""
 

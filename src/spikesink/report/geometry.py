@@ -20,6 +20,16 @@ def geometry_part(record: Anatomy, section: sections.Geometry) -> Section:
     if section.keys:
         sink, other = _median_ranks(section)
         merits.append(Merit("effective rank of sink keys", sink, note=f"median; as many other keys {number(other)}"))
+        for name, which in (("first tokens", "first"), ("later tokens", "later")):
+            ranks = [rank for key in section.keys if (rank := getattr(key, which)) is not None]
+            if ranks:
+                own, control = (
+                    float(np.median([getattr(rank, part) for rank in ranks])) for part in ("rank", "rank_other")
+                )
+                note = f"median over KV heads, {ranks[0].n} keys; as many other keys {number(control)}"
+                merits.append(Merit(f"rank of sink keys of {name}", own, note=note))
+    if section.key_parts:
+        merits.append(_key_parts(section.key_parts))
     for label, is_sink in (("logit gap of sink heads", True), ("logit gap of other heads", False)):
         gaps = [gap for gap in section.gaps if gap.is_sink == is_sink]
         if gaps:
@@ -34,6 +44,20 @@ def geometry_part(record: Anatomy, section: sections.Geometry) -> Section:
         merits=merits,
         figures=geometry_figures(record, section),
     )
+
+
+def _key_parts(parts: list[sections.KeyPart]) -> Merit:
+    """Eq. 26: a spike token's key is a sum of few columns of W_K; the mean over blocks, by the first few channels."""
+    few = min(3, len(parts[0].explained))
+    own, other = (
+        [float(np.mean([getattr(part, name)[count] for part in parts])) for count in (0, few - 1)]
+        for name in ("explained", "explained_other")
+    )
+    leading = [part.channels[0] for part in parts]
+    channel = max(set(leading), key=leading.count)
+    note = f"of spike tokens' key energy by {few} columns of W_K, {percent(own[0])} by one (channel {channel} in "
+    note += f"{leading.count(channel)} of {len(parts)} blocks); other keys, by their own: {percent(other[1])}, "
+    return Merit("keys explained", own[1], "%", note=note + percent(other[0]))
 
 
 def _median_ranks(section: sections.Geometry) -> tuple[float, float]:

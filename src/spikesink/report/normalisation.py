@@ -34,6 +34,16 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Sect
         Merit("explained by the mean of other prompts", implicit.explained_spike, "%",
               note=f"of a spike token's normed state; others {percent(implicit.explained_other)}"),
     ]  # fmt: skip
+    if implicit.explained_spike_before is not None and implicit.before_block is not None:
+        note = (
+            f"the same tokens before the step-up, after block {placed(implicit.before_block)}: they are mostly first "
+        )
+        note += "tokens, alike by their place"
+        merits.append(Merit("explained before they spike", implicit.explained_spike_before, "%", note=note))
+    if implicit.explained_spike_without_channels is not None:
+        note = "of what is left of a spike token's normed state without them"
+        rest = implicit.explained_spike_without_channels
+        merits.append(Merit("explained without the spike channels", rest, "%", note=note))
     if at is not None:
         where = f"after block {placed(at.block)}"
         merits += [

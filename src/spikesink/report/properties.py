@@ -3,9 +3,10 @@
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.document import Section, Table
-from spikesink.report.format import number
+from spikesink.report.format import number, percent, quantity
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not applicable"}
+COLOURS = {"holds": "yes", "does not hold": "no"}
 
 
 def properties_part(record: Anatomy, section: sections.Properties) -> Section:
@@ -13,6 +14,8 @@ def properties_part(record: Anatomy, section: sections.Properties) -> Section:
     tables = [_properties(section)]
     if section.overlap is not None:
         tables.append(_overlap(section))
+    if section.overlap_curve:
+        tables.append(_curve(section.overlap_curve))
     reason = section.overlap_reason
     return Section(
         "properties",
@@ -26,19 +29,47 @@ def properties_part(record: Anatomy, section: sections.Properties) -> Section:
 def _properties(section: sections.Properties) -> Table:
     rows = [
         [
-            f"({item.name}) {item.description}", VERDICTS[item.holds] + (f": {item.reason}" if item.reason else ""),
-            number(item.value), number(item.threshold), number(item.control), f"{item.n:,}",
+            f"({item.name}) {item.description}",
+            (item.answer or VERDICTS[item.holds]) + (f": {item.reason}" if item.reason else ""),
+            number(item.value), _interval(item.interval), _limit(item), number(item.control), f"{item.n:,}",
         ]
         for item in section.properties
     ]  # fmt: skip
     return Table(
         "The five properties of massive activations",
-        ("property", "verdict", "value", "threshold", "control", "n"),
+        ("property", "verdict", "value", "over sequences", "threshold", "control", "n"),
         rows,
-        [{True: "yes", False: "no", None: "dim"}[item.holds] for item in section.properties],
+        [COLOURS.get(item.answer or VERDICTS[item.holds], "dim") for item in section.properties],
         words=2,
-        note="Control: the same number where it should not hold, other tokens or random channels.",
+        note="Control: the same number where it should not hold, other tokens or random channels. Borderline: a limit "
+        "a quarter stricter or laxer (in brackets) turns the verdict, or the interval over sequences has it inside.",
         brief=("property", "verdict", "value", "threshold"),
+    )
+
+
+def _interval(found: sections.Interval | None) -> str:
+    return number(None) if found is None else quantity(found.value, "", found.low, found.high)
+
+
+def _limit(item: sections.Property) -> str:
+    if item.sensitivity is None:
+        return number(item.threshold)
+    return f"{number(item.threshold)} ({number(item.sensitivity[0])}, {number(item.sensitivity[1])})"
+
+
+def _curve(curve: list[sections.OverlapAtShare]) -> Table:
+    """The overlap by the share of heads that makes a sink token."""
+    rows = [
+        [f"{row.heads_min:,}", percent(row.heads_share) if row.heads_share else "one head", f"{row.sinks:,}",
+         number(row.jaccard), percent(row.recall), f"{row.later_sinks:,}", number(row.later_jaccard)]
+        for row in curve
+    ]  # fmt: skip
+    return Table(
+        "How that depends on the heads that make a sink token",
+        ("heads at least", "share", "sink tokens", "Jaccard", "of them spike", "sinks later", "Jaccard later"),
+        rows,
+        note="Later: without the first token of each sequence.",
+        brief=(),
     )
 
 

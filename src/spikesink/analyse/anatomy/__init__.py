@@ -5,18 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measures import chosen, resolve
 from spikesink.records import NotApplicable, Section
 
-Run = Callable[[Scanned, Progress], tuple[Section, dict[str, np.ndarray]]]
+Run = Callable[[Scan, Progress], tuple[Section, dict[str, np.ndarray]]]
 """What computes a measure: from what a scan found to a section of the record and its large arrays."""
 
 
 def run_measures(
-    scanned: Scanned, names: tuple[str, ...], progress: Progress
+    scanned: Scan, names: tuple[str, ...], progress: Progress
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Sections by name and all arrays, prefixed with the measure's name; one that does not apply says why."""
     sections: dict[str, Any] = {}

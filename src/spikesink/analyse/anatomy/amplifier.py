@@ -6,8 +6,7 @@ from torch import Tensor
 
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.anatomy.sample import TokenSample, entering, followed_channels, sample_tokens
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import (
     channel_norms,
@@ -19,19 +18,20 @@ from spikesink.measure.amplifier import (
     spectrum,
     symmetric_norm,
 )
+from spikesink.measure.directions import mean_cosine
 from spikesink.records import anatomy as record
 from spikesink.weights import GatedFFN
 
 OUTLIER_OVER_MEDIAN_MIN = 10.0
 LISTED_OUTLIERS = 64
 EIGENVALUES = 8
-RANDOM_CHANNELS = 6
-"""Channels whose directions are the control of the followed ones."""
+RANDOM_CHANNELS = 24
+"""Channels whose directions are the control of the followed ones: the mean of so many pairs varies by a few percent."""
 DENSE_ROW = -2
 """What `amplifier.experts` says of a dense FFN."""
 
 
-def measure_amplifier(scanned: Scanned, progress: Progress) -> tuple[record.Amplifier, dict[str, np.ndarray]]:
+def measure_amplifier(scanned: Scan, progress: Progress) -> tuple[record.Amplifier, dict[str, np.ndarray]]:
     """Norms of all channels of all FFNs, spectra of the followed ones, and the steps taken apart."""
     accessed = scanned.accessed
     followed = followed_channels(scanned)
@@ -120,7 +120,7 @@ def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierCha
 class _Steps:
     """The step FFNs, their predictions and gates at spike and other tokens, and one plateau FFN as control."""
 
-    def __init__(self, scanned: Scanned, followed: list[int], progress: Progress) -> None:
+    def __init__(self, scanned: Scan, followed: list[int], progress: Progress) -> None:
         self.amplifiers: list[record.StepAmplifier] = []
         self.gates: list[record.StepGate] = []
         self.shared: list[record.SharedDirection] = []
@@ -150,23 +150,25 @@ class _Steps:
         self.directions += vectors
         others = [channel for channel in range(ffn.down.shape[0]) if channel not in self.followed]
         drawn = np.random.default_rng(block).permutation(others)[:RANDOM_CHANNELS]
-        controls = [spectrum(ffn, int(channel), EIGENVALUES).vectors[0] for channel in drawn]
+        controls = np.stack([spectrum(ffn, int(channel), 1).vectors[0] for channel in drawn])
+        control = mean_cosine(controls)
         self.shared.append(
             record.SharedDirection(
                 block=block,
                 channels=self.followed,
-                mean_cosine=_mean_cosine(vectors),
-                control_cosine=_mean_cosine(controls),
+                mean_cosine=mean_cosine(np.stack(vectors)).value,
+                control_cosine=control.value,
+                control=control,
             )
         )
 
 
-def _step_ffns(scanned: Scanned) -> list[int]:
+def _step_ffns(scanned: Scan) -> list[int]:
     steps = scanned.steps
     return [] if steps is None else [block for block in (*steps.step_up, *steps.step_down) if block % 2 == 0]
 
 
-def _dense(scanned: Scanned, block: int) -> bool:
+def _dense(scanned: Scan, block: int) -> bool:
     try:
         ffns = gated_ffns(scanned.accessed, block)
     except DoesNotApplyError:
@@ -174,7 +176,7 @@ def _dense(scanned: Scanned, block: int) -> bool:
     return len(ffns) == 1 and ffns[0].expert is None
 
 
-def _no_steps(scanned: Scanned, found: list[int], steps: list[int]) -> str | None:
+def _no_steps(scanned: Scan, found: list[int], steps: list[int]) -> str | None:
     if steps:
         return None
     if scanned.steps is None:
@@ -184,7 +186,7 @@ def _no_steps(scanned: Scanned, found: list[int], steps: list[int]) -> str | Non
     return f"the FFNs of the step blocks ({', '.join(map(str, found))}) are no single gated map"
 
 
-def _control_block(scanned: Scanned, steps: list[int]) -> list[int]:
+def _control_block(scanned: Scan, steps: list[int]) -> list[int]:
     """The FFN block in the middle of the plateau, where there is one that is no step."""
     assert scanned.steps is not None
     start = max(scanned.steps.step_up, default=1)
@@ -233,11 +235,3 @@ def _step_amplifier(
         quadratic_spike=over(full, spike),
         quadratic_other=over(full, other),
     )
-
-
-def _mean_cosine(vectors: list[np.ndarray]) -> float | None:
-    """Mean |cos| over pairs of unit vectors; None for fewer than two."""
-    if len(vectors) < 2:
-        return None
-    cosines = np.abs(np.stack(vectors) @ np.stack(vectors).T)
-    return float(cosines[np.triu_indices(len(vectors), 1)].mean())

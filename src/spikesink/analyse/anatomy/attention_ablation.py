@@ -6,8 +6,7 @@ from torch import Tensor
 
 from spikesink.access import editing
 from spikesink.analyse.anatomy.vocabulary_probe import alone, vocabulary
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.records import anatomy as record
 
@@ -30,7 +29,7 @@ class WithoutWrites:
 
 
 def attention_ablation(
-    scanned: Scanned, last_block: int, threshold: float, progress: Progress
+    scanned: Scan, last_block: int, threshold: float, progress: Progress
 ) -> record.AttentionAblation:
     """Share of items alone at position 0 that exceed the threshold after `last_block`, attention writes left out.
 

@@ -1,21 +1,21 @@
 """The first token attends only to itself, so attention is the fixed map W_VO: does it lead to s*? Spec 2.3; eq. 22."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.access import AccessedModel, Batch, full_batch, observing
+from spikesink.access import AccessedModel, observing
 from spikesink.access.capture import run_until
 from spikesink.access.weights import attention_weights, gated_ffns, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
 from spikesink.analyse.anatomy.vocabulary_probe import vocabulary
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.directions import alignment, map_gain, random_cosine, random_gain
+from spikesink.measure.gather import Gather
+from spikesink.measure.lifecycle import main_step_up
+from spikesink.observer import Batch, full_batch
 from spikesink.records import anatomy as record
 
 ITEMS = 256
@@ -23,7 +23,7 @@ ITEMS = 256
 MAX_BLOCKS = 24
 
 
-def first_token_map(scanned: Scanned, progress: Progress) -> record.FirstTokenMap:
+def first_token_map(scanned: Scan, progress: Progress) -> record.FirstTokenMap:
     """Alignment with s* before, in and after every early attention block. Raises DoesNotApplyError."""
     accessed = scanned.accessed
     step, channel, direction = step_direction(scanned)
@@ -66,58 +66,32 @@ def first_token_map(scanned: Scanned, progress: Progress) -> record.FirstTokenMa
 PLACES = ("before", "write", "after")
 
 
-def step_direction(scanned: Scanned) -> tuple[int, int, Tensor]:
-    """The first step-up FFN, the spike channel and the s* of that channel there. Raises DoesNotApplyError."""
-    steps = scanned.steps
-    ffns = [] if steps is None else [block for block in steps.step_up if block % 2 == 0]
-    if not ffns:
+def step_direction(scanned: Scan) -> tuple[int, int, Tensor]:
+    """The main step-up FFN, the spike channel and the s* of that channel there. Raises DoesNotApplyError."""
+    block = main_step_up(scanned.steps)
+    if block is None:
         raise DoesNotApplyError("There is no step-up FFN block whose direction s* a token could be led to")
-    found = gated_ffns(scanned.accessed, ffns[0])
-    if len(found) != 1:
-        raise DoesNotApplyError(f"The step-up block {ffns[0]} is a mixture of experts: s* depends on the expert")
+    ffns = gated_ffns(scanned.accessed, block)
+    if len(ffns) != 1:
+        raise DoesNotApplyError(f"The step-up block {block} is a mixture of experts: s* depends on the expert")
     channel = scanned.spike.peak.channel
-    return ffns[0], channel, torch.from_numpy(spectrum(found[0], channel).vectors[0]).float()
-
-
-@dataclass
-class _Around:
-    """Observer that keeps residuals before and after, and writes of, chosen attention blocks at chosen tokens."""
-
-    rows: Tensor
-    positions: Tensor
-    blocks: list[int]
-    seen: dict[str, dict[int, Tensor]] = field(default_factory=lambda: {place: {} for place in PLACES})
-
-    def on_residual(self, block: int, hidden: Tensor) -> None:
-        if block + 1 in self.blocks:
-            self.seen["before"][block + 1] = self._gather(hidden)
-        if block in self.blocks:
-            self.seen["after"][block] = self._gather(hidden)
-
-    def on_write(self, block: int, write: Tensor) -> None:
-        if block in self.blocks:
-            self.seen["write"][block] = self._gather(write)
-
-    def _gather(self, hidden: Tensor) -> Tensor:
-        return hidden[self.rows, self.positions].float().cpu()
+    return block, channel, torch.from_numpy(spectrum(ffns[0], channel).vectors[0]).float()
 
 
 def _gathered(
     accessed: AccessedModel, whole: Batch, rows: Tensor, positions: Tensor, blocks: list[int]
 ) -> dict[str, dict[int, Tensor]]:
-    """What stands around the blocks at tokens (rows, positions), a few sequences at a time."""
+    """What stands around the blocks at tokens (rows, positions): before, write and after by block, (token, d)."""
+    residuals = {*blocks, *(block - 1 for block in blocks)}
+    gather = Gather(rows, positions, residuals=residuals, writes=blocks)
     size = max(1, 4096 // whole.ids.shape[1])
-    pieces: dict[str, dict[int, list[Tensor]]] = {place: {} for place in PLACES}
-    for start in range(0, len(whole.ids), size):
-        batch = Batch(whole.ids[start : start + size], whole.valid[start : start + size])
-        inside = (rows >= start) & (rows < start + size)
-        around = _Around(rows[inside] - start, positions[inside], blocks)
-        with observing(accessed, [around]):
+    with observing(accessed, [gather]):
+        for start in range(0, len(whole.ids), size):
+            batch = Batch(whole.ids[start : start + size], whole.valid[start : start + size], start)
             run_until(accessed, batch, blocks[-1])
-        for place in PLACES:
-            for block, tensor in around.seen[place].items():
-                pieces[place].setdefault(block, []).append(tensor)
-    return {place: {block: torch.cat(parts) for block, parts in pieces[place].items()} for place in PLACES}
+    before = {block: gather.residuals[block - 1] for block in blocks if block - 1 in gather.residuals}
+    after = {block: gather.residuals[block] for block in blocks if block in gather.residuals}
+    return {"before": before, "write": gather.writes, "after": after}
 
 
 def _aligned(vectors: dict[int, Tensor], block: int, direction: Tensor) -> float | None:

@@ -5,15 +5,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spikesink.access import AttentionInputs, AttentionRows, Batch
 from spikesink.access.rotary import Rotary, unrotating
 from spikesink.analyse.anatomy.heads import rule
+from spikesink.analyse.anatomy.key_parts import KeyParts
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
 from spikesink.analyse.anatomy.sink_tokens import sequences_with_sinks, sink_tokens
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.measure.geometry import GapSums, add_gaps, effective_rank, energy_rank, principal_plane, separability
 from spikesink.measure.statistics import rank_correlation
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
+from spikesink.positions import ranks
 from spikesink.records import anatomy as record
 
 SEQUENCES = 64
@@ -25,16 +26,17 @@ DRAWN = 24
 """Queries, sink keys and other keys of every head that are kept for drawing: as many of each."""
 
 
-def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geometry, dict[str, np.ndarray]]:
+def measure_geometry(scanned: Scan, progress: Progress) -> tuple[record.Geometry, dict[str, np.ndarray]]:
     """One pass over some sequences that have a sink token."""
-    found = sink_tokens(scanned, progress)
-    sequences = sequences_with_sinks(found, SEQUENCES)
+    sinks = sink_tokens(scanned, progress)
+    sequences = sequences_with_sinks(sinks, SEQUENCES)
     valid = valid_mask(scanned)[sequences]
-    picked = _Picked(found.mask[sequences] & valid, ~found.mask[sequences] & valid)
+    picked = _Picked(sinks.mask[sequences] & valid, ~sinks.mask[sequences] & valid, ranks(valid))
     picked.is_spike = (spike_mask(scanned)[sequences][picked.rows, picked.positions]).numpy() & picked.is_sink
+    parts = KeyParts(scanned, picked.rows, picked.positions, picked.is_sink, picked.is_spike)
     with unrotating(scanned.accessed) as rotary:
-        watch = _Watch(rotary, found.mask[sequences], picked)
-        scanned.replay([watch], "geometry", progress, sequences)
+        watch = _Heads(rotary, sinks.mask[sequences], picked)
+        scanned.replay([watch, parts.entering], "geometry", progress, sequences)
     gaps = _gaps(scanned, watch)
     keys = []
     for done, block in enumerate(sorted(watch.keys)):
@@ -45,13 +47,14 @@ def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geome
     arrays |= _head_planes(watch, picked)
     importance = np.array([scanned.sinks.largest[gap.block][gap.head] for gap in gaps])
     section = record.Geometry(
-        sink_tokens=rule(found),
+        sink_tokens=rule(sinks),
         sequences=len(sequences),
         queries=int(max((sums.count for sums in watch.gaps.values()), default=0)),
         keys=keys,
         gaps=gaps,
         gap_and_sink=rank_correlation(np.array([gap.gap for gap in gaps]), importance),
         planes=planes,
+        **parts.measure(watch.keys),
     )
     return section, arrays
 
@@ -59,12 +62,14 @@ def measure_geometry(scanned: Scanned, progress: Progress) -> tuple[record.Geome
 class _Picked:
     """Tokens whose keys are kept, (token,): all sink tokens and random others of every sequence."""
 
-    def __init__(self, sinks: Tensor, others: Tensor) -> None:
+    def __init__(self, sinks: Tensor, others: Tensor, rank: Tensor) -> None:
         generator = torch.Generator().manual_seed(SEED)
         one, other = (_some(mask, generator) for mask in (sinks, others))
         both = torch.cat([one, other])
         self.rows, self.positions = both[:, 0], both[:, 1]
         self.is_sink = (torch.arange(len(both)) < len(one)).numpy()
+        self.is_first = (rank[self.rows, self.positions] == 0).numpy() & self.is_sink
+        """Sink tokens that begin their sequence."""
         self.is_spike = np.zeros(len(both), dtype=bool)
         """Sink tokens that are spike tokens as well."""
 
@@ -77,8 +82,8 @@ def _some(mask: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([rows[values >= 0], positions[values >= 0]], dim=1)
 
 
-class _Watch:
-    """Observer: pre-RoPE keys and queries of the picked tokens, and logit gaps over row blocks of queries."""
+class _Heads(Observer):
+    """Pre-RoPE keys and queries of the picked tokens, and logit gaps over row blocks of queries."""
 
     def __init__(self, rotary: Rotary, sinks: Tensor, picked: _Picked) -> None:
         self.rotary, self.sinks, self.picked = rotary, sinks, picked
@@ -87,9 +92,9 @@ class _Watch:
         self.gaps: dict[int, GapSums] = {}
 
     def on_batch(self, batch: Batch) -> None:
-        self._valid, first = batch.valid, batch.first_sequence
-        self._sink = self.sinks[first : first + len(batch.ids)].to(batch.valid.device)
-        local = self.picked.rows - first
+        super().on_batch(batch)
+        self._sink = self.sinks[batch.rows].to(batch.valid.device)
+        local = self.picked.rows - batch.first_sequence
         self._inside = ((local >= 0) & (local < len(batch.ids))).nonzero()[:, 0]
         self._rows = local[self._inside]
 
@@ -102,11 +107,9 @@ class _Watch:
             kept[inputs.block][self._inside] = states[self._rows, :, positions].float().cpu()
 
     def on_attention_rows(self, rows: AttentionRows) -> None:
-        queries = slice(rows.query_start, rows.query_stop)
-        keys = slice(rows.key_start, rows.key_start + rows.weights.shape[-1])
-        seen = rows.visible.expand(len(rows.weights), 1, *rows.weights.shape[2:])[:, 0]
+        queries, keys, seen = rows.queries, rows.keys, rows.seen
         sink = self._sink[:, None, keys].to(seen.device)
-        counted = (self._valid & ~self._sink)[:, queries].to(seen.device)
+        counted = (self.batch.valid & ~self._sink)[:, queries].to(seen.device)
         rotated = _logits(self._inputs.query[:, :, queries].float(), self._inputs.key[:, :, keys].float())
         query, key = self._query[:, :, queries], self._key[:, :, keys]
         content = _logits(query, key)
@@ -128,7 +131,7 @@ def _logits(query: Tensor, key: Tensor) -> Tensor:
     return query @ key.repeat_interleave(query.shape[1] // key.shape[1], dim=1).mT
 
 
-def _gaps(scanned: Scanned, watch: _Watch) -> list[record.LogitGap]:
+def _gaps(scanned: Scan, watch: _Heads) -> list[record.LogitGap]:
     found = []
     for block, sums in sorted(watch.gaps.items()):
         is_sink = scanned.sinks.is_sink(block)
@@ -151,7 +154,7 @@ def _gaps(scanned: Scanned, watch: _Watch) -> list[record.LogitGap]:
     return found
 
 
-def _key_geometry(block: int, head: int, watch: _Watch, picked: _Picked) -> record.KeyGeometry:
+def _key_geometry(block: int, head: int, watch: _Heads, picked: _Picked) -> record.KeyGeometry:
     keys = watch.keys[block][:, head]
     sinks, others, spikes = keys[picked.is_sink], keys[~picked.is_sink], keys[picked.is_spike]
     generator = np.random.default_rng(SEED)
@@ -171,6 +174,8 @@ def _key_geometry(block: int, head: int, watch: _Watch, picked: _Picked) -> reco
         energy_rank_spike=energy_rank(spikes) if len(spikes) > 1 else None,
         energy_rank_sink=energy_rank(sinks[:n]),
         energy_rank_other=energy_rank(others[drawn]),
+        first=_rank(keys[torch.from_numpy(picked.is_first)], others, generator),
+        later=_rank(keys[torch.from_numpy(picked.is_sink & ~picked.is_first)], others, generator),
         norm_sink=float(sinks.norm(dim=-1).mean()),
         norm_other=float(others.norm(dim=-1).mean()),
         separability=_separability(keys.numpy(), picked.is_sink, ~picked.is_sink, test),
@@ -178,11 +183,19 @@ def _key_geometry(block: int, head: int, watch: _Watch, picked: _Picked) -> reco
     )
 
 
+def _rank(keys: Tensor, others: Tensor, generator: np.random.Generator) -> record.KeyRank | None:
+    n = min(len(keys), len(others))
+    if n < 2:
+        return None
+    drawn = torch.from_numpy(generator.permutation(len(others))[:n])
+    return record.KeyRank(n=n, rank=effective_rank(keys[:n]), rank_other=effective_rank(others[drawn]))
+
+
 def _separability(keys: np.ndarray, one: np.ndarray, other: np.ndarray, test: np.ndarray) -> float | None:
     return separability(keys[one & ~test], keys[other & ~test], keys[one & test], keys[other & test])
 
 
-def _planes(scanned: Scanned, watch: _Watch, picked: _Picked) -> tuple[list[record.KeyPlane], dict[str, np.ndarray]]:
+def _planes(scanned: Scan, watch: _Heads, picked: _Picked) -> tuple[list[record.KeyPlane], dict[str, np.ndarray]]:
     """The head with the largest importance, and the one with the smallest, each in its own plane."""
     heads = [
         (float(value), block, head)
@@ -203,7 +216,7 @@ def _planes(scanned: Scanned, watch: _Watch, picked: _Picked) -> tuple[list[reco
     return planes, arrays
 
 
-def _head_planes(watch: _Watch, picked: _Picked) -> dict[str, np.ndarray]:
+def _head_planes(watch: _Heads, picked: _Picked) -> dict[str, np.ndarray]:
     """A few queries and keys of every head, each head in its own plane, with the share of variance it holds."""
     sinks, others = (_spread(np.nonzero(mask)[0]) for mask in (picked.is_sink, ~picked.is_sink))
     kinds = np.repeat([QUERY, SINK_KEY, OTHER_KEY], [len(others), len(sinks), len(others)])

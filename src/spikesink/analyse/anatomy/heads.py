@@ -6,8 +6,7 @@ from torch import Tensor
 from spikesink.access.weights import Probe, output_projection, probe
 from spikesink.analyse.anatomy.sink_loss import loss_effects
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sink_tokens
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.heads import REST_MIN, HeadMeasure, TraceSums
 from spikesink.measure.statistics import bootstrap_mean, rank_correlation, within_groups
@@ -16,7 +15,7 @@ from spikesink.records import anatomy as record
 CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
 
 
-def measure_heads(scanned: Scanned, progress: Progress) -> tuple[record.Heads, dict[str, np.ndarray]]:
+def measure_heads(scanned: Scan, progress: Progress) -> tuple[record.Heads, dict[str, np.ndarray]]:
     """Two passes: the heads over the whole text, the loss on some of it."""
     found = sink_tokens(scanned, progress)
     seen = probe(scanned.accessed)
@@ -51,7 +50,7 @@ def rule(found: SinkTokens) -> record.SinkTokenRule:
     )
 
 
-def _projections(scanned: Scanned, seen: Probe) -> tuple[dict[int, Tensor], str | None]:
+def _projections(scanned: Scan, seen: Probe) -> tuple[dict[int, Tensor], str | None]:
     """W_O of every attention block, or the reason why some block has none that is known."""
     found = {}
     for block in sorted(seen.outputs):

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-from spikesink.access import Batch
 from spikesink.access.weights import input_norm
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.normalisation import GroupStatistics, explained_by_others
+from spikesink.observer import Batch, Observer
 from spikesink.records import anatomy as record
 from spikesink.weights import InputNorm
 
@@ -18,14 +17,14 @@ MAX_PROMPTS = 4096
 PLAIN = InputNorm(eps=0.0)
 
 
-def measure_normalisation(scanned: Scanned, progress: Progress) -> tuple[record.Normalisation, dict]:
+def measure_normalisation(scanned: Scan, progress: Progress) -> tuple[record.Normalisation, dict]:
     """Statistics of h~ over spike and other tokens after every block, in one streaming pass."""
     if not scanned.spike.has_spikes:
         raise DoesNotApplyError("The model has no spike tokens on this text, so there is nothing to compare")
     norms = {input_norm(scanned.accessed, block) for block in range(1, scanned.accessed.n_blocks + 1)}
     kinds = {None if norm is None else "layer norm" if norm.centred else "rms norm" for norm in norms}
     norm = next((norm for norm in norms if norm is not None), PLAIN)
-    watch = _Watch(scanned, norm)
+    watch = _Groups(scanned, norm)
     scanned.replay([watch], "normalisation", progress)
     blocks = [
         record.NormalisationBlock(block=block, spike=_statistics(spike), other=_statistics(other))
@@ -40,30 +39,41 @@ def measure_normalisation(scanned: Scanned, progress: Progress) -> tuple[record.
     return section, {}
 
 
-class _Watch:
-    """Observer: sums per block and group, and per-prompt sums at the spike block."""
+class _Groups(Observer):
+    """Sums per block and group, and per-prompt sums at the spike block and before the step-up."""
 
-    def __init__(self, scanned: Scanned, norm: InputNorm) -> None:
+    def __init__(self, scanned: Scan, norm: InputNorm) -> None:
         self.norm, self.channels, self.block = norm, scanned.spike.channels, scanned.spike.block
         spike = spike_mask(scanned)
         self.masks = (spike, valid_mask(scanned) & ~spike)
         self.groups: dict[int, tuple[GroupStatistics, GroupStatistics]] = {}
         self.prompts: list[tuple[_Prompts, ...]] = []
+        """Spike tokens, other tokens, and spike tokens without the spike channels."""
+        steps = scanned.steps
+        self.before_block = min(steps.step_up) - 1 if steps is not None and steps.step_up else None
+        self.prompts_before: list[tuple[_Prompts, ...]] = []
         self._before: Tensor | None = None
 
     def on_batch(self, batch: Batch) -> None:
-        self._rows = slice(batch.first_sequence, batch.first_sequence + len(batch.ids))
+        super().on_batch(batch)
         self._before = None
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         vectors = self.norm(hidden).cpu() / hidden.shape[-1] ** 0.5
+        rows = self.batch.rows
         if block > 0:
             if block not in self.groups:
                 self.groups[block] = (GroupStatistics(self.channels), GroupStatistics(self.channels))
             for group, mask in zip(self.groups[block], self.masks, strict=True):
-                group.update(vectors, mask[self._rows], self._before)
-        if block == self.block and self._rows.start < MAX_PROMPTS:
-            self.prompts.append(tuple(_Prompts(vectors, mask[self._rows]) for mask in self.masks))
+                group.update(vectors, mask[rows], self._before)
+        if rows.start < MAX_PROMPTS:
+            spike, other = (mask[rows] for mask in self.masks)
+            if block == self.before_block:
+                self.prompts_before.append((_Prompts(vectors, spike),))
+            if block == self.block:
+                rest = vectors.clone()
+                rest[..., self.channels] = 0.0
+                self.prompts.append((_Prompts(vectors, spike), _Prompts(vectors, other), _Prompts(rest, spike)))
         self._before = vectors
 
 
@@ -76,8 +86,9 @@ class _Prompts:
         self.energy = float(vectors[members].square().sum(dtype=torch.float64))
 
 
-def _implicit(scanned: Scanned, watch: _Watch) -> record.ImplicitParameter:
-    spike, other = (_explained([pair[index] for pair in watch.prompts]) for index in range(2))
+def _implicit(scanned: Scan, watch: _Groups) -> record.ImplicitParameter:
+    spike, other, rest = (_explained([groups[index] for groups in watch.prompts]) for index in range(3))
+    before = _explained([groups[0] for groups in watch.prompts_before]) if watch.prompts_before else (None, 0)
     tokens = scanned.ids[spike_mask(scanned)]
     return record.ImplicitParameter(
         block=watch.block,
@@ -85,6 +96,9 @@ def _implicit(scanned: Scanned, watch: _Watch) -> record.ImplicitParameter:
         explained_other=other[0],
         prompts_spike=spike[1],
         prompts_other=other[1],
+        before_block=watch.before_block,
+        explained_spike_before=before[0],
+        explained_spike_without_channels=rest[0],
         distinct_spike_tokens=len(torch.unique(tokens)),
     )
 
@@ -96,6 +110,8 @@ def _explained(prompts: list[_Prompts]) -> tuple[float | None, int]:
     if int(kept.sum()) < 2:
         return None, int(kept.sum())
     energy = sum(batch.energy for batch in prompts)
+    if energy == 0:
+        return None, int(kept.sum())
     return explained_by_others(sums[kept], counts[kept].float(), energy), int(kept.sum())
 
 

@@ -1,16 +1,17 @@
 """Tokens that measures look at closely, and what the residual stream holds at them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.access import Batch
 from spikesink.access.weights import input_norm
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
+from spikesink.measure.gather import Gather
 from spikesink.measure.spikes import TOP
+from spikesink.observer import Observer
 
 SPIKE_TOKENS = 128
 OTHER_TOKENS = 512
@@ -30,7 +31,7 @@ class TokenSample:
         return self.is_spike & (self.position == 0)
 
 
-def spike_mask(scanned: Scanned) -> Tensor:
+def spike_mask(scanned: Scan) -> Tensor:
     """Which tokens are spike tokens, of the shape of ids."""
     mask = torch.zeros(scanned.ids.shape, dtype=torch.bool)
     rows = torch.from_numpy(scanned.spike.tokens[:, 1:].astype(np.int64))
@@ -38,12 +39,12 @@ def spike_mask(scanned: Scanned) -> Tensor:
     return mask
 
 
-def valid_mask(scanned: Scanned) -> Tensor:
+def valid_mask(scanned: Scan) -> Tensor:
     """Which tokens are no padding, of the shape of ids."""
     return torch.ones(scanned.ids.shape, dtype=torch.bool) if scanned.valid is None else scanned.valid.bool().cpu()
 
 
-def sample_tokens(scanned: Scanned, spikes: int = SPIKE_TOKENS, others: int = OTHER_TOKENS) -> TokenSample:
+def sample_tokens(scanned: Scan, spikes: int = SPIKE_TOKENS, others: int = OTHER_TOKENS) -> TokenSample:
     """At most so many spike tokens, largest first, and so many of the others, drawn with a fixed seed."""
     chosen = torch.from_numpy(scanned.spike.tokens[:spikes, 1:].astype(np.int64))
     rest = (valid_mask(scanned) & ~spike_mask(scanned)).nonzero()
@@ -53,48 +54,35 @@ def sample_tokens(scanned: Scanned, spikes: int = SPIKE_TOKENS, others: int = OT
     return TokenSample(both[:, 0], both[:, 1], is_spike)
 
 
-def followed_channels(scanned: Scanned) -> list[int]:
+def followed_channels(scanned: Scan) -> list[int]:
     """The spike channel, further spike channels, and the largest of the residual at the spike block; at most 8."""
     top = scanned.spikes.residuals[scanned.spike.block].peaks.top()
     channels = [scanned.spike.peak.channel, *scanned.spike.channels, *(peak.channel for peak in top[:TOP])]
     return list(dict.fromkeys(channels))[:8]
 
 
-class _Gather:
-    """Observer that keeps chosen residuals at the sampled tokens, (token, d), float32 on the CPU."""
+def residual_at(
+    scanned: Scan, sample: TokenSample, blocks: Collection[int], progress: Progress, *also: Observer
+) -> dict[int, Tensor]:
+    """Residuals after these blocks (0 = the embedding) at the sampled tokens, (token, d) each.
 
-    def __init__(self, sample: TokenSample, wanted: dict[int, int], channels: int) -> None:
-        self.sample, self.wanted = sample, wanted
-        self.hidden = {name: torch.empty(len(sample.sequence), channels) for name in wanted}
-
-    def on_batch(self, batch: Batch) -> None:
-        row = self.sample.sequence - batch.first_sequence
-        self._tokens = ((row >= 0) & (row < len(batch.ids))).nonzero()[:, 0]
-        self._rows, self._positions = row[self._tokens], self.sample.position[self._tokens]
-
-    def on_residual(self, block: int, hidden: Tensor) -> None:
-        for name, residual in self.wanted.items():
-            if residual == block:
-                self.hidden[name][self._tokens] = hidden[self._rows, self._positions].float().cpu()
-
-
-def residual_at(scanned: Scanned, sample: TokenSample, wanted: dict[int, int], progress: Progress) -> dict[int, Tensor]:
-    """Residuals at the sampled tokens, (token, d) each. wanted: name -> the block after which (0 = the embedding)."""
+    also: further observers of the sequences that hold sampled tokens, in rising order.
+    """
     rows, index = torch.unique(sample.sequence, return_inverse=True)
-    gather = _Gather(TokenSample(index, sample.position, sample.is_spike), wanted, scanned.accessed.d_model)
-    scanned.replay([gather], "tokens", progress, rows)
-    return gather.hidden
+    gather = Gather(index, sample.position, residuals=blocks)
+    scanned.replay([gather, *also], "tokens", progress, rows)
+    return gather.residuals
 
 
-def entering(scanned: Scanned, sample: TokenSample, blocks: list[int], progress: Progress) -> dict[int, Tensor]:
+def entering(scanned: Scan, sample: TokenSample, blocks: list[int], progress: Progress) -> dict[int, Tensor]:
     """h~ entering each block at the sampled tokens, (token, d): normed without gamma, or the residual itself where
     the block has no input norm. Raises DoesNotApplyError for norms that are not known."""
     accessed = scanned.accessed
     norms = {block: input_norm(accessed, block) for block in blocks}
     # In a parallel layer the FFN reads what its attention reads.
     before = {block: block - 2 if accessed.parallel and block % 2 == 0 else block - 1 for block in blocks}
-    normed = {}
-    for block, hidden in residual_at(scanned, sample, before, progress).items():
-        norm = norms[block]
-        normed[block] = hidden if norm is None else norm(hidden)
-    return normed
+    residuals = residual_at(scanned, sample, set(before.values()), progress)
+    return {
+        block: residuals[before[block]] if norm is None else norm(residuals[before[block]])
+        for block, norm in norms.items()
+    }

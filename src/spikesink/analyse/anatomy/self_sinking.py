@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from spikesink.access import AttentionRows, Batch
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.analyse.anatomy.sample import valid_mask
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.statistics import bootstrap_mean
+from spikesink.observer import AttentionRows, Observer
+from spikesink.positions import ranks
 from spikesink.records import anatomy as record
 
 MAX_SEQUENCES = 256
 CLASSES = ("first", "delimiter", "other")
 
 
-def self_sinking(scanned: Scanned, last_block: int, progress: Progress) -> list[record.SelfSinkingBlock]:
+def self_sinking(scanned: Scan, last_block: int, progress: Progress) -> list[record.SelfSinkingBlock]:
     """Per token class, for every attention block up to `last_block`. Raises DoesNotApplyError."""
     accessed = scanned.accessed
     if accessed.tokenizer is None:
@@ -31,7 +31,7 @@ def self_sinking(scanned: Scanned, last_block: int, progress: Progress) -> list[
     known = {block: scale for block, scale in scales.items() if scale is not None}
     if not known:
         raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
-    watched = _Watch(blocks, known, (len(ids), ids.shape[1]))
+    watched = _SelfAttention(blocks, known, (len(ids), ids.shape[1]))
     scanned.replay([watched], "self-sinking", progress, slice(MAX_SEQUENCES))
     classes = _classes(scanned, ids, valid)
     return [
@@ -45,18 +45,18 @@ def is_delimiter(text: str) -> bool:
     return bool(text) and not any(character.isalnum() for character in text)
 
 
-def _classes(scanned: Scanned, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
+def _classes(scanned: Scan, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """Masks of the shape of ids; the first token counts as nothing else."""
     known = {int(token): is_delimiter(scanned.accessed.token_text(int(token))) for token in torch.unique(ids)}
     delimiter = torch.tensor([[known[int(token)] for token in row] for row in ids])
-    first = valid & (valid.long().cumsum(1) == 1)
+    first = valid & (ranks(valid) == 0)
     later = valid & ~first
     return {"first": first, "delimiter": later & delimiter, "other": later & ~delimiter}
 
 
 @dataclass
-class _Watch:
-    """Observer: per token and block, self-attention (mean over heads), post-norm magnitude and cosine with gamma."""
+class _SelfAttention(Observer):
+    """Per token and block, self-attention (mean over heads), post-norm magnitude and cosine with gamma."""
 
     blocks: list[int]
     scales: dict[int, NormScale]
@@ -68,25 +68,22 @@ class _Watch:
             name: {block: torch.zeros(self.shape) for block in self.blocks} for name in ("self", "magnitude", "cosine")
         }
 
-    def on_batch(self, batch: Batch) -> None:
-        self._rows = slice(batch.first_sequence, batch.first_sequence + len(batch.ids))
-
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block + 1 not in self.scales:
             return
         scale = self.scales[block + 1]
         magnitude = (scale.norm(hidden) * scale.gain).norm(dim=-1) / hidden.shape[-1] ** 0.5
         cosine = cosine_similarity(hidden.float(), scale.gain, dim=-1)
-        self.values["magnitude"][block + 1][self._rows] = magnitude.cpu()
-        self.values["cosine"][block + 1][self._rows] = cosine.cpu()
+        self.values["magnitude"][block + 1][self.batch.rows] = magnitude.cpu()
+        self.values["cosine"][block + 1][self.batch.rows] = cosine.cpu()
 
     def on_attention_rows(self, rows: AttentionRows) -> None:
         if rows.block in self.blocks:
             diagonal = rows.weights.mean(1).diagonal(offset=rows.query_start - rows.key_start, dim1=1, dim2=2)
-            self.values["self"][rows.block][self._rows, rows.query_start : rows.query_stop] = diagonal.cpu()
+            self.values["self"][rows.block][self.batch.rows, rows.queries] = diagonal.cpu()
 
 
-def _class(watched: _Watch, block: int, name: str, members: Tensor) -> record.TokenClass:
+def _class(watched: _SelfAttention, block: int, name: str, members: Tensor) -> record.TokenClass:
     counts = members.sum(1).numpy()
     seen = torch.arange(1, members.shape[1] + 1).expand_as(members)[members]
 

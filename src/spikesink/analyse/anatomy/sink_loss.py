@@ -13,8 +13,7 @@ from torch.nn import functional
 from spikesink.access.weights import Probe, unembedding
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sequences_with_sinks
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.gather import Gather
 from spikesink.measure.heads import sink_output
@@ -51,7 +50,7 @@ class _SinkParts(Gather):
 
 
 def loss_effects(
-    scanned: Scanned, sinks: SinkTokens, seen: Probe, projections: dict[int, Tensor], progress: Progress
+    scanned: Scan, sinks: SinkTokens, seen: Probe, projections: dict[int, Tensor], progress: Progress
 ) -> tuple[dict[Head, record.Interval], record.LossTest]:
     """Mean rise of the loss in nats by head, interval over tokens; and a test of some heads on more tokens.
 
@@ -131,12 +130,12 @@ class _Losses:
             return torch.cat([token_losses(self.unembed(piece)[None], targets[None])[0] for piece, targets in pieces])
 
 
-def _affordable_tokens(scanned: Scanned, heads: int) -> int:
+def _affordable_tokens(scanned: Scan, heads: int) -> int:
     products = heads * scanned.accessed.d_model * scanned.accessed.vocab_size
     return min(TOKENS_MAX, max(TOKENS_MIN, int(PRODUCTS / products)))
 
 
-def _queries(scanned: Scanned, found: SinkTokens, sequences: Tensor) -> tuple[Tensor, Tensor]:
+def _queries(scanned: Scan, found: SinkTokens, sequences: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and positions of tokens whose next token is predicted, in random order; none is a sink token itself."""
     sinks, valid = found.mask[sequences], valid_mask(scanned)[sequences]
     usable = valid & ~sinks & (sinks.long().cumsum(1) > 0)

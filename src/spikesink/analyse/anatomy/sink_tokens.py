@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.cooccurrence import SinkTokenMeasure
 
 HEADS_SHARE_MIN = 0.01
 """A sink token is one in at least this share of all heads, so that one odd head does not make one."""
 
-_known: "weakref.WeakKeyDictionary[Scanned, SinkTokens]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[Scan, SinkTokens]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class SinkTokens:
     heads_min: int
 
 
-def sink_tokens(scanned: Scanned, progress: Progress) -> SinkTokens:
+def sink_tokens(scanned: Scan, progress: Progress) -> SinkTokens:
     """The sink tokens of the scanned text. Raises DoesNotApplyError where there are none."""
     if scanned not in _known:
         importance_min = scanned.sinks.importance_min

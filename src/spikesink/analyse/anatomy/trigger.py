@@ -9,8 +9,7 @@ from spikesink.analyse.anatomy.attention_ablation import attention_ablation
 from spikesink.analyse.anatomy.first_token_map import first_token_map
 from spikesink.analyse.anatomy.self_sinking import self_sinking
 from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, Probed, probe_vocabulary
-from spikesink.analyse.passes import Progress
-from spikesink.analyse.scanned import Scanned
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.errors import DoesNotApplyError
 from spikesink.records import anatomy as record
 
@@ -20,7 +19,7 @@ LISTED_EXCEPTIONS = 64
 Part = TypeVar("Part")
 
 
-def measure_trigger(scanned: Scanned, progress: Progress) -> tuple[record.Trigger, dict[str, np.ndarray]]:
+def measure_trigger(scanned: Scan, progress: Progress) -> tuple[record.Trigger, dict[str, np.ndarray]]:
     """The probe for any model; the rest where there are spikes to explain."""
     block = plateau_block(scanned)
     probed = probe_vocabulary(scanned.accessed, block, progress=progress)
@@ -50,13 +49,13 @@ def _or_reason(measure: Callable[[], Part]) -> tuple[Part | None, str | None]:
         return None, str(reason)
 
 
-def plateau_block(scanned: Scanned) -> int:
+def plateau_block(scanned: Scan) -> int:
     """The last step-up block, or the block of the largest value where no step is known."""
     steps = scanned.steps
     return max(steps.step_up) if steps is not None and steps.step_up else scanned.spike.block
 
 
-def _probe_record(scanned: Scanned, block: int, probed: Probed) -> record.VocabularyProbe:
+def _probe_record(scanned: Scan, block: int, probed: Probed) -> record.VocabularyProbe:
     statistics, criteria = scanned.spikes.residuals[block], scanned.criteria.spikes
     thresholds = {
         "sun2024": max(criteria.sun2024_absolute, criteria.sun2024_ratio * statistics.median),
