@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_families import SIZES, tiny
+from test_graft_families import SIZES, tiny
 
 from spikesink.errors import InputError
 from spikesink.train.recipe import Recipe

@@ -94,6 +94,8 @@ def test_killed_and_started_again_ends_in_the_same_table(undisturbed, tmp_path):
 
 
 class NoExecutor:
+    threads = 1
+
     def run(self, cells, folder, progress):
         assert not cells, "a finished cell is never run again"
         return iter(())
