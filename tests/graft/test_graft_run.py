@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_families import tiny
+from test_graft_families import tiny
 from transformers import AutoModelForCausalLM
 
 from spikesink.analyse.scan import scan
