@@ -1,5 +1,7 @@
 """Attention in tiles: outputs and sums over queries against explicit float64 sums, and against the row blocks."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -33,6 +35,16 @@ class SumsOnly(Observer):
 class WithRows(SumsOnly):
     def on_attention_rows(self, rows):
         pass
+
+
+@contextmanager
+def using(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def problem(window=None, softcap=None, sinks=None):
@@ -82,9 +94,8 @@ CASES = {
 def test_tiles_give_what_sums_in_float64_give(options, threads, monkeypatch):
     """Several tiles of 16 queries; the sums are also right where they are cut."""
     monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     call, seen = problem(**options), SumsOnly()
-    with torch.inference_mode():
+    with torch.inference_mode(), using(threads):
         output = attend(call, [seen], [], None)
     expected, weights, virtual = naive(call, options.get("window"))
     torch.testing.assert_close(output.double(), expected, rtol=2e-5, atol=2e-5)
@@ -164,3 +175,12 @@ def test_a_scan_attends_in_tiles(monkeypatch):
     for name, array in one.arrays.items():
         torch.testing.assert_close(array, other.arrays[name], rtol=2e-5, atol=1e-6, msg=name)
     assert one.summary.perplexity == pytest.approx(other.summary.perplexity, rel=1e-6)
+
+
+def test_threads_that_start_later_have_as_many_as_before(monkeypatch):
+    """PyTorch keeps one number for all threads to come, and the workers of the tiles change it."""
+    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    with torch.inference_mode(), using(3):
+        attend(problem(), [SumsOnly()], [], None)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3

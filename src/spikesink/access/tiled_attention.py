@@ -73,9 +73,13 @@ def attend_tiled(problem: Problem, ends: list[int]) -> tuple[Tensor, Sums]:
         with torch.inference_mode(inference), torch.no_grad():
             return _Worker(problem, ends, output).run(share)
 
-    with ThreadPoolExecutor(len(shares)) as pool:
-        # Added in the order of the shares, so that two runs give the same.
-        first, *others = pool.map(work, shares)
+    try:
+        with ThreadPoolExecutor(len(shares)) as pool:
+            # Added in the order of the shares, so that two runs give the same.
+            first, *others = pool.map(work, shares)
+    finally:
+        # What a worker sets is also what every thread that starts later begins with.
+        torch.set_num_threads(threads)
     mass, virtual = first.mass, first.virtual
     for other in others:
         mass, virtual = mass + other.mass, virtual + other.virtual
