@@ -48,7 +48,6 @@ def check_dissociation(notebook: nbformat.NotebookNode) -> None:
 
 
 @pytest.mark.embedded
-@pytest.mark.xfail(reason="outputs are of before channel 247 counted as a spike channel; make notebook renews them")
 def test_the_notebook_runs_and_shows_a_dissociation():
     check_dissociation(run_notebook.run(EXAMPLES / "quickstart.ipynb"))
 
