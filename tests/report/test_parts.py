@@ -7,6 +7,7 @@ import pytest
 from made import anatomy, interventions, study
 from rich.console import Console
 
+from spikesink.records.interventions import Estimate
 from spikesink.report import write_page
 from spikesink.report.build import record_document
 from spikesink.report.document import Merit, Section, Table
@@ -121,6 +122,20 @@ def test_a_terminal_is_never_too_narrow(record, width):
     lines = printed(record, width).splitlines()
     assert max(map(len, lines)) <= min(width, 100)
     assert not any("…" in line for line in lines), "nothing is cut off"
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 140])
+def test_no_digit_of_a_table_is_cut_off(width):
+    """Intervals may break behind their comma; everything else of a row of numbers stands on one line."""
+    cost, wide = Estimate(value=-0.0014, low=-0.0024, high=-0.0005), Estimate(value=1.09e7, low=1e7, high=1.2e7)
+    changed = {"loss_difference_nats": cost, "perplexity": wide, "spike_tokens": 1.0416}
+    record = interventions()
+    rows = [row.model_copy(update=changed) for row in record.interventions if row.applicable]
+    rows[-1] = rows[-1].model_copy(update={"name": "project_out_direction"})
+    text = printed(record.model_copy(update={"interventions": rows}), width)
+    table = text[text.index("Remove one, keep the rest") :]
+    assert table.count("-0.0014 [-0.0024,") == table.count("-0.0005]") == len(rows) - 1, "the baseline has no cost"
+    assert table.count("1.04 ") == table.count("10.9 million") == len(rows)
 
 
 @pytest.mark.parametrize(

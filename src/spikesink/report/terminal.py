@@ -117,38 +117,36 @@ def _unmeasured(missing: list[Unmeasured]) -> Grid:
 
 
 def _table(table: Table, width: int) -> RenderableType:
-    """As a grid where it fits, else each row as a block of lines; the note below."""
+    """As a grid where it fits, if need be with intervals on two lines, else each row as a block; the note below."""
     kept = [index for index, name in enumerate(table.columns) if table.brief is None or name in table.brief]
     rows = table.rows[: table.most]
     title = Text(table.caption, "bold")
-    body = _rows(table, kept, rows) if _needed(table, kept, rows) <= width else _stacked(table, kept, rows)
+    tries = [[_narrowest(table, index, rows, split) for index in kept] for split in (False, True)]
+    fitting = next((widths for widths in tries if sum(widths) + len(widths) <= width), None)
+    body = _stacked(table, kept, rows) if fitting is None else _rows(table, kept, rows, fitting)
     more = len(table.rows) - len(rows)
     notes = [Text(f"{more} more on the page.", "dim")] if more else []
     notes += [Text(table.note, "dim")] if table.note else []
     return Group(title, body, *notes)
 
 
-def _needed(table: Table, kept: list[int], rows: list[list[str]]) -> int:
-    """Columns that the table takes at least."""
-    wide = 0
-    for index in kept:
-        wide += _narrowest(table, index, rows) + 1
-    return wide
-
-
-def _narrowest(table: Table, index: int, rows: list[list[str]]) -> int:
-    """Cells of a column: its numbers stay on one line, its words wrap."""
+def _narrowest(table: Table, index: int, rows: list[list[str]], split: bool) -> int:
+    """Width of a column in characters: its numbers stay on one line, intervals too unless `split`; its words wrap."""
     head = max((cell_len(word) for word in table.columns[index].split()), default=0)
-    longest = max([head, *(cell_len(row[index]) for row in rows)])
+    # "+0.16 [+0.1, +0.2]" breaks behind its comma, which goes with what stands before.
+    pieces = [row[index].replace(", ", ",\n").split("\n") if split else [row[index]] for row in rows]
+    cells = [piece for parts in pieces for piece in parts]
+    longest = max([head, *map(cell_len, cells)])
     return min(longest, WORDS) if index < table.words else longest
 
 
-def _rows(table: Table, kept: list[int], rows: list[list[str]]) -> Grid:
+def _rows(table: Table, kept: list[int], rows: list[list[str]], widths: list[int]) -> Grid:
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for index in kept:
+    for index, least in zip(kept, widths, strict=True):
         words = index < table.words
-        least = _narrowest(table, index, rows)
-        grid.add_column(Text(table.columns[index]), justify="left" if words else "right", min_width=least)
+        # A longer name of a column wraps: given more room, it would take that from the last column's numbers.
+        name = Text(table.columns[index])
+        grid.add_column(name, justify="left" if words else "right", min_width=least, max_width=None if words else least)
     for place, row in enumerate(rows):
         style = table.style(place)
         cells = [Text(("  " if style == "control" and index == 0 else "") + row[index]) for index in kept]
