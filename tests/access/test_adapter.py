@@ -147,3 +147,9 @@ def test_a_hub_id_in_the_cache(tmp_path, monkeypatch):
     assert accessed.name == "someone/adapter"
     assert numbers(accessed) == expected
     assert json.loads((repository / "snapshots" / ("0" * 40) / "adapter_config.json").read_text())
+
+
+def test_a_gguf_that_is_not_there_is_not_asked_of_the_hub(monkeypatch):
+    monkeypatch.setattr("spikesink.access.adapter.check_reachable", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(ModelError, match=r"The GGUF file 'missing\.gguf' does not exist"):
+        load("missing.gguf")

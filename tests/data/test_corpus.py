@@ -225,3 +225,12 @@ def test_folders_that_are_no_data_set(tmp_path):
     with pytest.raises(InputError, match=r"several splits; give one of them: .*both/train, .*both/test"):
         read_corpus(tmp_path / "both")
     assert list(read_corpus(tmp_path / "both" / "train").documents()) == ["a"]
+
+
+def test_line_ends_alone_count_towards_the_size_of_a_json(tmp_path, monkeypatch):
+    monkeypatch.setattr("spikesink.data.files.MAX_JSON_BYTES", 1000)
+    (tmp_path / "a.json").write_text("\n" * 900 + '[{"text": "a"}]')
+    assert list(read_corpus(tmp_path / "a.json").documents()) == ["a"]
+    (tmp_path / "a.json").write_text("\n" * 1000 + '[{"text": "a"}]')
+    with pytest.raises(InputError, match="is larger than"):
+        list(read_corpus(tmp_path / "a.json").documents())

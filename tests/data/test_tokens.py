@@ -174,3 +174,10 @@ def test_conversations_go_through_the_template(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
     made_ids = tokenise(read_corpus(tmp_path / "a.jsonl"), made, seq_len=11, sequences=2, chat_template=True).ids
     assert [made.decode(row) for row in made_ids] == ["u:Hi;a:Yes;", "u:Hello!;a:"]
+
+
+def test_a_tokenizer_with_several_templates_and_no_default_is_refused():
+    made = tokenizer()
+    made.chat_template = {"one": "{{ messages[0].content }}", "two": "{{ messages[0].content }}"}
+    with pytest.raises(InputError, match="chat template cannot be chosen"):
+        tokenise(prompt_corpus("abc"), made, seq_len=4, sequences=1, chat_template=True)

@@ -12,7 +12,7 @@ from transformers.utils.hub import cached_file
 
 from spikesink.atomic import file_sha256
 from spikesink.errors import ModelError, RequirementError, SpikesinkError, UnsupportedModelError
-from spikesink.reach import check_reachable
+from spikesink.reach import check_reachable, is_hub_id
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 QUIET = {
@@ -55,7 +55,7 @@ def find_adapter(name_or_path: str | Path | None, *, revision: str | None, allow
     path = Path(str(name_or_path)).expanduser()
     if path.is_dir():
         folder, name = path.resolve(), path.resolve().name
-    elif path.exists() or str(name_or_path).count("/") > 1 or str(name_or_path).startswith((".", "/", "~")):
+    elif not is_hub_id(name_or_path) or path.suffix.lower() == ".gguf":
         return None
     else:
         name = str(name_or_path)

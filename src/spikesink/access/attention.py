@@ -92,7 +92,7 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
     for edit in listeners(editors, "edit_values"):
         value = edit(call.block, value)
     call = replace(call, key=key, value=value)
-    _announce(call, value, observers, valid)
+    _announce(call, observers, valid)
     if _fits_tiles(call, observers, editors, valid):
         output = _attend_tiled(call, observers)
     else:
@@ -181,7 +181,7 @@ def sums_of(rows: AttentionRows, valid: Tensor | None) -> Iterator[AttentionSums
         )
 
 
-def _announce(call: Call, value: Tensor, observers: list, valid: Tensor | None) -> None:
+def _announce(call: Call, observers: list, valid: Tensor | None) -> None:
     real = slice(call.virtual_keys, None)
     if valid is None:
         valid = torch.ones(call.query.shape[0], call.query.shape[2], dtype=torch.bool, device=call.query.device)
@@ -189,7 +189,7 @@ def _announce(call: Call, value: Tensor, observers: list, valid: Tensor | None) 
         block=call.block,
         query=call.query,
         key=call.key[:, :, real],
-        value=value[:, :, real],
+        value=call.value[:, :, real],
         scaling=call.scaling,
         softcap=call.softcap,
         visible_counts=lambda: call.plan.queries_per_key(valid),

@@ -24,6 +24,7 @@ from spikesink.access.blocks import BlockSites, LayerSites
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import check_finite, listeners, not_finite
 from spikesink.observer import Batch
+from spikesink.positions import ranks
 
 
 @dataclass
@@ -193,7 +194,7 @@ def inputs_of(batch: Batch, device: torch.device) -> dict[str, Tensor]:
         valid = batch.valid.to(device)
         inputs["attention_mask"] = valid.long()
         if not bool(valid[:, 0].all()):
-            inputs["position_ids"] = (valid.cumsum(1) - 1).clamp(min=0)
+            inputs["position_ids"] = ranks(valid).clamp(min=0)
     return inputs
 
 
@@ -260,13 +261,13 @@ def _backend(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
 @contextmanager
 def hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
     """The hooks of every layer; layers that were compiled one by one run as they are written meanwhile."""
-    handles: list[Any] = []
     compiled = any(module._compiled_call_impl is not None for module in accessed.model.modules())
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        yield from _hooked(accessed, tap, handles)
+        yield from _hooked(accessed, tap)
 
 
-def _hooked(accessed: AccessedModel, tap: Tap, handles: list[Any]) -> Iterator[None]:
+def _hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
+    handles: list[Any] = []
     try:
         for layer in accessed.layers:
             handles += _LayerHooks(layer, tap).register()

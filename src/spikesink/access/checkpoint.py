@@ -165,9 +165,8 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
     paths = gguf_model.shards(path)
-    digest = file_sha256(path)
-    if len(paths) > 1:
-        digest = hashlib.sha256("".join(map(file_sha256, paths)).encode()).hexdigest()
+    digests = [file_sha256(path) for path in paths]
+    digest = digests[0] if len(paths) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     key = f"{name}-{digest[:16]}-transformers{transformers.__version__}-{gguf_model.CONVERSION}"
     quantisation = read_header(max(paths, key=lambda path: path.stat().st_size)).quantisation
     folder = cache_folder() / "gguf" / key

@@ -31,11 +31,11 @@ class ChatTemplate:
         from transformers import PreTrainedTokenizerBase
 
         self._tokenizer = tokenizer
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
         # A tokenizer with a way of its own is code that the user trusts anyway.
         own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         self._source: str | None = None if own else tokenizer.get_chat_template()
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.Queue[str] = queue.Queue()
 
     def render(self, messages: Messages, *, prompt: bool = True) -> str:
         """The text of a conversation, with what begins the answer if `prompt`.

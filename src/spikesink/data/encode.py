@@ -5,7 +5,7 @@ from typing import Any
 
 from spikesink.data.chat_template import ChatTemplate
 from spikesink.data.corpus import Corpus
-from spikesink.data.files import Document
+from spikesink.data.files import Document, short
 from spikesink.errors import InputError, did_you_mean
 from spikesink.limits import panics_raised
 
@@ -36,7 +36,7 @@ class Encoder:
         if chat_template and not tokenizer.chat_template:
             raise InputError("--chat-template was asked for, but the tokenizer has none; leave the option out.")
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer) if chat_template else None
+        self._template = _template(tokenizer) if chat_template else None
         if self._template is not None and self._rendered("a") == self._rendered("b"):
             raise InputError(
                 "The tokenizer's chat template does not write what the user says: every sequence would be the same "
@@ -96,7 +96,7 @@ class Encoder:
         except Exception as error:
             what = "a user's message" if isinstance(document, str) else "a conversation"
             raise InputError(
-                f"The tokenizer's chat template cannot take {what} ({_short(error)}); leave --chat-template out."
+                f"The tokenizer's chat template cannot take {what} ({short(error)}); leave --chat-template out."
             ) from error
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
@@ -107,10 +107,16 @@ class Encoder:
         except Exception as error:
             start = repr(text[:40])
             raise InputError(
-                f"The tokenizer cannot encode the text that begins {start} ({_short(error)}); check that the tokenizer "
+                f"The tokenizer cannot encode the text that begins {start} ({short(error)}); check that the tokenizer "
                 "belongs to the model, or give ids: --tokens IDS.npy."
             ) from error
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _template(tokenizer: Any) -> ChatTemplate:
+    try:
+        return ChatTemplate(tokenizer)
+    except ValueError as error:
+        raise InputError(
+            f"The tokenizer's chat template cannot be chosen ({short(error)}); leave --chat-template out, or give a "
+            "tokenizer with one template."
+        ) from error

@@ -176,7 +176,8 @@ def _json_rows(path: Path, field: str | None) -> Iterator[Document]:
     parts: list[str] = []
     size = 0
     for _, line in _lines(path):
-        size += len(line)
+        # With its end: a file of nothing but line ends would otherwise have no size.
+        size += len(line) + 1
         if size > MAX_JSON_BYTES:
             raise InputError(
                 f"'{path}' is larger than {MAX_JSON_BYTES // 2**20} MiB; write it as .jsonl, a row a line."

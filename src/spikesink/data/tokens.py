@@ -11,7 +11,7 @@ import psutil
 
 from spikesink.data.corpus import Corpus
 from spikesink.data.encode import Encoder
-from spikesink.data.files import check_file, checked_sha256
+from spikesink.data.files import check_file, checked_sha256, short
 from spikesink.errors import InputError
 
 
@@ -111,9 +111,8 @@ def load_token_ids(path: Path) -> Tokens:
         ids = np.load(path, allow_pickle=False, mmap_mode="r")
     # numpy evaluates the header as Python, so that a corrupt one can raise almost anything.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"'{path}' is no .npy array of integers ({reason}); write an integer array (sequences, seq_len) with "
+            f"'{path}' is no .npy array of integers ({short(error)}); write an integer array (sequences, seq_len) with "
             "numpy.save."
         ) from error
     if not isinstance(ids, np.ndarray):
