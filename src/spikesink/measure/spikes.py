@@ -197,7 +197,8 @@ class SpikeMeasure(Observer):
         self.residuals: dict[int, ResidualStatistics] = {}
         self.writes: dict[int, PeakTracker] = {}
         self.massive: list[np.ndarray] = []
-        """Rows (sequence, position, block, channel, magnitude) of massive elements, the first MAX_MASSIVE of them."""
+        """Rows (sequence, position, block, channel, magnitude) of massive elements, until MAX_MASSIVE are listed."""
+        self._listed = 0
         self._valid: Tensor | None = None
         self._buffer: Tensor | None = None
 
@@ -238,7 +239,8 @@ class SpikeMeasure(Observer):
         if self._valid is not None:
             above &= self._valid[row].to(above.device)[:, None]
         places = torch.nonzero(above)
-        if len(places) and sum(map(len, self.massive)) < MAX_MASSIVE:
+        if len(places) and self._listed < MAX_MASSIVE:
+            self._listed += len(places)
             known = torch.tensor([self.batch.first_sequence + row, block], dtype=torch.float64).expand(len(places), 2)
             columns = known[:, :1], places[:, :1].cpu(), known[:, 1:], places[:, 1:].cpu(), own[above].cpu()[:, None]
             self.massive.append(torch.cat([column.double() for column in columns], dim=1).numpy())
