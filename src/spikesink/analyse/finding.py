@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel
-from spikesink.access.linears import LinearSite, editing_inputs, find_linears
+from spikesink.access.linears import LinearSite, editing_inputs
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.passes import Progress, Scan, no_progress, stream
 from spikesink.analyse.scan import accessed_model, check_options, measure
 from spikesink.data.tokens import Tokens, as_tokens
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene import Targets
+from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.spike_states import SpikeStates
 
@@ -98,7 +99,7 @@ def _sinks(scanned: Scan) -> dict[str, Any]:
 def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Progress) -> dict[str, Any]:
     """Mean states, and which entries of W_down write the spike."""
     states = SpikeStates(targets.edit_block, targets.is_spike)
-    site = _step_up_output(accessed, targets.step_up_block)
+    site = _step_up_output(accessed, targets)
     writers = _Writers(targets, site) if site else None
     observers = [states, writers] if writers else [states]
     with editing_inputs([site] if site else [], writers.keep if writers else _unchanged):
@@ -113,9 +114,11 @@ def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Pro
     }
 
 
-def _step_up_output(accessed: AccessedModel, block: int | None) -> LinearSite | None:
-    sites = [site for site in find_linears(accessed) if site.block == block and site.kind == "down_proj"]
-    return sites[0] if sites else None
+def _step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite | None:
+    try:
+        return step_up_output(accessed, targets)
+    except DoesNotApplyError:
+        return None
 
 
 def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
