@@ -124,8 +124,7 @@ def _positions(result: Evaluation) -> dict[int, float]:
 
 def _cannot_answer(evaluator: Evaluator, description: dict[str, Any]) -> str | None:
     """Sinks edited only behind the block that wrote the spikes say nothing about whether spikes need them."""
-    name = (description["control_of"] or description["name"] or "").removesuffix("_in_sink_heads")
-    made = INTERVENTIONS.get(name)
+    made = INTERVENTIONS.get(description["control_of"] or description["name"])
     if made is None or made.edits != "sinks" or made.from_start or not evaluator.targets.has_spikes:
         return None
     return f"it edits sinks after block {evaluator.targets.edit_block}, when the spikes are written"

@@ -200,10 +200,11 @@ def _gate(block: int, control: bool, ffn: GatedFFN, hidden: Tensor, sample: Toke
     near = gate_identity(ffn, hidden)
 
     def over(mask: Tensor) -> record.GateStatistics:
-        chosen = mask.numpy()
-        count = int(chosen.sum())
-        means = (float(values[chosen].mean()) if count else None for values in (near.cosine, near.norm_ratio))
-        return record.GateStatistics(**dict(zip(("cosine", "norm_ratio"), means, strict=True)), n=count)
+        chosen, count = mask.numpy(), int(mask.sum())
+        if count == 0:
+            return record.GateStatistics(n=0, cosine=None, norm_ratio=None)
+        cosine, norm_ratio = float(near.cosine[chosen].mean()), float(near.norm_ratio[chosen].mean())
+        return record.GateStatistics(n=count, cosine=cosine, norm_ratio=norm_ratio)
 
     return record.StepGate(block=block, control=control, spike=over(sample.is_spike), other=over(~sample.is_spike))
 
