@@ -77,7 +77,7 @@ def _side(record: Anatomy) -> BosSide:
 
 
 def _first_sinks(record: Anatomy) -> float:
-    """Share of sink heads that attend to the first token as to no other."""
+    """Share of sink heads whose first key gets nearly all that the largest gets (on average over sequences)."""
     heads = [head for head in record.sinks.heads if head.is_sink]
     first = sum(head.first_key_importance >= 0.9 * head.max_importance for head in heads)
     return first / len(heads) if heads else 0.0

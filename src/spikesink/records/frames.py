@@ -15,8 +15,7 @@ LEFT_OUT = ("timing",)
 
 
 def rows_of(part: BaseModel, name: str | None = None) -> Rows:
-    """A part of a record as rows: of the list `name`, else of the list that has the section's name, else of its only
-    list, else one row of its values.
+    """A part of a record as rows: of the list `name`, else of its only list, else one row of its values.
 
     Nested values get dotted names. Raises InputError where the part has several lists and none is named.
     """

@@ -34,7 +34,7 @@ class InterventionRow(Frozen):
     control_of: str | None
     """The intervention that this is a control of; None for a real one."""
     target: str | None
-    """`spikes`, `sinks` or `input`; None for the baseline."""
+    """What it edits: `spikes`, `sinks`, `tokens` or `input`; None for the baseline."""
     summary: str
     applicable: bool = True
     reason: str | None = None

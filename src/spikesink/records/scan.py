@@ -193,7 +193,8 @@ class Anatomy(Record):
 
     Arrays: `residual_channel_max` (residual, channel) of `residual_blocks`, `write_channel_max` (block, channel),
     `key_importance` (block, head, key) of `attention_blocks`, `sequence_loss_nats` (sequence,), and the elements that
-    are massive by Sun et al. 2024: `massive` (element, 4), sequence, position, block and channel, at most 100,000.
+    are massive by Sun et al. 2024: `massive` (element, 4), sequence, position, block and channel, until 100,000 are
+    listed.
     """
 
     model_config = ConfigDict(extra="allow")
