@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from spikesink.records import Anatomy
+from spikesink.records import Anatomy, SinkHead
 from spikesink.records import anatomy as sections
 from spikesink.report.drawing import rounded
 from spikesink.report.format import number, percent
@@ -14,15 +14,20 @@ from spikesink.report.sinks import head_id, strongest_head
 SCALE = 1000
 """Importances are sent as whole thousandths of a head's largest, points as thousandths of its farthest coordinate."""
 
+Facts = list[tuple[str, str]]
+"""Label and value of what is known of a head."""
+
 
 def head_details(record: Anatomy) -> dict[str, Any]:
     """Everything about every head, compact, for the page's script."""
-    facts = {head_id(head.block, head.head): _facts(record, head.block, head.head) for head in record.sinks.heads}
     rows = {int(block): index for index, block in enumerate(record.arrays["attention_blocks"])}
-    importance = {}
+    further = (_traces(record), _gaps(record))
+    facts, importance = {}, {}
     for head in record.sinks.heads:
+        key = head_id(head.block, head.head)
+        facts[key] = sum((found.get(key, []) for found in further), _sink(head))
         values = record.arrays["key_importance"][rows[head.block], head.head]
-        importance[head_id(head.block, head.head)] = _packed(values[np.isfinite(values)])
+        importance[key] = _packed(values[np.isfinite(values)])
     strongest = strongest_head(record)
     return {
         "strongest": head_id(strongest.block, strongest.head),
@@ -38,33 +43,30 @@ def _packed(values: np.ndarray) -> dict[str, Any]:
     return {"unit": rounded(largest / SCALE), "values": scaled.reshape(-1).tolist()}
 
 
-def _facts(record: Anatomy, block: int, head: int) -> list[tuple[str, str]]:
-    """Label and value of what is known of this head."""
-    sink = next(item for item in record.sinks.heads if (item.block, item.head) == (block, head))
-    facts = [
-        ("sink head", f"{'yes' if sink.is_sink else 'no'}, in {percent(sink.sink_rate)} of the sequences"),
-        ("largest importance", number(sink.max_importance)),
-        ("importance of the first key", number(sink.first_key_importance)),
+def _sink(head: SinkHead) -> Facts:
+    return [
+        ("sink head", f"{'yes' if head.is_sink else 'no'}, in {percent(head.sink_rate)} of the sequences"),
+        ("largest importance", number(head.max_importance)),
+        ("importance of the first key", number(head.first_key_importance)),
     ]
-    heads, geometry = (_section(record, name) for name in ("heads", "geometry"))
-    if isinstance(heads, sections.Heads):
-        facts += _traced(heads, block, head)
-    if isinstance(geometry, sections.Geometry):
-        facts += _gap(geometry, block, head)
-    return facts
 
 
 def _section(record: Anatomy, name: str) -> Any:
     return (record.model_extra or {}).get(name)
 
 
-def _traced(section: sections.Heads, block: int, head: int) -> list[tuple[str, str]]:
-    found = next((item for item in section.heads if (item.block, item.head) == (block, head)), None)
-    if found is None:
-        return []
+def _traces(record: Anatomy) -> dict[str, Facts]:
+    """By the head's id; nothing where `heads` was not measured."""
+    section = _section(record, "heads")
+    if not isinstance(section, sections.Heads):
+        return {}
+    return {head_id(head.block, head.head): _trace(section, head) for head in section.heads}
+
+
+def _trace(section: sections.Heads, found: sections.HeadTrace) -> Facts:
     facts = [("mass on sinks", percent(found.sink_mass)), ("entropy", f"{number(found.entropy_nats)} nats")]
     if found.distance is not None:
-        uniform = section.uniform_distance.get(block)
+        uniform = section.uniform_distance.get(found.block)
         facts.append(("distance without the sink", f"{number(found.distance)} tokens (uniform {number(uniform)})"))
     if found.value_norm_sink is not None:
         both = f"{number(found.value_norm_sink)} against {number(found.value_norm_other)}"
@@ -76,10 +78,15 @@ def _traced(section: sections.Heads, block: int, head: int) -> list[tuple[str, s
     return facts
 
 
-def _gap(section: sections.Geometry, block: int, head: int) -> list[tuple[str, str]]:
-    found = next((item for item in section.gaps if (item.block, item.head) == (block, head)), None)
-    if found is None:
-        return []
+def _gaps(record: Anatomy) -> dict[str, Facts]:
+    """By the head's id; nothing where `geometry` was not measured."""
+    section = _section(record, "geometry")
+    if not isinstance(section, sections.Geometry):
+        return {}
+    return {head_id(gap.block, gap.head): _gap(gap) for gap in section.gaps}
+
+
+def _gap(found: sections.LogitGap) -> Facts:
     parts = (
         f"content {number(found.content)}, distance {number(found.distance)}; ± {number(found.gap_std)} over queries"
     )
