@@ -103,12 +103,14 @@ def _differing(named: Sequence[tuple[str, Model]]) -> list[str]:
 
 
 def _table(named: Sequence[tuple[str, Model]]) -> Table:
-    rows = [[label, *[_cell(model, row) for _, model in named]] for label, row in _ROWS]
+    columns = [_cells(model) for _, model in named]
+    rows = [[label, *[cells.get(row, NONE) for cells in columns]] for label, row in _ROWS]
     rows = [row for row in rows if any(cell != NONE for cell in row[1:])]
     return Table("Side by side", ("", *[name for name, _ in named]), rows)
 
 
-def _cell(model: Model, row: str) -> str:
+def _cells(model: Model) -> dict[str, str]:
+    """What the records of a model have for the rows of the table, by the keys of `_ROWS`."""
     anatomy, interventions, training = model.anatomy, model.interventions, model.training
     cells: dict[str, str] = {}
     if anatomy is not None:
@@ -124,12 +126,11 @@ def _cell(model: Model, row: str) -> str:
         cells["verdict"] = interventions.dissociation.verdict
         zeroed = next((item for item in interventions.interventions if item.name == "zero_spikes"), None)
         if zeroed is not None and zeroed.loss_difference_nats is not None:
-            cost = zeroed.loss_difference_nats
-            cells["zero"] = interval(cost.value, cost.low, cost.high)
+            cells["zero"] = interval(zeroed.loss_difference_nats)
         cells["keep"] = number(interventions.kv_cache.keep)
     if training is not None:
         cells["held"] = f"{training.held_out_loss_nats:.3f}"
-    return cells.get(row, NONE)
+    return cells
 
 
 _ROWS = (

@@ -1,6 +1,7 @@
-"""Numbers, blocks, tokens and lists as a reader wants them: the one place where values become text."""
+"""Numbers, blocks, tokens and lists as a reader wants them."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 NONE = "–"
 """What stands where a number has no meaning or was not measured."""
@@ -55,9 +56,22 @@ def quantity(
     return text if unit in ("", "%") else f"{text} {unit}"
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
+class Bounded(Protocol):
+    """A value of a record with the bounds of its interval."""
+
+    @property
+    def value(self) -> float | None: ...
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def interval(found: Bounded | None) -> str:
     """0.66 [0.58, 0.73]."""
-    return quantity(value, "", low, high)
+    return NONE if found is None else quantity(found.value, "", found.low, found.high)
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:

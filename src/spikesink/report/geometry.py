@@ -147,7 +147,7 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         chart=chart,
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
-        f"{interval(found.value, found.low, found.high)} over {found.n} heads (95 % bootstrap interval).",
+        f"{interval(found)} over {found.n} heads (95 % bootstrap interval).",
         conditions=conditions(record),
         alternative=f"Scatter of importance against logit gap; rank correlation {number(found.value)}.",
     )

@@ -7,7 +7,7 @@ from spikesink.records.interventions import Estimate
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Section, Statement, Table
 from spikesink.report.drawing import Figure, table
-from spikesink.report.format import NONE, listed, number, percent, quantity, signed
+from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
 from spikesink.report.training import CURVES, lines
 
 SPIKE_RATIO_MIN = 10.0
@@ -124,7 +124,7 @@ def _points(record: GraftRecord) -> Table:
 
 def _cells(point: GraftPoint) -> list[str]:
     return [
-        quantity(point.perplexity.value, "", point.perplexity.low, point.perplexity.high),
+        interval(point.perplexity),
         number(point.spike),
         number(point.max_over_median),
         number(point.norm_ratio),

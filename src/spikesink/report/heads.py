@@ -8,7 +8,7 @@ from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
 from spikesink.report.drawing import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
-from spikesink.report.format import number, percent, quantity
+from spikesink.report.format import interval, number, percent
 
 KINDS = ("sink head", "other head")
 
@@ -21,7 +21,7 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
     """What the heads' section of the record says."""
     merits = [
         Merit(f"sink mass and {NAMES.get(found.other, found.other)}", found.over_heads.value, low=found.over_heads.low,
-              high=found.over_heads.high, note=f"rank correlation; within layers {_interval(found.within_layers)}")
+              high=found.over_heads.high, note=f"rank correlation; within layers {interval(found.within_layers)}")
         for found in section.correlations
     ]  # fmt: skip
     merits += [
@@ -49,17 +49,13 @@ def _loss(found: sections.LossTest) -> list[Merit]:
     """The signed effect on the loss, and that of random directions of the same length."""
     sink, control, difference = found.sink_nats, found.control_nats, found.difference_nats
     note = f"mean rise of the loss, {found.heads} heads, {found.tokens:,} tokens; differs from 0 in "
-    note += f"{found.sink_rejected} of them (Holm); a random direction {_interval(control)}, {found.control_rejected}"
+    note += f"{found.sink_rejected} of them (Holm); a random direction {interval(control)}, {found.control_rejected}"
     against = f"sink less random, over {found.sequences:,} sequences; p = {number(found.difference_p_value)}"
     return [
         Merit("without a head's sink part", sink.value, "nats", low=sink.low, high=sink.high, note=note),
         Merit("more than a random part", difference.value, "nats", low=difference.low, high=difference.high,
               note=against),
     ]  # fmt: skip
-
-
-def _interval(found: sections.Interval) -> str:
-    return quantity(found.value, "", found.low, found.high)
 
 
 def heads_figures(record: Anatomy, section: sections.Heads) -> list[Figure]:
@@ -115,7 +111,7 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
 
 def _both(found: sections.HeadCorrelation) -> str:
     over, within = found.over_heads, found.within_layers
-    return f"{_interval(over)} over {over.n} heads, within layers {_interval(within)}"
+    return f"{interval(over)} over {over.n} heads, within layers {interval(within)}"
 
 
 def _writes(record: Anatomy, section: sections.Heads) -> Figure:

@@ -3,7 +3,7 @@
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.document import Section, Table
-from spikesink.report.format import number, percent, quantity
+from spikesink.report.format import interval, number, percent
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not applicable"}
 COLOURS = {"holds": "yes", "does not hold": "no"}
@@ -31,7 +31,7 @@ def _properties(section: sections.Properties) -> Table:
         [
             f"({item.name}) {item.description}",
             (item.answer or VERDICTS[item.holds]) + (f": {item.reason}" if item.reason else ""),
-            number(item.value), _interval(item.interval), _limit(item), number(item.control), f"{item.n:,}",
+            number(item.value), interval(item.interval), _limit(item), number(item.control), f"{item.n:,}",
         ]
         for item in section.properties
     ]  # fmt: skip
@@ -45,10 +45,6 @@ def _properties(section: sections.Properties) -> Table:
         "a quarter stricter or laxer (in brackets) turns the verdict, or the interval over sequences has it inside.",
         brief=("property", "verdict", "value", "threshold"),
     )
-
-
-def _interval(found: sections.Interval | None) -> str:
-    return number(None) if found is None else quantity(found.value, "", found.low, found.high)
 
 
 def _limit(item: sections.Property) -> str:

@@ -24,7 +24,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import number, percent, placed, quantity, shown
+from spikesink.report.format import interval, number, percent, placed, quantity, shown
 
 BINS = 60
 PLACES = ("alone at position 0", "later, behind random items")
@@ -127,8 +127,8 @@ def _self_sinking(section: sections.Trigger) -> Table:
     """First tokens, delimiters and others in the first attention blocks."""
     rows = [
         [
-            placed(block.block), found.name, f"{found.tokens:,}", _interval(found.self_attention),
-            number(found.uniform), _interval(found.norm_magnitude), _interval(found.gamma_cosine),
+            placed(block.block), found.name, f"{found.tokens:,}", interval(found.self_attention),
+            number(found.uniform), interval(found.norm_magnitude), interval(found.gamma_cosine),
         ]
         for block in (section.self_sinking or [])[:CLASSES]
         for found in block.classes
@@ -138,10 +138,6 @@ def _self_sinking(section: sections.Trigger) -> Table:
         ("block", "tokens", "n", "self-attention", "uniform", "normed magnitude", "cos with γ"),
         rows, words=2, note="Means with 95 % bootstrap intervals over sequences.", brief=(),
     )  # fmt: skip
-
-
-def _interval(found: sections.Interval) -> str:
-    return quantity(found.value, "", found.low, found.high)
 
 
 def _exceptions(probe: sections.VocabularyProbe) -> Table:
