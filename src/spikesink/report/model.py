@@ -110,14 +110,11 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
     found: list[Unmeasured] = []
     if model.anatomy is not None:
         command = f"spikesink scan {argument(model.anatomy.provenance.model)}"
-        missing = [name for name in measures.measures() if name not in _further(model.anatomy)]
+        known, measured = measures.measures(), _further(model.anatomy)
+        missing = [name for name in known if name not in measured]
         if missing:
-            found.append(
-                Unmeasured(
-                    ", ".join(missing),
-                    f"{command} --measure {'all' if len(missing) == len(measures.measures()) else ','.join(missing)}",
-                )
-            )
+            names = "all" if len(missing) == len(known) else ",".join(missing)
+            found.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
     if model.interventions is not None:
         command = f"spikesink intervene {argument(model.interventions.provenance.model)} --which all"
         parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}

@@ -82,12 +82,7 @@ def _rule(rule: dict[str, Any]) -> str:
 
 def quantisation_figures(record: Interventions) -> list[Figure]:
     found = record.quantisation
-    figures = []
-    if found.applicable and found.sites:
-        figures.append(_sites(record))
-    if found.applicable and found.blocks:
-        figures.append(_blocks(record))
-    return figures
+    return [*([_sites(record)] if found.sites else []), *([_blocks(record)] if found.blocks else [])]
 
 
 def _damage(row: Damage) -> dict[str, Any]:
