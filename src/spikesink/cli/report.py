@@ -40,18 +40,17 @@ def report_command(
         print(f"Figures: {figures} ({len(files)} files)")
 
 
-RUN_FILES = ("anatomy.json", "interventions.json", "training.json")
-
-
 def default_page(runs: list[Path]) -> Path:
     """report.html in the folder of one run, NAME.html beside a study's NAME.json; report.html here for several."""
+    from spikesink.report.runs import FILES
+
     if len(runs) > 1:
         return Path("report.html")
     run = runs[0]
     if not run.is_file():
         return run / "report.html"
     # A folder may hold many studies, each a file of its own; of the records of a run it holds one.
-    return run.parent / "report.html" if run.name in RUN_FILES else run.with_suffix(".html")
+    return run.parent / "report.html" if run.name in FILES else run.with_suffix(".html")
 
 
 def page_beside(run: Path, page: Path | None = None) -> None:

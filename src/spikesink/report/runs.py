@@ -12,6 +12,8 @@ from spikesink.records.study import StudyRecord
 from spikesink.report.conditions import name
 
 KINDS: tuple[type[Record], ...] = (Anatomy, Interventions, TrainingRun)
+FILES = tuple(kind.file for kind in KINDS)
+"""Of the records of one model: a folder holds at most one of each."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _study_files(path: Path) -> list[Path]:
 
 
 def _is_study(file: Path) -> bool:
-    if file.name in {kind.file for kind in KINDS}:
+    if file.name in FILES:
         return False
     try:
         return read_json(file, StudyRecord.command).get("kind") == "study"
@@ -73,14 +75,14 @@ def _is_study(file: Path) -> bool:
 def _read(path: Path) -> Iterable[Source]:
     if not path.exists():
         raise RecordError(f"'{path}' does not exist; expected the folder of a run, e.g. runs/MODEL-TIME.")
-    folder = path.parent if path.is_file() and path.name in {kind.file for kind in KINDS} else path
+    folder = path.parent if path.is_file() and path.name in FILES else path
     found = [kind for kind in KINDS if (folder / kind.file).is_file()]
     if path.is_file() and folder != path:
         found = [kind for kind in found if kind.file == path.name]
     if not found:
-        files = ", ".join(kind.file for kind in KINDS)
         raise RecordError(
-            f"'{path}' holds no record; expected a folder with one of {files}. Make one with spikesink scan --out."
+            f"'{path}' holds no record; expected a folder with one of {', '.join(FILES)}. Make one with spikesink scan "
+            "--out."
         )
     return [Source(kind.read(folder), folder) for kind in found]
 
