@@ -160,6 +160,16 @@ def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt
     )
 
 
+def scatter(x: alt.X, y: alt.Y, kinds: Sequence[str], tips: Sequence[str]) -> alt.Chart:
+    """Points of two kinds, told apart by colour and shape."""
+    return drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
+        x, y,
+        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
+        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=["circle", "triangle-up"])),
+        tooltip=[f"{tip}:N" for tip in tips],
+    )  # fmt: skip
+
+
 def step_marks(up: Sequence[int], down: Sequence[int]) -> alt.LayerChart | None:
     """Vertical rules where step blocks are, ▲ up and ▼ down, named above the chart; None where there are none."""
     rows = [{"block": block, "label": f"▲{block}"} for block in up]

@@ -7,7 +7,7 @@ from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
-from spikesink.report.drawing import BLUE, GREY, HEIGHT, ORANGE, Figure, Rows, colours, drawing, layered, table
+from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, layered, scatter, table
 from spikesink.report.format import interval, number, percent, placed
 
 KINDS = ("query", "sink key", "other key")
@@ -132,11 +132,9 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         }
         for gap in section.gaps
     ]  # fmt: skip
-    chart = _scatter(
-        "gap",
-        "logit gap: sink key less the mean of the other keys",
-        "importance",
-        "largest importance",
+    chart = scatter(
+        alt.X("gap:Q", title="logit gap: sink key less the mean of the other keys"),
+        alt.Y("importance:Q", title="largest importance", scale=alt.Scale(domainMin=0)),
         ("sink head", "other head"),
         ("block", "head", "kind", "gap", "content", "distance", "std"),
     )
@@ -144,7 +142,7 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
     return Figure(
         name="logit_gap",
         title="A head sinks when its queries lie closer to the sink key",
-        chart=chart,
+        chart=layered(chart),
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
         f"{interval(found)} over {found.n} heads (95 % bootstrap interval).",
@@ -170,29 +168,20 @@ def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
         if key.rank_spike is not None
     ]  # fmt: skip
     kinds = ("all sink keys", "of spike tokens")
-    chart = _scatter("rank_other", "effective rank of as many other keys", "rank_sink", "effective rank of sink keys",
-                     kinds, ("block", "kv_head", "kind", "n", "rank_sink", "rank_other"))  # fmt: skip
+    chart = scatter(
+        alt.X("rank_other:Q", title="effective rank of as many other keys"),
+        alt.Y("rank_sink:Q", title="effective rank of sink keys", scale=alt.Scale(domainMin=0)),
+        kinds,
+        ("block", "kv_head", "kind", "n", "rank_sink", "rank_other"),
+    )
     medians = _median_ranks(section)
     return Figure(
         name="key_ranks",
         title="Sink keys span few directions",
-        chart=chart,
+        chart=layered(chart),
         rows=table(rows),
         caption="One point a KV head; effective rank is exp of the entropy of the singular values. Medians: sink keys "
         f"{medians[0]:.1f}, as many other keys {medians[1]:.1f}; sinks are {section.sink_tokens.tokens} tokens.",
         conditions=conditions(record),
         alternative=f"Scatter of effective ranks: medians {medians[0]:.1f} for sink keys, {medians[1]:.1f} for others.",
     )
-
-
-def _scatter(
-    x: str, x_title: str, y: str, y_title: str, kinds: tuple[str, str], tips: tuple[str, ...]
-) -> alt.LayerChart:
-    points = drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
-        alt.X(f"{x}:Q", title=x_title),
-        alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(domainMin=0)),
-        alt.Color("kind:N", title=None, scale=colours(kinds, [ORANGE, BLUE])),
-        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(kinds), range=["circle", "triangle-up"])),
-        tooltip=[f"{tip}:N" for tip in tips],
-    )  # fmt: skip
-    return layered(points, height=HEIGHT)

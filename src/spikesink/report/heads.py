@@ -7,14 +7,15 @@ from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
-from spikesink.report.drawing import BLUE, ORANGE, Figure, colours, drawing, inline, layered, table
+from spikesink.report.drawing import Figure, inline, layered, scatter, table
 from spikesink.report.format import interval, number, percent
 
 KINDS = ("sink head", "other head")
-
-
 NAMES = {"distance": "distance", "distance_by_mass": "distance by mass", "write_norm": "write norm",
          "entropy_nats": "entropy"}  # fmt: skip
+"""What a sink's mass goes with, over heads."""
+CHANGED = {"write": "the norm of the write", "distance": "distance"}
+"""What it goes with inside a head."""
 
 
 def heads_part(record: Anatomy, section: sections.Heads) -> Section:
@@ -42,9 +43,6 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
     )
 
 
-CHANGED = {"write": "the norm of the write", "distance": "distance"}
-
-
 def _loss(found: sections.LossTest) -> list[Merit]:
     """The signed effect on the loss, and that of random directions of the same length."""
     sink, control, difference = found.sink_nats, found.control_nats, found.difference_nats
@@ -69,15 +67,6 @@ def _kind(record: Anatomy) -> dict[tuple[int, int], str]:
     return {(head.block, head.head): KINDS[0] if head.is_sink else KINDS[1] for head in record.sinks.heads}
 
 
-def _points(x: alt.X, y: alt.Y, tips: list[str]) -> alt.Chart:
-    return drawing().mark_point(filled=True, size=36, opacity=0.75).encode(
-        x, y,
-        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE])),
-        alt.Shape("kind:N", title=None, scale=alt.Scale(domain=list(KINDS), range=["circle", "triangle-up"])),
-        tooltip=[f"{tip}:N" for tip in tips],
-    )  # fmt: skip
-
-
 def _distance(record: Anatomy, section: sections.Heads) -> Figure:
     kinds = _kind(record)
     rows = [
@@ -89,9 +78,10 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
         for head in section.heads
     ]  # fmt: skip
     uniform = float(np.mean(list(section.uniform_distance.values())))
-    points = _points(
+    points = scatter(
         alt.X("sink_mass:Q", title="attention mass on sinks", scale=alt.Scale(domain=[0, 1])),
         alt.Y("distance:Q", title="distance to the other keys, tokens", scale=alt.Scale(domainMin=0)),
+        KINDS,
         ["block", "head", "kind", "sink_mass", "distance", "distance_by_mass", "entropy_nats"],
     )
     rule = alt.Chart(inline([{"uniform": uniform}])).mark_rule(strokeDash=[4, 3]).encode(alt.Y("uniform:Q"))
@@ -125,9 +115,10 @@ def _writes(record: Anatomy, section: sections.Heads) -> Figure:
         for head in section.heads
         if head.write_norm is not None and head.write_norm_renormalised
     ]  # fmt: skip
-    points = _points(
+    points = scatter(
         alt.X("sink_mass:Q", title="attention mass on sinks", scale=alt.Scale(domain=[0, 1])),
         alt.Y("kept:Q", title="write norm, as a share of that without a sink", axis=alt.Axis(format="%")),
+        KINDS,
         ["block", "head", "kind", "sink_mass", "write_norm", "renormalised", "kept"],
     )
     strong = [row["kept"] for row in rows if row["sink_mass"] > 0.5]
