@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -51,16 +52,28 @@ ALLOWED = {
 }
 
 
-def imported_parts(path: Path) -> set[str]:
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its name; a package by its own."""
+    parts = {path: ("spikesink", *path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
+    return {".".join(name).removesuffix(".__init__"): path for path, name in parts.items()}
+
+
+def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
+    """What a module imports anywhere, inside functions and for types too; a name of a package may be a module of it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & set(known)) | ({node.module} if inside - set(known) else set())
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("spikesink.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return found & set(known)
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package whose modules a file imports."""
+    return {name.split(".")[1] for name in imported_modules(path, modules()) - {"spikesink"}}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -83,24 +96,6 @@ def test_style(path):
             assert (node.end_lineno or 0) - node.lineno <= 60, f"{node.name} does not fit a screen"
 
 
-def modules() -> dict[str, Path]:
-    """Every module by its name; a package by its own."""
-    parts = {path: ("spikesink", *path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
-    return {".".join(name).removesuffix(".__init__"): path for path, name in parts.items()}
-
-
-def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
-    """What a module imports anywhere, inside functions and for types too; a name of a package may be a module of it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inside & set(known)) | ({node.module} if inside - set(known) else set())
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & set(known)
-
-
 def test_no_cycles():
     """No module needs itself, however far round. Left out: the package's own file, which hands out what others have."""
     known = modules()
@@ -120,7 +115,7 @@ def test_reading_a_record_does_not_import_torch():
 
 def test_the_package_alone_names_and_reaches_its_parts():
     code = """import spikesink, types
-for name in ("scan", "load", "report", "access", "intervene", "measures", "records"):
+for name in ("scan", "load", "report", "access", "intervene", "graft", "measures", "records"):
     assert name in dir(spikesink), name
 assert not any(name.startswith("_") and name != "__version__" for name in dir(spikesink))
 assert isinstance(spikesink.report, types.ModuleType) and callable(spikesink.report.write_page)
