@@ -29,7 +29,10 @@ _LAZY = {
     "scan": "spikesink.analyse.scan",
 }
 
-_PARTS = ("access", "analyse", "data", "intervene", "measure", "measures", "records", "report", "study", "train", "zoo")
+_PARTS = (
+    "access", "analyse", "data", "graft", "intervene", "measure", "measures", "records", "report", "study", "train",
+    "zoo",
+)  # fmt: skip
 """Subpackages and modules that `import spikesink` alone makes reachable; each is imported when first used."""
 
 REGISTERING = {"spikesink_decoder": "spikesink.zoo"}

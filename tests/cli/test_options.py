@@ -7,7 +7,7 @@ import pytest
 
 from spikesink.measures import BUILT_IN
 
-COMMANDS = ("scan", "intervene", "train", "study", "report", "verify")
+COMMANDS = ("scan", "intervene", "train", "graft", "study", "report", "verify")
 
 
 def words(ran):
@@ -36,6 +36,12 @@ def test_the_help_offers_choices_and_no_values_for_flags(cli):
     said = words(cli("scan", "--help"))
     assert "auto|always|never|both" in said and "sun2026|gu2025" in said and "NAMES|all|help" in said
     assert "<bool> Concatenate" not in said and "NAME[@REVISION][:CONFIG[:SPLIT]]" in said
+
+
+@pytest.mark.parametrize("command", ["scan", "intervene", "graft"])
+def test_the_help_shows_how_a_data_set_is_named(cli, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "NAME[@REVISION][:CONFIG[:SPLIT]]" in words(cli(command, "--help"))
 
 
 def test_what_each_measure_answers(cli):

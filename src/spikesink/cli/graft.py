@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spikesink.cli.options import RESULT, TEXT, Json, safe_name
+from spikesink.cli.options import DATASET, RESULT, TEXT, Json, safe_name
 from spikesink.cli.report import page_beside
 from spikesink.errors import InputError
 
@@ -26,9 +26,7 @@ TextFile = Annotated[
     Path | None,
     typer.Option("--text", help="Documents: a .txt (one a line), .jsonl or .parquet.", rich_help_panel=TEXT),
 ]
-Dataset = Annotated[
-    str | None, typer.Option(help="Hub data set (NAME[@REVISION][:CONFIG[:SPLIT]]), streamed.", rich_help_panel=TEXT)
-]
+Dataset = Annotated[str | None, typer.Option(help=DATASET, rich_help_panel=TEXT)]
 SeqLen = Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)]
 Bos = Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)]
 Sequences = Annotated[int, typer.Option(min=2, help="Held-out sequences to evaluate on.", rich_help_panel=TEXT)]

@@ -30,6 +30,8 @@ spikesink verify mymodel.gguf
 
 spikesink train nano --out runs/nano
 
+spikesink graft MODEL --set arrangement=sandwich --text mine.txt
+
 spikesink study normalisation --preset nano
 
 spikesink report runs/mymodel --figures figures"""

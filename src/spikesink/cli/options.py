@@ -15,6 +15,8 @@ BOS = ("auto", "always", "never", "both")
 METRICS = ("sun2026", "gu2025")
 MODEL, TEXT, MEASURING, RESULT = "The model", "The text", "What is measured", "The result"
 """Headings in the help."""
+DATASET = "Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed."
+"""Help of an option; brackets without a backslash would be markup."""
 FLAG = " "
 """What the help shows as the value of an option that takes none."""
 
@@ -101,7 +103,7 @@ class Text:
     ] = None
     dataset: Annotated[
         str | None,
-        typer.Option(help="Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed.", rich_help_panel=TEXT),
+        typer.Option(help=DATASET, rich_help_panel=TEXT),
     ] = None
     field: Annotated[
         str | None,
@@ -214,7 +216,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             inspect.Parameter(one.name, parameter.kind, default=one.default, annotation=annotations[one.name])
             for one in fields(groups[name])
         ]
-    # Arguments stand before options on the command line, and parameters with a default behind those without.
     signature = inspect.Signature(parameters)
 
     @wraps(command)
