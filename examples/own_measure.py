@@ -15,7 +15,7 @@ from torch import Tensor
 import spikesink
 from spikesink.access import Batch
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, Scan, stream
+from spikesink.analyse.passes import Progress, Scan
 from spikesink.data import default_corpus, tokenise
 from spikesink.errors import DoesNotApplyError
 from spikesink.measures import Measure, register
@@ -49,7 +49,7 @@ class Shares:
     sums: dict[int, list[float]] = field(default_factory=dict)
 
     def on_batch(self, batch: Batch) -> None:
-        self._rows = slice(batch.first_sequence, batch.first_sequence + len(batch.ids))
+        self._rows = batch.rows
         self._writes: dict[int, Tensor] = {}
 
     def on_write(self, block: int, write: Tensor) -> None:
@@ -71,7 +71,7 @@ def measure_rewritten(scanned: Scan, progress: Progress) -> tuple[Rewritten, dic
         raise DoesNotApplyError("A write and the residual after it belong together in sequential pre-norm layers only")
     spike = spike_mask(scanned)
     shares = Shares(spike, valid_mask(scanned) & ~spike)
-    stream(accessed, scanned.ids, [shares], valid=scanned.valid, stage="rewritten", progress=progress)
+    scanned.replay([shares], "rewritten", progress)
     spikes, others = int(shares.spike.sum()), int(shares.other.sum())
     blocks = [
         RewrittenBlock(block=block, spike=_mean(sums[0], spikes), other=_mean(sums[1], others))
