@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "spikesink"
 TARGET = ROOT / "docs" / "architecture.svg"
 ROWS = (
     ("cli",),
-    ("study", "report"),
+    ("graft", "study", "report"),
     ("train", "analyse"),
     ("intervene", "measure", "zoo"),
     ("access", "data"),
