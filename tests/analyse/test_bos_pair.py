@@ -46,6 +46,13 @@ def test_a_model_that_spikes_at_bos_alone_is_told_so():
     assert "Spikes are there only with BOS." in pair.sentence
 
 
+def test_spike_tokens_that_are_not_all_listed_give_no_share(monkeypatch):
+    monkeypatch.setattr("spikesink.analyse.scan.LISTED_TOKENS", 4)
+    record, _, pair = scan_bos_pair(access(spiking()), begun())
+    assert (len(record.summary.spike_tokens), record.spikes.token_count) == (4, 5)
+    assert (pair.with_bos.first_spikes, pair.without_bos.first_spikes) == (None, 0.0)
+
+
 @pytest.mark.parametrize("tokens", [Tokens(ids=np.zeros((2, 5), dtype=np.int64)), begun(tokens=2)])
 def test_what_has_no_pair_is_refused(tokens):
     with pytest.raises(InputError, match="at least 3 tokens that begin with BOS"):

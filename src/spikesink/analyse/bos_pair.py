@@ -43,7 +43,7 @@ def scan_bos_pair(model: Any, tokens: Tokens, **options: Any) -> tuple[Anatomy, 
     )  # fmt: skip
     differences = records[1].arrays["sequence_loss_nats"] - np.array(losses.sequence_losses())
     with_bos, without = sides = [_side(record) for record in records]
-    spikes_first = min(side.first_spikes for side in sides) >= MOSTLY
+    spikes_first = all(side.first_spikes is not None and side.first_spikes >= MOSTLY for side in sides)
     sinks_first = min(_first_sinks(record) for record in records) >= MOSTLY
     spikes = _goes("Spikes", with_bos.has_spikes, without.has_spikes, first=spikes_first)
     sinks = _goes("Sinks", with_bos.has_sinks, without.has_sinks, first=sinks_first)
@@ -61,6 +61,7 @@ def scan_bos_pair(model: Any, tokens: Tokens, **options: Any) -> tuple[Anatomy, 
 def _side(record: Anatomy) -> BosSide:
     summary, sequences = record.summary, record.provenance.tokens["sequences"]
     firsts = sum(token.position == 0 for token in summary.spike_tokens)
+    listed = len(summary.spike_tokens) == record.spikes.token_count
     share = record.spikes.token_count / (sequences * record.provenance.tokens["seq_len"])
     return BosSide(
         perplexity=summary.perplexity,
@@ -69,7 +70,7 @@ def _side(record: Anatomy) -> BosSide:
         has_spikes=summary.has_spikes,
         spike_channels=summary.spike_channels,
         spike_token_share=share,
-        first_spikes=firsts / sequences,
+        first_spikes=firsts / sequences if listed else None,
         sink_ratio=summary.sink_ratio,
         has_sinks=summary.has_sinks,
         first_key_importance=record.sinks.first_key_importance,

@@ -15,8 +15,8 @@ class BosSide(Frozen):
     has_spikes: bool
     spike_channels: list[int]
     spike_token_share: float
-    first_spikes: float
-    """Share of the sequences whose first token, BOS or not, is a spike token."""
+    first_spikes: float | None
+    """Share of the sequences whose first token, BOS or not, is a spike token; None where a scan lists not all of them."""
     sink_ratio: float
     has_sinks: bool
     first_key_importance: float
