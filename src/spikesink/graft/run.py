@@ -3,8 +3,9 @@
 import shutil
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -23,12 +24,13 @@ from spikesink.train.checkpoints import folders
 from spikesink.train.pretrained import EMBEDDED
 from spikesink.train.recipe import Recipe
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, check_memory, fresh_model, train
+from spikesink.train.sharding import meta_model
 from spikesink.train.streams import Stream, open_stream
 from spikesink.zoo import SpikesinkDecoderForCausalLM, export
 from spikesink.zoo.convert import expressible
 
 MOVED_SEQUENCES = 8
-POINTS = ("original", "grafted", "healed", "control")
+Part = TypeVar("Part", GraftPoint, Move)
 
 
 def graft_and_heal(
@@ -69,8 +71,10 @@ def graft_and_heal(
             failed[name] = str(error)
 
     attempt("original", lambda: bench.point("original", bench.original), points)
-    attempt("grafted", lambda: bench.point("grafted", bench.grafted), points)
+    attempt("grafted", lambda: bench.point("grafted", lambda: bench.grafted), points)
     move = bench.move()
+    if settings.steps:
+        bench.forget_grafted()
     trainings = [("healed", healing), ("control", plain)] if control else [("healed", healing)]
     for name, recipe in trainings if settings.steps else ():
         attempt(name, lambda name=name, recipe=recipe: bench.heal(name, recipe), runs)
@@ -78,7 +82,7 @@ def graft_and_heal(
             attempt(name, lambda name=name: bench.point(name, lambda: bench.trained(name)), points)
     exported = None
     if "healed" in runs or not settings.steps:
-        result = bench.trained("healed") if settings.steps else bench.grafted()
+        result = bench.trained("healed") if settings.steps else bench.grafted
         exported = _export(result, out, bench.accessed.tokenizer, code)
     record = _record(bench, settings.steps, changed, points, failed, runs, move, exported, started)
     record.save(out, force=True)
@@ -94,20 +98,22 @@ class _Bench:
         self.out, self.other, self.healing, self.plain, self.stream = out, other, healing, plain, stream
         self.progress = progress
         self.ids = torch.from_numpy(stream.held_out)
-        self._accessed: AccessedModel | None = None
 
-    @property
+    @cached_property
     def accessed(self) -> AccessedModel:
-        if self._accessed is None:
-            name = self.healing.pretrained
-            self._accessed = load(None if name in (None, EMBEDDED) else name)
-        return self._accessed
+        name = self.healing.pretrained
+        return load(None if name in (None, EMBEDDED) else name)
 
     def original(self) -> PreTrainedModel:
         return self.accessed.model
 
+    @cached_property
     def grafted(self) -> SpikesinkDecoderForCausalLM:
         return fresh_model(self.healing, self.stream)
+
+    def forget_grafted(self) -> None:
+        """Training makes its own, and needs the memory."""
+        self.__dict__.pop("grafted", None)
 
     def trained(self, name: str) -> SpikesinkDecoderForCausalLM:
         return SpikesinkDecoderForCausalLM.from_pretrained(self.folder(name) / MODEL)  # type: ignore[return-value]
@@ -117,22 +123,18 @@ class _Bench:
         return (self.other if self.other is not None and name in ("original", "control") else self.out) / name
 
     def point(self, name: str, model: Callable[[], PreTrainedModel]) -> GraftPoint:
-        path = self.folder(name) / "point.json"
-        if path.exists():
-            return GraftPoint.model_validate_json(path.read_text(encoding="utf-8"))
-        point = measure_point(model(), self.ids, f"measure {name}", self.progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, as_json(point).encode())
-        return point
+        return _kept(
+            self.folder(name) / "point.json",
+            GraftPoint,
+            lambda: measure_point(model(), self.ids, f"measure {name}", self.progress),
+        )
 
     def move(self) -> Move:
-        path = self.folder("grafted") / "move.json"
-        if path.exists():
-            return Move.model_validate_json(path.read_text(encoding="utf-8"))
-        move = moved(self.original(), self.grafted(), self.ids[:MOVED_SEQUENCES])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, as_json(move).encode())
-        return move
+        return _kept(
+            self.folder("grafted") / "move.json",
+            Move,
+            lambda: moved(self.original(), self.grafted, self.ids[:MOVED_SEQUENCES]),
+        )
 
     def heal(self, name: str, recipe: Recipe) -> TrainingRun:
         folder = self.folder(name)
@@ -145,6 +147,16 @@ class _Bench:
         for checkpoint in folders(folder / CHECKPOINTS):
             shutil.rmtree(checkpoint, ignore_errors=True)
         return run
+
+
+def _kept(path: Path, kind: type[Part], make: Callable[[], Part]) -> Part:
+    """What lies at the path, made and written there where it does not."""
+    if path.exists():
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, as_json(made).encode())
+    return made
 
 
 def _check_text(recipe: Recipe, stream: Stream) -> None:
@@ -218,6 +230,4 @@ def _record(
 
 def _shapes(recipe: Recipe) -> dict[str, torch.Size]:
     """Shapes of the parameters by name, a tied one once."""
-    from spikesink.train.sharding import meta_model
-
     return {name: parameter.shape for name, parameter in meta_model(recipe).named_parameters()}
