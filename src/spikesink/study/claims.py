@@ -85,7 +85,7 @@ def claims(tested: list[Claim], verdicts: list[VariantVerdict]) -> list[ClaimVer
 
 def _judged(claim: Claim, verdicts: list[VariantVerdict]) -> ClaimVerdict:
     speaking = [found for found in verdicts if found.variant in claim.speak]
-    meeting = [found for found in speaking if _shows(found, claim.expect, MEETS)]
+    meeting = [found for found in speaking if _shows(found, claim.expect)]
     opposing = [found for found in speaking if _opposes(found, claim)]
     verdict = _from_counts(claim, len(speaking), len(meeting), len(opposing))
     evidence = [f"For: {_briefly(found)}." for found in meeting] + [
@@ -114,16 +114,12 @@ def _from_counts(
 
 def _opposes(found: VariantVerdict, claim: Claim) -> bool:
     if claim.against:
-        return any(_shows(found, pattern, MEETS) for pattern in claim.against)
-    return any(_value(found, quantity) in OPPOSITES[expected] for quantity, expected in claim.expect.items())
+        return any(_shows(found, pattern) for pattern in claim.against)
+    return any(getattr(found, quantity) in OPPOSITES[expected] for quantity, expected in claim.expect.items())
 
 
-def _shows(found: VariantVerdict, pattern: dict[Quantity, Expected], meets: dict[str, tuple[str, ...]]) -> bool:
-    return all(_value(found, quantity) in meets[expected] for quantity, expected in pattern.items())
-
-
-def _value(found: VariantVerdict, quantity: Quantity) -> str | None:
-    return getattr(found, quantity)
+def _shows(found: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
+    return all(getattr(found, quantity) in MEETS[expected] for quantity, expected in pattern.items())
 
 
 def _briefly(found: VariantVerdict) -> str:

@@ -29,7 +29,7 @@ class Executor(Protocol):
     """Runs cells, each in its folder, and yields their records as they come."""
 
     threads: int
-    """CPU threads of a cell, a part of its identity; 0 leaves the cell's own."""
+    """CPU threads of a cell, a part of its identity; 0 where torch chooses."""
 
     def run(self, cells: list[Cell], folder: Path, progress: Progress) -> Iterator[CellRecord]: ...
 

@@ -26,8 +26,6 @@ class FirstRules:
     """Fewer finished seeds, of the variant or the baseline, decide nothing."""
     baseline_sink_ratio_min: float = 0.05
     """A baseline below has no sinks that could fall or stay."""
-    perplexity_factor: float = 1.05
-    """No cost: the whole interval of the perplexity ratio lies below."""
     confidence: float = 0.95
 
 
