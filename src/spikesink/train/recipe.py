@@ -35,7 +35,7 @@ class BigramBackcopyData(Choice):
     kind: Literal["bigram_backcopy"] = "bigram_backcopy"
     triggers: PositiveInt = 3
     text: str | None = None
-    """A .txt, .jsonl or .parquet whose bigrams are taken; nothing for the English that every Python carries."""
+    """A text as of `TextData` whose bigrams are taken; nothing for the English that every Python carries."""
     restarts: NonNegativeInt = 0
     """Places in a sequence where it starts again with BOS, at random: BOS is then not the first token alone."""
 
@@ -47,7 +47,7 @@ class PythonSourceData(Choice):
 
 
 class TextData(Choice):
-    """A .txt (a document a line), .jsonl or .parquet (field `text`)."""
+    """A .txt (a document a line), .jsonl, .json, .csv or .parquet (field `text`), also in .gz or .zst."""
 
     kind: Literal["text"] = "text"
     path: str
