@@ -16,7 +16,8 @@ class BosSide(Frozen):
     spike_channels: list[int]
     spike_token_share: float
     first_spikes: float | None
-    """Share of the sequences whose first token, BOS or not, is a spike token; None where a scan lists not all of them."""
+    """Share of the sequences whose first token, BOS or not, is a spike token; None where not all spike tokens are
+    listed."""
     sink_ratio: float
     has_sinks: bool
     first_key_importance: float
