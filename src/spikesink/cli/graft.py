@@ -24,7 +24,11 @@ Changes = Annotated[
 ]
 TextFile = Annotated[
     Path | None,
-    typer.Option("--text", help="Documents: .txt (one a line), .jsonl, .json, .csv or .parquet, also .gz and .zst.", rich_help_panel=TEXT),
+    typer.Option(
+        "--text",
+        help="Documents: .txt (one a line), .jsonl, .json, .csv or .parquet, also .gz and .zst.",
+        rich_help_panel=TEXT,
+    ),
 ]
 Dataset = Annotated[str | None, typer.Option(help=DATASET, rich_help_panel=TEXT)]
 SeqLen = Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)]
