@@ -37,7 +37,7 @@ def grafts(folder: Path) -> str:
     rows = [
         [
             graft, NAMES[name], f"{record.steps if name in ('healed', 'control') else 0}",
-            interval(*(getattr(point.perplexity, end) for end in ("value", "low", "high"))), number(point.norm_ratio),
+            interval(point.perplexity), number(point.norm_ratio),
             percent(point.sink_ratio), number(point.first_key_importance), signed(point.int8_nats.value),
             signed(point.fp8_nats.value),
         ]
