@@ -21,6 +21,7 @@ LATER = {
     "pretrained": None,
     "data.source.restarts": 0,
     "model.qkv_bias": False,
+    "model.arrangement.qk_norm_over": None,
     "model.attention_softcap": None,
     "model.logit_softcap": None,
     "model.position.theta_by_layer": [],
