@@ -193,3 +193,19 @@ def test_constants_are_means_over_the_held_out_tokens():
     assert found.spike_tokens == int(spikes.sum())
     assert torch.allclose(found.spike_states[found.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
     assert int(ids.max()) < VOCAB
+
+
+def test_layers_that_are_taken_over_change_no_row(monkeypatch):
+    """Every intervention and control says truly from where on it changes the model."""
+    lively, ids = spiking(num_hidden_layers=5), token_ids(sequences=7, tokens=21)
+    first, second, *others = lively.model.layers
+    with torch.no_grad():
+        for matrix in (second.self_attn.o_proj, second.mlp.down_proj):
+            matrix.weight[7] = 0
+    lively.model.layers = torch.nn.ModuleList([second, first, *others])
+    options = {"which": "all", "held_out": 3, "draws": 1}
+    taken = dissociate(lively, ids, **options)
+    assert taken.found["edit_block"] == 4
+    monkeypatch.setattr("spikesink.access.prefix.MAX_BYTES", 0)
+    computed = dissociate(lively, ids, **options)
+    assert taken.model_dump(exclude={"timing"}) == computed.model_dump(exclude={"timing"})

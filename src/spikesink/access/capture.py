@@ -42,6 +42,11 @@ PIECE_ELEMENTS = 8_000_000
 _taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
 
 
+def tap_of(accessed: AccessedModel) -> Tap:
+    """What is attached to the model now; an empty one where nothing is."""
+    return _taps.get(accessed.model) or Tap()
+
+
 @contextmanager
 def observing(accessed: AccessedModel, observers: Sequence[object]) -> Iterator[None]:
     """Show every forward of the model to these observers while the context is open."""
@@ -91,7 +96,7 @@ def watch(accessed: AccessedModel, batch: Batch) -> None:
 @contextmanager
 def _passing(accessed: AccessedModel, batch: Batch) -> Iterator[tuple[Tap, dict[str, Tensor]]]:
     """The batch as edited, announced and, at the end, over."""
-    tap = _taps.get(accessed.model) or Tap()
+    tap = tap_of(accessed)
     device = accessed.device
     batch = Batch(batch.ids.to(device), batch.valid.to(device), batch.first_sequence, batch.scored)
     for edit in listeners(tap.editors, "edit_batch"):
@@ -118,7 +123,7 @@ def _show_logits(tap: Tap, logits: Tensor, start: int) -> None:
 @contextmanager
 def _decoder_once(decoder: nn.Module) -> Iterator[Callable[[slice], None]]:
     """The decoder computes when first called; it then returns the chosen positions of that, whatever it is given."""
-    original, before = decoder.forward, vars(decoder).get("forward")
+    original = decoder.forward
     computed: list[Any] = []
     chosen = slice(None)
 
@@ -134,14 +139,22 @@ def _decoder_once(decoder: nn.Module) -> Iterator[Callable[[slice], None]]:
             return (output[0][:, chosen], *output[1:])
         return type(output)(**{**output, "last_hidden_state": output["last_hidden_state"][:, chosen]})
 
-    decoder.forward = forward
-    try:
+    with replaced_forward(decoder, forward):
         yield choose
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calls of the module end in another function; its hooks stay."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
     finally:
         if before is None:
-            del decoder.forward
+            del module.forward
         else:
-            decoder.forward = before
+            module.forward = before
 
 
 class _ReachedError(Exception):
@@ -320,14 +333,14 @@ class _LayerHooks:
 
     def leave(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
         block = self.sites.ffn.block
-        hidden = self.edited(block, _first(output))
+        hidden = self.edited(block, hidden_of(output))
         self.show("on_residual", block, hidden)
         self.entering = None
-        return _with_first(output, hidden)
+        return with_hidden(output, hidden)
 
     def written(self, sites: BlockSites, multiplier: float) -> Callable:
         def hook(_module: nn.Module, _args: tuple, output: Any) -> Any:
-            part = self.shaped(_first(output))
+            part = self.shaped(hidden_of(output))
             self.parts.append(part * multiplier if multiplier != 1 else part)
             if len(self.parts) < len(sites.writers):
                 return None
@@ -344,7 +357,7 @@ class _LayerHooks:
             # The last of several writers answers for an edit of their sum.
             for other in earlier:
                 write = write - other
-            return _with_first(output, (write / multiplier).reshape(_first(output).shape))
+            return with_hidden(output, (write / multiplier).reshape(hidden_of(output).shape))
 
         return hook
 
@@ -378,11 +391,12 @@ class _LayerHooks:
             listen(block, tensor)
 
 
-def _first(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state that a layer, block or norm returns, alone or before others."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def _with_first(output: Any, tensor: Tensor) -> Any:
+def with_hidden(output: Any, tensor: Tensor) -> Any:
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 

@@ -10,6 +10,7 @@ from spikesink.analyse import bootstrap
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import INTERVENTIONS, Intervention
+from spikesink.intervene.base import Context
 from spikesink.records.interventions import Draw, Estimate, InterventionRow
 
 STAGE = "interventions"
@@ -29,7 +30,7 @@ def dissociation_rows(evaluator: Evaluator, chosen: list[Intervention], draws: i
         evaluator.progress(STAGE, done, passes)
 
     evaluator.progress(STAGE, 0, passes)
-    baseline = evaluator.measure("baseline")
+    baseline = evaluator.baseline()
     step()
     description: dict[str, Any] = {
         "name": "baseline",
@@ -50,11 +51,15 @@ def _intervention_row(
     description: dict[str, Any] = {"name": made.name, "control_of": None, "target": made.edits, "summary": made.summary}
     try:
         context = made(evaluator.accessed, evaluator.targets)
-        row = _row(evaluator, [evaluator.measure(made.name, context)], baseline, description)
+        row = _row(evaluator, [_measured(evaluator, made, made.name, context)], baseline, description)
     except REFUSALS as reason:
         row = InterventionRow(**description, applicable=False, reason=str(reason))
     step()
     return row
+
+
+def _measured(evaluator: Evaluator, made: Intervention, key: str, context: Context) -> Evaluation:
+    return evaluator.measure(key, context, untouched=made.untouched_layers(evaluator.targets))
 
 
 def _control_row(
@@ -69,7 +74,7 @@ def _control_row(
         if reason is None:
             try:
                 context = made(evaluator.accessed, evaluator.targets, control=control, seed=seed)
-                results.append(evaluator.measure(f"{name}/{seed}", context))
+                results.append(_measured(evaluator, made, f"{name}/{seed}", context))
             except REFUSALS as refusal:
                 reason = str(refusal)
         step()
@@ -125,7 +130,7 @@ def _positions(result: Evaluation) -> dict[int, float]:
 def _cannot_answer(evaluator: Evaluator, description: dict[str, Any]) -> str | None:
     """Sinks edited only behind the block that wrote the spikes say nothing about whether spikes need them."""
     made = INTERVENTIONS.get(description["control_of"] or description["name"])
-    if made is None or made.edits != "sinks" or made.from_start or not evaluator.targets.has_spikes:
+    if made is None or made.edits != "sinks" or made.reach == "start" or not evaluator.targets.has_spikes:
         return None
     return f"it edits sinks after block {evaluator.targets.edit_block}, when the spikes are written"
 

@@ -2,7 +2,7 @@
 
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, editing
+from spikesink.access.prefix import Prefix
 from spikesink.analyse.passes import Progress, no_progress, stream
 from spikesink.analyse.resume import FinishedPasses
 from spikesink.intervene import Targets
@@ -129,15 +130,30 @@ class Evaluator:
     progress: Progress = no_progress
     seconds: float = 0.0
     """Spent in passes so far."""
+    prefix: Prefix = field(init=False)
+    """Of the baseline."""
 
-    def measure(self, key: str, *contexts: AbstractContextManager, score_last: int | None = None) -> Evaluation:
-        """Everything of a pass with these contexts open. Raises DoesNotApplyError where a context does."""
+    def __post_init__(self) -> None:
+        watched = self.targets.edit_block // 2 if self.targets.has_spikes else 0
+        self.prefix = Prefix(self.accessed, watched)
+
+    def baseline(self) -> Evaluation:
+        """Everything of the model as it is; its first layers are kept for passes that change nothing there."""
+        return self.measure("baseline", self.prefix.keeping())
+
+    def measure(
+        self, key: str, *contexts: AbstractContextManager, score_last: int | None = None, untouched: int = 0
+    ) -> Evaluation:
+        """Everything of a pass with these contexts open, which change nothing in the first `untouched` layers.
+
+        Raises DoesNotApplyError where a context does.
+        """
         options = {"sinks": self.sinks, "targets": self.targets, "score_last": score_last}
-        return self._once(key, contexts, options)
+        return self._once(key, (self.prefix.replaying(untouched), *contexts), options)
 
-    def loss(self, key: str, *contexts: AbstractContextManager) -> Evaluation:
-        """Only the loss of a pass with these contexts open."""
-        return self._once(f"loss/{key}", contexts, {"loss_only": True})
+    def loss(self, key: str, *contexts: AbstractContextManager, untouched: int = 0) -> Evaluation:
+        """Only the loss of a pass with these contexts open, which change nothing in the first `untouched` layers."""
+        return self._once(f"loss/{key}", (self.prefix.replaying(untouched), *contexts), {"loss_only": True})
 
     def _once(self, key: str, contexts: tuple[AbstractContextManager, ...], options: dict[str, Any]) -> Evaluation:
         def run() -> dict[str, list]:

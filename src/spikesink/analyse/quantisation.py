@@ -89,7 +89,8 @@ class _Table:
     done: int = 0
 
     def row(self, name: str, *contexts: AbstractContextManager, **facts: Any) -> tuple[Damage, Evaluation]:
-        result = self.evaluator.loss(f"quantisation/{name}", *contexts)
+        untouched = (min(facts.get("blocks") or [1]) - 1) // 2
+        result = self.evaluator.loss(f"quantisation/{name}", *contexts, untouched=untouched)
         self.done += 1
         self.evaluator.progress(STAGE, self.done, max(self.total, self.done))
         damage = Damage(
@@ -145,7 +146,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     thorough: also int4 and static scales of every site kind, not of the worst alone.
     """
     calibration = calibrate(evaluator, held_out)
-    baseline = evaluator.loss("baseline")
+    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
     table = _Table(evaluator, calibration, baseline, total=0)
     kinds = [kind for kind in SITE_KINDS if kind == "kv" or calibration.sites[kind]]
     further = len(_further(calibration)) * (len(kinds) if thorough else 1)

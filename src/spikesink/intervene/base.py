@@ -90,8 +90,8 @@ class Intervention:
     summary: str
     controls: tuple[str, ...]
     function: Callable[..., Context]
-    from_start: bool = False
-    """Of edits on sinks: they act from the first block on, also before spikes are written."""
+    reach: str
+    """Where the model begins to be another, of REACHES."""
 
     def __call__(
         self, model: AccessedModel | PreTrainedModel, targets: Targets, *, control: str | None = None, **options: Any
@@ -105,26 +105,37 @@ class Intervention:
             raise DoesNotApplyError("the model has no sinks")
         return self.function(accessed, targets, control=control, **options)
 
+    def untouched_layers(self, targets: Targets) -> int:
+        """How many of the first layers compute what they did."""
+        if self.reach == "residual" and targets.has_spikes:
+            return targets.edit_block // 2
+        if self.reach == "block" and targets.step_up_block is not None:
+            return (targets.step_up_block - 1) // 2
+        return 0
+
 
 INTERVENTIONS: dict[str, Intervention] = {}
 """Every intervention by name; `intervention` puts them here."""
 EDITS = ("spikes", "sinks", "tokens", "input")
 """What interventions edit, in the order of the table."""
+REACHES = ("start", "block", "residual")
+"""The first place an intervention may change: the first block, the step-up block, the residual after `edit_block`."""
 
 
 def intervention(
-    edits: str, controls: tuple[str, ...], from_start: bool = False
+    edits: str, controls: tuple[str, ...], reach: str = "start"
 ) -> Callable[[Callable[..., Context]], Intervention]:
     """Register a function (accessed, targets, *, control, seed, ...) -> context manager as an intervention.
 
     edits: what it takes away or changes, of EDITS. controls: names of changes of the same size elsewhere, one of which
-    the function gets as `control`. Its name is the function's and its summary the first line of the docstring.
+    the function gets as `control`. reach: the first place that it or a control changes, of REACHES; no layer before it
+    is computed again. Its name is the function's and its summary the first line of the docstring.
     """
-    assert edits in EDITS, edits
+    assert edits in EDITS and reach in REACHES, (edits, reach)
 
     def register(function: Any) -> Intervention:
         summary = function.__doc__.strip().splitlines()[0]
-        made = Intervention(function.__name__, edits, summary, controls, function, from_start)
+        made = Intervention(function.__name__, edits, summary, controls, function, reach)
         INTERVENTIONS[made.name] = made
         return made
 

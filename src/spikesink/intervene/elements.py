@@ -60,7 +60,7 @@ class ElementEditor:
         return random_tokens(tokens, self._generator)[..., None] & spikes.any(1, keepdim=True)
 
 
-@intervention(edits="spikes", controls=CONTROLS)
+@intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def zero_spikes(
     accessed: AccessedModel,
     targets: Targets,
@@ -77,7 +77,7 @@ def zero_spikes(
     return editing(accessed, ElementEditor(targets, _zeros, magnitude, control, seed))
 
 
-@intervention(edits="spikes", controls=CONTROLS)
+@intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def mean_spikes(
     accessed: AccessedModel,
     targets: Targets,
@@ -94,7 +94,7 @@ def mean_spikes(
     return editing(accessed, ElementEditor(targets, _means, magnitude, control, seed))
 
 
-@intervention(edits="spikes", controls=CONTROLS)
+@intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def clip_spikes(
     accessed: AccessedModel,
     targets: Targets,

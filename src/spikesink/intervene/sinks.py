@@ -80,7 +80,7 @@ class SinkEditor:
         return self._drawn[block]
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,))
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
 def mask_sinks(
     accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
 ) -> Context:
@@ -91,7 +91,7 @@ def mask_sinks(
     return editing(accessed, MaskEditor(targets, heads, control, seed))
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,), from_start=True)
+@intervention(edits="sinks", controls=(KEY_CONTROL,))
 def mask_sinks_everywhere(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:
@@ -99,7 +99,7 @@ def mask_sinks_everywhere(
     return editing(accessed, MaskEditor(targets, "all", control, seed, from_start=True))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
 def mask_sinks_in_sink_heads(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:
@@ -115,7 +115,7 @@ class MaskEditor(SinkEditor):
         return scores if sinks is None else scores.masked_fill(sinks, float("-inf"))
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,))
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
 def zero_sink_values(
     accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
 ) -> Context:
@@ -126,7 +126,7 @@ def zero_sink_values(
     return editing(accessed, ZeroValueEditor(targets, heads, control, seed))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
 def zero_sink_values_in_sink_heads(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:
@@ -146,7 +146,7 @@ class ZeroValueEditor(SinkEditor):
         return rows.output - torch.where(sinks, rows.weights, 0.0).to(value.dtype) @ value
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,))
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
 def spread_sink_weight(
     accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
 ) -> Context:
@@ -157,7 +157,7 @@ def spread_sink_weight(
     return editing(accessed, SpreadEditor(targets, heads, control, seed))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL))
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
 def spread_sink_weight_in_sink_heads(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:
@@ -184,7 +184,7 @@ class SpreadEditor(SinkEditor):
         return weights - taken + share * others
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,), from_start=True)
+@intervention(edits="sinks", controls=(KEY_CONTROL,))
 def move_sinks(
     accessed: AccessedModel,
     targets: Targets,
@@ -224,7 +224,7 @@ class MoveEditor(SinkEditor):
         return moved
 
 
-@intervention(edits="sinks", controls=("random_shrinkage",), from_start=True)
+@intervention(edits="sinks", controls=("random_shrinkage",))
 def softmax_off_by_one(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:

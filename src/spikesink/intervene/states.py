@@ -44,7 +44,7 @@ class StateEditor:
         return torch.where(chosen, self.constants[block].to(hidden), hidden)
 
 
-@intervention(edits="spikes", controls=CONTROLS)
+@intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def freeze_spikes(accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0) -> Context:
     """Replace a spike token's whole state after the step-up block by one constant; later blocks write on it.
 
@@ -55,7 +55,7 @@ def freeze_spikes(accessed: AccessedModel, targets: Targets, *, control: str | N
     return editing(accessed, StateEditor(targets, targets.edit_block + 1, control, seed))
 
 
-@intervention(edits="spikes", controls=CONTROLS)
+@intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def pin_spikes(accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0) -> Context:
     """Hold spike tokens at per-block constants from the step-up block to the first step-down block.
 

@@ -15,7 +15,7 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import Context, Targets, intervention, seeded
 
 
-@intervention(edits="spikes", controls=("random_entries",))
+@intervention(edits="spikes", controls=("random_entries",), reach="block")
 def cut_amplifier(accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0) -> Context:
     """Zero the few entries of the step-up FFN's W_down that write the spike.
 
@@ -63,7 +63,7 @@ def _others(channels: Tensor, neurons: Tensor, width: int, seed: int) -> Tensor:
     return drawn
 
 
-@intervention(edits="spikes", controls=("random_direction",))
+@intervention(edits="spikes", controls=("random_direction",), reach="block")
 def project_out_direction(
     accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
 ) -> Context:
