@@ -197,13 +197,13 @@ def test_constants_are_means_over_the_held_out_tokens():
 
 def test_layers_that_are_taken_over_change_no_row(monkeypatch):
     """Every intervention and control says truly from where on it changes the model."""
-    lively, ids = spiking(num_hidden_layers=5), token_ids(sequences=7, tokens=21)
+    lively, ids = spiking(num_hidden_layers=3), token_ids(sequences=5, tokens=17)
     first, second, *others = lively.model.layers
     with torch.no_grad():
         for matrix in (second.self_attn.o_proj, second.mlp.down_proj):
             matrix.weight[7] = 0
     lively.model.layers = torch.nn.ModuleList([second, first, *others])
-    options = {"which": "all", "held_out": 3, "draws": 1}
+    options = {"which": "spikes,sinks,quantisation", "held_out": 3, "draws": 4}
     taken = dissociate(lively, ids, **options)
     assert taken.found["edit_block"] == 4
     monkeypatch.setattr("spikesink.access.prefix.MAX_BYTES", 0)
