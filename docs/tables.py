@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from spikesink.records.graft import GraftRecord
 from spikesink.records.study import StudyRecord
+from spikesink.records.training import GraftRecord
 from spikesink.report.format import interval, number, percent, signed
 from spikesink.report.graft import NAMES
 from spikesink.study.table import markdown, table_markdown

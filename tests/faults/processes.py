@@ -25,7 +25,7 @@ def import_everything() -> None:
     for name in (
         "accelerate", "pyarrow.parquet", "safetensors.numpy", "safetensors.torch", "scipy.linalg", "torch._dynamo",
         "transformers.models.llama.modeling_llama", "spikesink.analyse.interventions", "spikesink.cli.main",
-        "spikesink.cli.sources", "spikesink.report.terminal", "spikesink.train.run",
+        "spikesink.data.corpus", "spikesink.data.tokens", "spikesink.report.terminal", "spikesink.train.run",
         "spikesink.zoo",
         "spikesink.study.run", "spikesink.study.cell", "spikesink.study.worker",
     ):  # fmt: skip

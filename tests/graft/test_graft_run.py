@@ -13,7 +13,7 @@ from spikesink.data.corpus import read_corpus
 from spikesink.data.tokenizers import train_bpe
 from spikesink.errors import InputError, NumericError, OutputError
 from spikesink.graft import GraftSettings, graft_and_heal, graft_recipes
-from spikesink.records.graft import GraftRecord
+from spikesink.records.training import GraftRecord
 from spikesink.zoo import SpikesinkDecoderForCausalLM
 
 FAST = ("training.batch_size=3", "running.threads=1", "running.save_every=4", "monitor.sequences=2")

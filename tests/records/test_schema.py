@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spikesink.records import Anatomy, GraftRecord, Section, TrainingRun, VerificationRecord
-from spikesink.records.bos import BosPair
 from spikesink.records.interventions import Interventions
+from spikesink.records.scan import BosPair
 from spikesink.records.study import CellRecord, StudyRecord
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "schema.json"

@@ -11,8 +11,8 @@ from spikesink.records.interventions import Estimate
 from spikesink.report import write_page
 from spikesink.report.build import record_document
 from spikesink.report.document import Merit, Section, Table
-from spikesink.report.fields import fields_part
-from spikesink.report.mathml import EQUATIONS, mathematics
+from spikesink.report.model import fields_part
+from spikesink.report.page import EQUATIONS, mathematics
 from spikesink.report.terminal import print_record
 
 

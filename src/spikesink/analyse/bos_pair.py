@@ -13,7 +13,7 @@ from spikesink.errors import InputError
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.records import Anatomy, Timing
-from spikesink.records.bos import BosPair, BosSide
+from spikesink.records.scan import BosPair, BosSide
 
 MOSTLY = 0.9
 """Share of sequences whose first token spikes, or of sink heads whose largest key is the first, from which the place is

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.options import DATASET, RESULT, TEXT, Json, safe_name
-from spikesink.cli.report import page_beside
+from spikesink.cli.report import page_beside, show
 from spikesink.errors import InputError
 
 TRAINING = "The training"
@@ -89,11 +89,6 @@ def graft_command(
         record = graft_and_heal(
             settings, folder, resume=resume, control=control, control_from=control_from, code=code, progress=progress
         )
-    if json:
-        sys.stdout.write(record.to_json())
-    else:
-        from spikesink.report.terminal import print_record
-
-        print_record(record)
+    show(record, json)
     print(f"Record: {folder}\nModel: {folder / 'model'}", file=sys.stderr)
     page_beside(folder)

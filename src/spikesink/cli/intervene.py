@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spikesink.cli.options import Loading, Output, Sinking, Text, grouped
-from spikesink.cli.report import page_beside
+from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
     from spikesink.records.interventions import Interventions
@@ -54,13 +54,12 @@ def intervene_command(
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
         from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
-        from spikesink.cli.sources import read_tokens
 
         choice = parse_which(which)
         check_magnitude(magnitude)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
-        ids = read_tokens(text, accessed, sequences + held_out)
+        ids = text.read(accessed, sequences + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(
             accessed, ids, which=which, held_out=held_out, draws=draws, epsilon=sinking.epsilon,
@@ -74,14 +73,13 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> A
     """Sequences for the KV cache from the same text; None for a file of ids, or a text too short for them."""
     from dataclasses import replace
 
-    from spikesink.cli.sources import read_tokens
     from spikesink.errors import InputError
 
     if source.tokens is not None:
         return None
     tokens = min(seq_len, accessed.max_positions or seq_len)
     try:
-        return read_tokens(replace(source, pack=True, seq_len=tokens), accessed, sequences)
+        return replace(source, pack=True, seq_len=tokens).read(accessed, sequences)
     except InputError:
         return None
 
@@ -93,12 +91,7 @@ def _finish(record: "Interventions", folder: Path | None, force: bool, json: boo
     if folder is not None:
         record.save(folder, force=force)
         remove_partial(folder)
-    if json:
-        sys.stdout.write(record.to_json())
-    else:
-        from spikesink.report.terminal import print_record
-
-        print_record(record)
+    show(record, json)
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
         page_beside(folder)

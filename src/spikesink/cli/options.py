@@ -139,6 +139,34 @@ class Text:
             raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
         _check_choice("--bos", self.bos, BOS)
 
+    def read(self, accessed: Any, sequences: int, prompt: str | None = None) -> Any:
+        """Token ids of the source for an accessed model. Raises InputError with what to do."""
+        from spikesink.data import corpus
+        from spikesink.data.tokens import load_token_ids, tokenise
+
+        if self.tokens is not None:
+            return load_token_ids(self.tokens)
+        if accessed.tokenizer is None:
+            raise InputError(
+                f"'{accessed.name}' has no tokenizer that can be loaded; give token ids instead: --tokens IDS.npy "
+                "(an integer array of shape sequences x seq_len)."
+            )
+        limit = accessed.max_positions
+        if limit is not None and self.seq_len > limit:
+            raise InputError(f"--seq-len {self.seq_len} is beyond the model's {limit} positions; use at most {limit}.")
+        if prompt is not None:
+            documents = corpus.prompt_corpus(prompt)
+        elif self.text is not None:
+            documents = corpus.read_corpus(self.text, self.field)
+        else:
+            documents = (
+                corpus.hub_corpus(self.dataset, self.field) if self.dataset is not None else corpus.default_corpus()
+            )
+        return tokenise(
+            documents, accessed.tokenizer, seq_len=self.seq_len, sequences=sequences, bos=self.bos, pack=self.pack,
+            chat_template=self.chat_template,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sinking:

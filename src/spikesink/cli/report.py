@@ -3,7 +3,7 @@
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +51,16 @@ def default_page(runs: list[Path]) -> Path:
         return run / "report.html"
     # A folder may hold many studies, each a file of its own; of the records of a run it holds one.
     return run.parent / "report.html" if run.name in FILES else run.with_suffix(".html")
+
+
+def show(record: Any, json: bool) -> None:
+    """Print what a record says, or it as JSON."""
+    if json:
+        sys.stdout.write(record.to_json())
+        return
+    from spikesink.report.terminal import print_record
+
+    print_record(record)
 
 
 def page_beside(run: Path, page: Path | None = None) -> None:

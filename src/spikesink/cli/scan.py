@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spikesink.cli.options import MEASURING, TEXT, Loading, Output, Sinking, Text, grouped
-from spikesink.cli.report import page_beside
+from spikesink.cli.report import page_beside, show
 from spikesink.errors import InputError
 
 if TYPE_CHECKING:
     from spikesink.records import Anatomy
-    from spikesink.records.bos import BosPair
+    from spikesink.records.scan import BosPair
 
 WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
 """Folders of the two records of `--bos both`."""
@@ -60,11 +60,10 @@ def scan_command(
     with progress_bar() as progress:
         from spikesink.analyse.bos_pair import scan_bos_pair
         from spikesink.analyse.scan import scan
-        from spikesink.cli.sources import read_tokens
 
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Anatomy.file)
-        ids = read_tokens(replace(text, bos="always") if both else text, accessed, sequences, prompt)
+        ids = (replace(text, bos="always") if both else text).read(accessed, sequences, prompt)
         made = (scan_bos_pair if both else scan)(
             accessed, ids, epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, batch_size=sinking.batch_size,
             measures=names, progress=progress,
@@ -74,14 +73,11 @@ def scan_command(
         return
     if folder is not None:
         made.save(folder, force=output.force)
-    if output.json:
-        sys.stdout.write(made.to_json())
-    else:
-        from spikesink.report.terminal import print_prompt, print_record
+    show(made, output.json)
+    if prompt is not None and not output.json:
+        from spikesink.report.terminal import print_prompt
 
-        print_record(made)
-        if prompt is not None:
-            print_prompt(made, [accessed.token_text(int(token)) for token in ids.ids[0]])
+        print_prompt(made, [accessed.token_text(int(token)) for token in ids.ids[0]])
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
         page_beside(folder)
@@ -94,12 +90,7 @@ def _save_pair(pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder:
         for name, record in zip((WITH_BOS, WITHOUT_BOS), records, strict=True):
             record.save(folder / name, force=output.force)
         comparison.write(folder / comparison.file)
-    if output.json:
-        sys.stdout.write(comparison.to_json())
-    else:
-        from spikesink.report.terminal import print_record
-
-        print_record(comparison)
+    show(comparison, output.json)
     if folder is not None:
         print(f"Records: {folder / WITH_BOS}, {folder / WITHOUT_BOS}, {folder / comparison.file}", file=sys.stderr)
 

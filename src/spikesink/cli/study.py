@@ -54,7 +54,6 @@ def study_command(
         _list_studies(show)
         return
     from spikesink.cli.progress import progress_bar
-    from spikesink.report.terminal import print_record
     from spikesink.study.grid import load_grid
     from spikesink.train.recipe import load_recipe
 
@@ -75,10 +74,7 @@ def study_command(
         runs_on = _executor(executor, jobs, address, threads, gpus)
         progress("load torch", 1, 1)
         record = study.run(runs_on, work, progress)
-    if json:
-        sys.stdout.write(record.to_json())
-    else:
-        print_record(record)
+    show(record, json)
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
     page_beside(out / f"{study.title}.json", out / f"{study.title}.html")
     failed = sum(row.failed for row in record.rows)

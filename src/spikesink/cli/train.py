@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from spikesink.cli import options
+from spikesink.cli.report import show
 
 RecipeName = Annotated[str, typer.Argument(help="nano, small or paper, or a YAML file.")]
 Changes = Annotated[
@@ -75,13 +76,9 @@ def _leave_group() -> None:
 
 
 def _report(record: Any, folder: Path, json: bool) -> None:
-    if json:
-        sys.stdout.write(record.to_json())
-        return
-    from spikesink.report.terminal import print_record
-
-    print_record(record)
-    print(f"Run: {folder}\nNext: spikesink scan {folder}/model --tokens {folder}/held_out.npy", file=sys.stderr)
+    show(record, json)
+    if not json:
+        print(f"Run: {folder}\nNext: spikesink scan {folder}/model --tokens {folder}/held_out.npy", file=sys.stderr)
 
 
 def _print_plan(recipe: Any) -> None:

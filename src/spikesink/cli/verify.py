@@ -1,11 +1,11 @@
 """`spikesink verify`: may this model's numbers be believed, and why."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from spikesink.cli.options import Loading, Output, grouped
+from spikesink.cli.report import show
 
 SeqLen = Annotated[
     int | None,
@@ -29,10 +29,5 @@ def verify_command(loading: Loading, output: Output, seq_len: SeqLen = None) -> 
         record = verify_all(accessed, tokens=seq_len, progress=progress)
     if output.out is not None:
         record.save(output.out, force=output.force)
-    if output.json:
-        sys.stdout.write(record.to_json())
-    else:
-        from spikesink.report.terminal import print_record
-
-        print_record(record)
+    show(record, output.json)
     require_verified(record)

@@ -2,32 +2,187 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from spikesink.access import AccessedModel, load
+from spikesink.access import AccessedModel, access, load
+from spikesink.access.linears import editing_inputs, find_linears
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.analyse import bootstrap
+from spikesink.analyse.evaluation import evaluate
+from spikesink.analyse.passes import default_batch_size
+from spikesink.analyse.probe import probe
 from spikesink.atomic import write_atomically
+from spikesink.data.encode import Encoder
 from spikesink.errors import InputError, NumericError, OutputError, UnsupportedModelError, VerificationError
-from spikesink.graft.points import measure_point, moved
-from spikesink.graft.settings import GraftSettings, graft_recipes
+from spikesink.intervene.quantise import Scheme, quantised_inputs
+from spikesink.measure.perplexity import LossMeasure
+from spikesink.observer import Observer
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.base import as_json
-from spikesink.records.graft import GraftPoint, GraftRecord, Move
+from spikesink.records.training import GraftPoint, GraftRecord, Move
 from spikesink.train.checkpoints import folders
-from spikesink.train.pretrained import EMBEDDED
+from spikesink.train.pretrained import EMBEDDED, pretrained_spec, pretrained_tokenizer
 from spikesink.train.recipe import Recipe
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, check_memory, fresh_model, train
 from spikesink.train.sharding import meta_model
 from spikesink.train.streams import Stream, open_stream
 from spikesink.zoo import SpikesinkDecoderForCausalLM, export
 from spikesink.zoo.convert import expressible
+from spikesink.zoo.graft import check_graft
+
+FP8_LARGEST = float(torch.finfo(torch.float8_e4m3fn).max)
+
+
+class FirstTokenNorms(Observer):
+    """Norm of the first token's residual over the median token's, by block, summed over sequences."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, float] = {}
+        self.sequences = 0
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        norms = hidden.float().norm(dim=-1)
+        self.sums[block] = self.sums.get(block, 0.0) + float((norms[:, 0] / norms.median(1).values).sum())
+        self.sequences += len(hidden) if block == 0 else 0
+
+    def compute(self) -> float:
+        """The largest mean over sequences among blocks."""
+        return max(self.sums.values()) / self.sequences
+
+
+def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Progress) -> GraftPoint:
+    """Measure one model on ids (sequence, token). Raises NumericError and VerificationError."""
+    accessed = access(model)
+    norms, losses = FirstTokenNorms(), LossMeasure()
+    progress(stage, 0, 3)
+    readings = probe(accessed, ids, also=(norms, losses)).readings()
+    progress(stage, 1, 3)
+    per_sequence = losses.sequence_losses()
+    sites = find_linears(accessed)
+    int8 = evaluate(accessed, ids, quantised_inputs(accessed, sites, Scheme()), loss_only=True)
+    progress(stage, 2, 3)
+    fp8 = evaluate(accessed, ids, editing_inputs(sites, lambda _, entering: fake_fp8(entering)), loss_only=True)
+    progress(stage, 3, 3)
+    return GraftPoint(
+        perplexity=bootstrap.estimate(bootstrap.perplexity, losses.loss_sums, losses.predictions),
+        losses_nats=per_sequence,
+        spike=readings["spike"],
+        max_over_median=readings["max_over_median"],
+        norm_ratio=norms.compute(),
+        sink_ratio=readings["sink_ratio"],
+        first_key_importance=readings["first_token_importance"],
+        int8_nats=bootstrap.estimate(bootstrap.difference, int8.losses, per_sequence),
+        fp8_nats=bootstrap.estimate(bootstrap.difference, fp8.losses, per_sequence),
+    )
+
+
+def fake_fp8(values: Tensor) -> Tensor:
+    """Values rounded to float8 e4m3 under one scale for the tensor; the dtype stays."""
+    scale = (values.abs().max() / FP8_LARGEST).clamp_min(torch.finfo(values.dtype).tiny)
+    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
+
+
+@torch.no_grad()
+def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> Move:
+    """How far apart two models are on ids (sequence, token)."""
+    total, kept, count = 0.0, 0, 0
+    for batch in _batches(ids):
+        one, other = (model(input_ids=batch, use_cache=False).logits.log_softmax(-1) for model in (before, after))
+        total += float((one.exp() * (one - other)).sum())
+        kept += int((one.argmax(-1) == other.argmax(-1)).sum())
+        count += batch.numel()
+    return Move(kl_nats=total / count, top1_kept=kept / count)
+
+
+def _batches(ids: Tensor) -> Iterable[Tensor]:
+    return ids.split(default_batch_size(ids.shape[1]))
+
+
+BATCH_TOKENS = 1024
+"""Tokens of a step unless training.batch_size says otherwise."""
+LEARNING_RATE = 2e-4
+CURVE_POINTS = 5
+"""Evaluations and monitor readings of a run."""
+
+
+@dataclass(frozen=True)
+class GraftSettings:
+    """changes: `arrangement=sandwich` (of the model) or `training.batch_size=4` (of the recipe)."""
+
+    model: str | None
+    changes: tuple[str, ...]
+    text: Path | None = None
+    dataset: str | None = None
+    steps: int = 100
+    """0 replaces and measures, and trains nothing."""
+    seq_len: int = 128
+    sequences: int = 64
+    """Held-out sequences that are evaluated."""
+    bos: str = "auto"
+
+
+def graft_recipes(settings: GraftSettings) -> tuple[Recipe, Recipe, dict[str, Any]]:
+    """The recipe of the healing, that of its control, and what is replaced. Raises InputError."""
+    name = settings.model or EMBEDDED
+    base = pretrained_spec(name).model_dump(mode="json")
+    content = {**_content(settings, name), "model": base}
+    ours = [change if change.split(".")[0] in Recipe.model_fields else f"model.{change}" for change in settings.changes]
+    healing = Recipe.read(content, ours)
+    control = Recipe.read(content, [change for change in ours if not change.startswith("model.")])
+    changed = check_graft(control.model, healing.model)
+    return healing, control, {path: [_plain(value) for value in pair] for path, pair in changed.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _content(settings: GraftSettings, name: str) -> dict[str, Any]:
+    if settings.steps < 0:
+        raise InputError(f"--steps is {settings.steps}; expected 0 (graft without healing) or more.")
+    # A recipe has a step at least; without healing it only says which data and model are meant.
+    steps = max(1, settings.steps)
+    every = max(1, steps // CURVE_POINTS)
+    batch = max(1, BATCH_TOKENS // settings.seq_len)
+    return {
+        "name": "graft",
+        "pretrained": name,
+        "data": {
+            "source": _source(settings, steps * batch * settings.seq_len),
+            "seq_len": settings.seq_len,
+            "bos": _with_bos(settings, name),
+            "held_out": settings.sequences,
+        },
+        "optimiser": {"lr": LEARNING_RATE, "warmup_steps": steps // 10, "weight_decay": 0.01},
+        "training": {"steps": steps, "batch_size": batch},
+        "monitor": {"every": every, "sequences": 8},
+        "running": {"log_every": 1, "eval_every": every, "save_every": 50, "keep": 1},
+    }
+
+
+def _source(settings: GraftSettings, tokens: int) -> dict[str, Any]:
+    if settings.text is not None:
+        return {"kind": "text", "path": str(settings.text)}
+    if settings.dataset is not None:
+        # The tokenizer is the model's own, whatever stands here.
+        return {"kind": "hub", "name": settings.dataset, "tokenizer": "", "tokens": tokens}
+    raise InputError(
+        "Healing needs a text of its own: the default one is too small to train on. Give --text FILE or --dataset NAME."
+    )
+
+
+def _with_bos(settings: GraftSettings, name: str) -> bool:
+    """Whether sequences begin with BOS, as a scan decides it."""
+    return bool(Encoder(pretrained_tokenizer(name), settings.bos, False).prefix)
+
 
 MOVED_SEQUENCES = 8
 Part = TypeVar("Part", GraftPoint, Move)

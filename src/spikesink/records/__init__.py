@@ -13,7 +13,6 @@ from spikesink.records.base import (
     package_versions,
 )
 from spikesink.records.files import check_output
-from spikesink.records.graft import GraftRecord
 from spikesink.records.scan import (
     Anatomy,
     BlockCycle,
@@ -28,7 +27,7 @@ from spikesink.records.scan import (
     StepRule,
     Summary,
 )
-from spikesink.records.training import TrainingRun
+from spikesink.records.training import GraftRecord, TrainingRun
 from spikesink.records.verification import Check, VerificationRecord
 
 __all__ = [

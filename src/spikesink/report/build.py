@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
-from spikesink.records.bos import BosPair
-from spikesink.records.graft import GraftRecord
 from spikesink.records.interventions import Interventions
+from spikesink.records.scan import BosPair
 from spikesink.records.study import StudyRecord
-from spikesink.report.bos import bos_document
+from spikesink.records.training import GraftRecord
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
@@ -17,7 +16,7 @@ from spikesink.report.graft import graft_document
 from spikesink.report.model import model_document
 from spikesink.report.runs import Model, Source, group, read_runs, read_studies
 from spikesink.report.study import study_document
-from spikesink.report.verification import verification_document
+from spikesink.report.verification import bos_document, verification_document
 
 
 def record_document(record: object) -> Document | None:

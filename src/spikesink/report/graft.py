@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from spikesink.records.graft import GraftPoint, GraftRecord
 from spikesink.records.interventions import Estimate
+from spikesink.records.training import GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Section, Statement, Table
 from spikesink.report.drawing import Figure, table

@@ -11,7 +11,7 @@ from spikesink.records.base import Frozen, JsonRecord
 from spikesink.report.build import record_document
 from spikesink.report.document import Document, Merit, Section, Statement
 from spikesink.report.drawing import Figure
-from spikesink.report.fields import fields_part
+from spikesink.report.model import fields_part
 from spikesink.report.write import drawn
 
 

@@ -11,10 +11,9 @@ from spikesink.errors import InputError, OutputError, RecordError, SpikesinkErro
 from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report.build import runs_document
-from spikesink.report.bundle import vl_version
 from spikesink.report.document import FORMATS
 from spikesink.report.drawing import Figure
-from spikesink.report.page import render
+from spikesink.report.page import render, vl_version
 
 MARK = '<meta name="generator" content="spikesink'
 PNG_SCALE = 3

@@ -8,9 +8,8 @@ require_transformers(TRANSFORMERS_ZOO, "spikesink's own decoder (zoo, train, stu
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spikesink.zoo.arrangements import NoInputNorm, PostNorm, PreNorm, PreNormQK, Sandwich, SandwichQK
-from spikesink.zoo.convert import from_hf, to_hf
+from spikesink.zoo.convert import export, from_hf, to_hf
 from spikesink.zoo.decoder import SpikesinkDecoderConfig, SpikesinkDecoderForCausalLM, build
-from spikesink.zoo.export import export
 from spikesink.zoo.ffn import AttentionFFN, GeGLU, GeLU, Linear, ReLU2, SwiGLU
 from spikesink.zoo.gates import ConditionalGate, NoGate, PositionalGate, TokenEmbeddingGate, UnconditionalGate
 from spikesink.zoo.initialisers import FanIn, Normal, Scaled

@@ -1,8 +1,14 @@
 """Attention whose heads, normaliser, virtual keys, QK-norm and gate are choices of the spec. Tables 5 to 7."""
 
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import Any
 
-from spikesink.zoo.backends import attention_function
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from spikesink.errors import UnsupportedModelError
 from spikesink.zoo.context import Context
 from spikesink.zoo.gates import build_gate
 from spikesink.zoo.normalisers import (
@@ -15,6 +21,109 @@ from spikesink.zoo.normalisers import (
 )
 from spikesink.zoo.positions import RoPE, rotate
 from spikesink.zoo.spec import DecoderSpec
+
+MEASURING = "spikesink"
+"""Name under which the measuring attention is registered; it computes every option."""
+
+
+def attention_function(name: str, *, plain: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The function for this attention implementation. Raises UnsupportedModelError where it would ignore an option."""
+    if name == "eager":
+        return eager
+    if plain or name == MEASURING:
+        return ALL_ATTENTION_FUNCTIONS[name]
+    if name == "sdpa":
+        return sdpa
+    raise UnsupportedModelError(
+        f"The attention implementation '{name}' would ignore this spec's normaliser or virtual keys; expected eager or "
+        "sdpa. Load with attn_implementation='sdpa'."
+    )
+
+
+def eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    s_aux: Tensor | None = None,
+    attention_normaliser: str = "softmax",
+    sigmoid_bias: float = 0.0,
+    virtual_keys: int = 0,
+    softcap: float | None = None,
+    **_options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention by the book, with weights over all keys, the virtual ones first. Eq. 6-11.
+
+    query (batch, head, token, d_head); key and value per KV head; returns (batch, token, head, d_head) and weights.
+    """
+    scores = _grouped(query * scaling, key.mT)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores + _additive(attention_mask, query, key.shape[2], virtual_keys)
+    if attention_normaliser == "sigmoid":
+        weights = torch.sigmoid(scores.float() + sigmoid_bias)
+    elif s_aux is None:
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    else:
+        sinks = s_aux.reshape(1, -1, 1, 1).to(scores.dtype).expand(*scores.shape[:3], 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
+    weights = functional.dropout(weights.to(value.dtype), p=dropout, training=module.training)
+    return _grouped(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    s_aux: Tensor | None = None,
+    attention_normaliser: str = "softmax",
+    virtual_keys: int = 0,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Fused attention: a learned sink is one more key, zero like its value, whose logit comes by the mask."""
+    if attention_normaliser == "sigmoid" or softcap is not None:
+        options.update(
+            attention_normaliser=attention_normaliser, virtual_keys=virtual_keys, softcap=softcap, s_aux=s_aux
+        )
+        return eager(module, query, key, value, attention_mask, scaling, dropout, **options)[0], None
+    mask = _additive(attention_mask, query, key.shape[2], virtual_keys)
+    if s_aux is not None:
+        key, value = functional.pad(key, (0, 0, 0, 1)), functional.pad(value, (0, 0, 0, 1))
+        sinks = s_aux.reshape(1, -1, 1, 1).to(query.dtype)
+        mask = mask.expand(mask.shape[0], sinks.shape[1], -1, -1)
+        mask = torch.cat([mask, sinks.expand(*mask.shape[:3], 1)], dim=-1)
+    attended = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _grouped(left: Tensor, right: Tensor) -> Tensor:
+    """left (b, h, i, j) @ right (b, kv, j, k), each KV head shared by h / kv heads."""
+    groups = left.shape[1] // right.shape[1]
+    product = left.unflatten(1, (right.shape[1], groups)) @ right[:, :, None]
+    return product.flatten(1, 2)
+
+
+def _additive(mask: Tensor | None, query: Tensor, keys: int, virtual_keys: int) -> Tensor:
+    """The mask as numbers to add, (batch or 1, 1, query, key), with virtual keys visible in front."""
+    length, tokens = query.shape[2], keys - virtual_keys
+    lowest = torch.finfo(query.dtype).min
+    if mask is None:
+        # transformers leaves the mask out where it is plain causal; one query alone sees every key.
+        offset = tokens - 1 if length == 1 else 0
+        mask = torch.ones(1, 1, length, tokens, dtype=torch.bool, device=query.device).tril(offset)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
+    return functional.pad(mask[..., :tokens], (virtual_keys, 0))
 
 
 class Attention(nn.Module):
