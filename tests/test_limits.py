@@ -93,7 +93,7 @@ def test_a_hostile_chat_template(template, reason):
 
     made = tokenizer()
     made.chat_template = template
-    with pytest.raises(InputError, match=rf"chat template .*{reason}.*leave --chat-template"):
+    with pytest.raises(InputError, match=rf"chat template .*{reason}.*without --chat-template"):
         tokenise(prompt_corpus("a a a"), made, seq_len=4, sequences=1, chat_template=True)
 
 

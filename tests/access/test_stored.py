@@ -1,6 +1,7 @@
 """Every stored tensor is used, is known not to matter, or is refused by name; integers are never taken for weights."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -134,7 +135,12 @@ def test_numbers_that_are_not_the_weights(folder, kind, called):
     ("key", "said", "method"),
     [
         ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
-        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+        pytest.param(
+            "quantization_config",
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            "bitsandbytes",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is undone where installed"),
+        ),
         ("quantization_config", {"quant_method": "nobody's"}, "nobody's"),
         ("compression_config", {"format": "float-quantized", "config_groups": {}}, "compressed-tensors"),
     ],
@@ -197,7 +203,82 @@ def quantised_mxfp4(folder):
     return model
 
 
-@pytest.mark.parametrize(("made", "method"), [(quantised_fp8, "fp8"), (quantised_mxfp4, "mxfp4")])
+def quantised_by_channel(folder):
+    """Each output channel in fp8 with a scale of its own, as compressed-tensors stores it."""
+    pytest.importorskip("compressed_tensors")
+    model = tiny("llama", hidden_size=32, head_dim=8, intermediate_size=64)
+    model.save_pretrained(folder)
+    weights = {}
+
+    def change(tensors):
+        for name, weight in list(tensors.items()):
+            if "proj" in name:
+                scale = weight.abs().amax(1, keepdim=True) / 448
+                tensors[name] = (weight / scale).to(torch.float8_e4m3fn)
+                tensors[f"{name}_scale"] = scale
+                weights[name] = tensors[name].float() * scale
+
+    stores(folder, change)
+    kind = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
+    groups = {"group_0": {"targets": ["Linear"], "weights": kind}}
+    said = {"format": "float-quantized", "config_groups": groups, "ignore": ["lm_head"]}
+    said |= {"quant_method": "compressed-tensors", "quantization_status": "compressed"}
+    config_says(folder, quantization_config=said)
+    model.load_state_dict({**model.state_dict(), **weights})
+    return model
+
+
+def quantised_by_bitsandbytes(folder, **options):
+    """As bitsandbytes stores it, and the weights that its numbers stand for by our own arithmetic."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain = folder.with_name("plain")
+    model = tiny("llama", hidden_size=32, head_dim=8, intermediate_size=64)
+    model.save_pretrained(plain)
+    kind = BitsAndBytesConfig(bnb_4bit_compute_dtype=torch.float32, **options)
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=kind, device_map="cpu").save_pretrained(folder)
+    state, stored = model.state_dict(), load_file(folder / "model.safetensors")
+    for name, numbers in stored.items():
+        if numbers.dtype == torch.int8:
+            scale = stored[name.replace("weight", "SCB")]
+            state[name] = numbers.float() * scale[:, None] / 127
+        elif numbers.dtype == torch.uint8 and name.endswith("proj.weight"):
+            # Two numbers a byte, the first in its upper half; a scale for every 64.
+            index = torch.stack((numbers >> 4, numbers & 15), -1).flatten().long()
+            scaled = stored[f"{name}.quant_map"][index].reshape(-1, 64) * stored[f"{name}.absmax"][:, None]
+            state[name] = scaled.reshape(state[name].shape)
+        else:
+            continue
+        assert not torch.equal(state[name], model.state_dict()[name])
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, 0), ({"load_in_8bit": True}, 1e-6)],
+    ids=["nf4", "int8"],
+)
+def test_bitsandbytes_is_undone(folder, options, tolerance):
+    model = quantised_by_bitsandbytes(folder, **options)
+    accessed = load(folder)
+    state = accessed.model.state_dict()
+    for name, expected in model.state_dict().items():
+        assert torch.allclose(state[name], expected, rtol=tolerance, atol=0), name
+    assert numbers(accessed) == pytest.approx(numbers(model), rel=1e-5)
+    assert accessed.provenance["dequantised_from"] == "bitsandbytes"
+    assert {type(module) for module in accessed.model.modules() if hasattr(module, "in_features")} == {torch.nn.Linear}
+    assert not hasattr(accessed.model.config, "quantization_config")
+    stores(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(("absmax", "SCB"))])
+    with pytest.raises(UnsupportedModelError, match=r"quantised \(bitsandbytes\) without their scales"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "method"),
+    [(quantised_fp8, "fp8"), (quantised_mxfp4, "mxfp4"), (quantised_by_channel, "compressed-tensors")],
+)
 def test_what_transformers_can_undo_is_measured_dequantised(folder, made, method):
     """The weights are the stored numbers times their scales, to the last bit."""
     model = made(folder)

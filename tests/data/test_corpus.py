@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from spikesink.data import default_corpus, prompt_corpus, read_corpus
-from spikesink.data.corpus import hub_corpus
+from spikesink.data.corpus import as_corpus, hub_corpus
 from spikesink.errors import InputError
 
 DOCUMENTS = ["The first.", "Größe 東京 🙂", "a\\b \"c\" 'd'"]
@@ -190,7 +190,7 @@ def test_other_encodings_are_refused(tmp_path):
 def test_conversations(tmp_path, rows, name):
     corpus = read_corpus(rows_in(tmp_path / name, [rows, rows]))
     assert list(corpus.texts_and_conversations()) == [CONVERSATION, CONVERSATION]
-    with pytest.raises(InputError, match=r"holds conversations.*--chat-template"):
+    with pytest.raises(InputError, match=r"holds conversations; expected plain text here.*--field NAME"):
         list(corpus.documents())
 
 
@@ -234,3 +234,14 @@ def test_line_ends_alone_count_towards_the_size_of_a_json(tmp_path, monkeypatch)
     (tmp_path / "a.json").write_text("\n" * 1000 + '[{"text": "a"}]')
     with pytest.raises(InputError, match="is larger than"):
         list(read_corpus(tmp_path / "a.json").documents())
+
+
+def test_a_list_of_texts_is_a_corpus():
+    corpus = as_corpus(["one", " ", "two"])
+    assert list(corpus.documents()) == list(corpus.documents()) == ["one", "two"]
+    assert corpus.sha256 != as_corpus(["one", "two"]).sha256
+    for other in ("one text", [1, 2], None):
+        with pytest.raises(InputError, match="expected a list of texts, or a corpus"):
+            as_corpus(other)
+    with pytest.raises(InputError, match="Text 1 of the list holds a lone surrogate"):
+        as_corpus(["a", "\ud800"])

@@ -172,8 +172,22 @@ def test_conversations_go_through_the_template(tmp_path):
         [{"from": "human", "value": "Hello!"}],
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"conversations": talk}) for talk in talks))
-    made_ids = tokenise(read_corpus(tmp_path / "a.jsonl"), made, seq_len=11, sequences=2, chat_template=True).ids
-    assert [made.decode(row) for row in made_ids] == ["u:Hi;a:Yes;", "u:Hello!;a:"]
+    tokens = tokenise(read_corpus(tmp_path / "a.jsonl"), made, seq_len=11, sequences=2)
+    assert [made.decode(row) for row in tokens.ids] == ["u:Hi;a:Yes;", "u:Hello!;a:"]
+    assert tokens.chat_template
+    assert tokenise(["Hi"], made, seq_len=2, sequences=1).chat_template is False
+
+
+def test_conversations_without_a_template_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "w3 w4 w5"}]}))
+    with pytest.raises(InputError, match=r"no chat template, which conversations and --chat-template need.*--field"):
+        tokenise(read_corpus(tmp_path / "a.jsonl"), tokenizer(), seq_len=3, sequences=1)
+
+
+def test_texts_in_a_list_are_documents(corpus):
+    assert tokenise(["w3 w4", "w5 w6 w7"], tokenizer(), seq_len=2, sequences=2).ids.tolist() == [[3, 4], [5, 6]]
+    with pytest.raises(InputError, match="type str; expected a list of texts"):
+        tokenise("w3 w4", tokenizer(), seq_len=2, sequences=1)
 
 
 def test_a_tokenizer_with_several_templates_and_no_default_is_refused():

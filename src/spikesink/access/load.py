@@ -277,7 +277,7 @@ def _refuse_unsuitable(config: Any, name: str) -> None:
 
 def _read_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | str, how: _Options) -> PreTrainedModel:
     method = quantisation_method(config)
-    options: dict[str, Any] = {**checkpoint.at_revision, **dequantising(config, checkpoint.name)}
+    options: dict[str, Any] = {**checkpoint.at_revision, **dequantising(config, checkpoint.name, how.device)}
     if how.device == "auto":
         options["device_map"] = "auto"
     # Before the loader takes what it needs out of it.
@@ -300,7 +300,7 @@ def _read_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | str, h
                 raise
             raise refused(checkpoint.name, method, error) from error
         model, info = loaded
-        if how.device != "auto":
+        if "device_map" not in options:
             model = model.to(how.device)
     check_loaded(f"The checkpoint '{checkpoint.name}'", info, said)
     if method is not None:

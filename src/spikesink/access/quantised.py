@@ -1,5 +1,6 @@
 """Checkpoints that are stored quantised: read by transformers' own quantisers as plain weights, or refused by name."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ def quantisation_method(config: Any) -> str | None:
     return str(stored.get("quant_method") or ("bitsandbytes" if by_bits else "a method without a name"))
 
 
-def dequantising(config: Any, name: str) -> dict[str, Any]:
-    """What `from_pretrained` must be told so that it gives plain weights; nothing for a plain checkpoint.
+def dequantising(config: Any, name: str, device: str) -> dict[str, Any]:
+    """What `from_pretrained` must be told so that plain weights can be had; nothing for a plain checkpoint.
 
+    Some methods are undone while loading; bitsandbytes is loaded quantised, on `device`, and undone by `made_plain`.
     Raises UnsupportedModelError, with the method, where transformers cannot.
     """
     method, stored = quantisation_method(config), _stored(config)
     if method is None:
         return {}
-    from transformers.quantizers.auto import AutoQuantizationConfig
+    from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 
     if not getattr(config, "quantization_config", None):
         config.quantization_config = stored
@@ -34,14 +36,19 @@ def dequantising(config: Any, name: str) -> dict[str, Any]:
         kind: Any = AutoQuantizationConfig.from_dict(dict(stored))
     except Exception as error:
         raise refused(name, method, error) from error
-    if not hasattr(kind, "dequantize"):
-        raise refused(name, method, None)
-    kind.dequantize = True
-    return {"quantization_config": kind}
+    if hasattr(kind, "dequantize"):
+        kind.dequantize = True
+        return {"quantization_config": kind}
+    with suppress(ImportError):
+        if _undone_afterwards(AutoHfQuantizer.from_config(kind, pre_quantized=True)):
+            return {"device_map": device}
+    raise refused(name, method, None)
 
 
 def made_plain(model: PreTrainedModel, name: str, method: str, dtype: torch.dtype | str) -> PreTrainedModel:
     """The de-quantised model as one that never was: all weights in one type. Raises UnsupportedModelError."""
+    if _undone_afterwards(getattr(model, "hf_quantizer", None)):
+        model = model.dequantize(dtype if isinstance(dtype, torch.dtype) else None)
     for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
         if hasattr(holder, attribute):
             delattr(holder, attribute)
@@ -54,6 +61,13 @@ def made_plain(model: PreTrainedModel, name: str, method: str, dtype: torch.dtyp
         raise refused(name, method, None)
     plain: Any = model
     return plain.to(dtype) if isinstance(dtype, torch.dtype) else model
+
+
+def _undone_afterwards(quantiser: Any) -> bool:
+    """Whether it has a way to make a model that is loaded quantised a plain one."""
+    from transformers.quantizers.base import HfQuantizer
+
+    return quantiser is not None and type(quantiser)._dequantize is not HfQuantizer._dequantize
 
 
 def refused(name: str, method: str, error: Exception | None) -> UnsupportedModelError:

@@ -28,6 +28,7 @@ BESIDE_THE_MODEL = re.compile(
     r"|(^|\.)(attn|attention|self_attn)\.(bias|masked_bias|causal_mask|embed_positions)$"
     r"|(^|\.)(encoder|decoder)\.version$"
     r"|(^|\.)[kv]_scale$"
+    r"|\.weight\.quant_state\.bitsandbytes__\w+$"
     r"|(^|\.)position_ids$|num_batches_tracked$"
     r"|^(v_head|score|classifier|qa_outputs|medusa_heads?)\."
     r"|(^|\.)(pooler|cls\.seq_relationship)\."
@@ -72,7 +73,8 @@ class Stored:
     def of(cls, tensors: Sequence[StoredTensor]) -> "Stored":
         odd = tuple(each for each in tensors if each.kind not in PLAIN and not BESIDE_THE_MODEL.search(each.name))
         scaled = {each.name.rpartition(".")[0] for each in tensors if SCALE.search(each.name)}
-        bare = tuple(each for each in odd if each.name.rpartition(".")[0] not in scaled)
+        # The scale of `x.weight` is `x.SCB`, or `x.weight.absmax`.
+        bare = tuple(each for each in odd if not {each.name, each.name.rpartition(".")[0]} & scaled)
         return cls(len(tensors), sum(math.prod(each.shape) for each in tensors), odd, bare)
 
 

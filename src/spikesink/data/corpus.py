@@ -34,7 +34,7 @@ class Corpus:
 
     name: str
     kind: str
-    """txt, jsonl, json, csv, parquet, dataset, hub, prompt or python."""
+    """txt, jsonl, json, csv, parquet, dataset, hub, prompt, texts or python."""
     sha256: str | None
     """Over the bytes of the file or of the text; None for a streamed hub data set, whose description has its revision.
     """
@@ -50,10 +50,14 @@ class Corpus:
         for document in self.texts_and_conversations():
             if not isinstance(document, str):
                 raise InputError(
-                    f"'{self.name}' holds conversations; they become text by a model's chat template: --chat-template. "
-                    "For a field with plain text: --field NAME."
+                    f"'{self.name}' holds conversations; expected plain text here. Give the field that holds it: "
+                    "--field NAME."
                 )
             yield document
+
+    def is_chat(self) -> bool:
+        """Whether it begins with a conversation. Raises InputError where it cannot be read."""
+        return not isinstance(next(self.texts_and_conversations(), ""), str)
 
     def texts_and_conversations(self) -> Iterator[Document]:
         """The same, conversations included."""
@@ -62,13 +66,14 @@ class Corpus:
                 yield document
 
 
-def read_corpus(path: Path, field: str | None = None) -> Corpus:
+def read_corpus(path: Path | str, field: str | None = None) -> Corpus:
     """The documents of a .txt (one a line), .jsonl, .json, .csv or .parquet file, also in .gz or .zst, or of a folder
     that `datasets` saved.
 
     field: of a row, the one with the text; default `text`, else a conversation under `messages` or `conversations`.
     Raises InputError.
     """
+    path = Path(path)
     if path.is_dir():
         return _saved_dataset(path, field)
     check_file(path, "text file")
@@ -85,6 +90,21 @@ def read_corpus(path: Path, field: str | None = None) -> Corpus:
     reader, description = READERS[suffix]
     described = description.format(field=field or FIELD)
     return Corpus(path.name, suffix[1:], checked_sha256(path), described, lambda: reader(path, field))
+
+
+def as_corpus(documents: object) -> Corpus:
+    """A corpus as it is, or a list of texts as one. Raises InputError for anything else."""
+    if isinstance(documents, Corpus):
+        return documents
+    if not isinstance(documents, list | tuple) or not all(isinstance(text, str) for text in documents):
+        raise InputError(
+            f"Got documents of type {type(documents).__name__}; expected a list of texts, or a corpus: "
+            "read_corpus(path), prompt_corpus(text)."
+        )
+    texts = list(documents)
+    for number, text in enumerate(texts):
+        check_unicode(text, f"Text {number} of the list")
+    return Corpus("texts", "texts", _text_sha256("\0".join(texts)), "a text of a list", lambda: iter(texts))
 
 
 def prompt_corpus(text: str) -> Corpus:

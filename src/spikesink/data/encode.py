@@ -34,13 +34,16 @@ class Encoder:
         if bos == "always" and self.bos_id is None:
             raise InputError("--bos always was asked for, but the tokenizer has no BOS token; use --bos auto or never.")
         if chat_template and not tokenizer.chat_template:
-            raise InputError("--chat-template was asked for, but the tokenizer has none; leave the option out.")
+            raise InputError(
+                "The tokenizer has no chat template, which conversations and --chat-template need. Give plain text "
+                "(--field NAME for a field that holds it), without --chat-template."
+            )
         self._tokenizer = tokenizer
         self._template = _template(tokenizer) if chat_template else None
         if self._template is not None and self._rendered("a") == self._rendered("b"):
             raise InputError(
                 "The tokenizer's chat template does not write what the user says: every sequence would be the same "
-                "text of its own. Leave --chat-template out, or give a tokenizer whose template takes plain text."
+                "text of its own. Give plain text without --chat-template, or a tokenizer whose template takes it."
             )
         self._keep_own_bos = bos == "auto"
         self.prefix: list[int] = self._default_prefix() if bos == "auto" else []
@@ -96,7 +99,8 @@ class Encoder:
         except Exception as error:
             what = "a user's message" if isinstance(document, str) else "a conversation"
             raise InputError(
-                f"The tokenizer's chat template cannot take {what} ({short(error)}); leave --chat-template out."
+                f"The tokenizer's chat template cannot take {what} ({short(error)}). Give plain text, without "
+                "--chat-template."
             ) from error
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
@@ -117,6 +121,6 @@ def _template(tokenizer: Any) -> ChatTemplate:
         return ChatTemplate(tokenizer)
     except ValueError as error:
         raise InputError(
-            f"The tokenizer's chat template cannot be chosen ({short(error)}); leave --chat-template out, or give a "
-            "tokenizer with one template."
+            f"The tokenizer's chat template cannot be chosen ({short(error)}). Give a tokenizer with one template, or "
+            "plain text without --chat-template."
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from spikesink.data.corpus import Corpus
+from spikesink.data.corpus import Corpus, as_corpus
 from spikesink.data.encode import Encoder
 from spikesink.data.files import check_file, checked_sha256, short
 from spikesink.errors import InputError
@@ -102,8 +102,9 @@ def as_array(values: Any, what: str) -> np.ndarray:
         raise InputError(f"{what}: {' '.join(str(error).split())[:200]}; expected rows of one length.") from error
 
 
-def load_token_ids(path: Path) -> Tokens:
+def load_token_ids(path: Path | str) -> Tokens:
     """The ids of an .npy file, an integer array (sequences, seq_len). Raises InputError."""
+    path = Path(path)
     check_file(path, "token file (.npy)")
     try:
         _check_header(path)
@@ -164,7 +165,7 @@ def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> Non
 
 
 def tokenise(
-    corpus: Corpus,
+    corpus: Corpus | Sequence[str],
     tokenizer: Any,
     *,
     seq_len: int,
@@ -180,8 +181,11 @@ def tokenise(
     `pack` joins documents instead, with the end-of-sequence token between them where the tokenizer has one, and cuts
     the stream; what would begin a document (BOS) begins every sequence. A prompt is one sequence of its own length,
     whatever `seq_len`, `sequences` and `pack` say. Fewer sequences than asked for come back when the text ends; none
-    at all raises InputError.
+    at all raises InputError. corpus: also a list of texts. chat_template: wrap each text as a user's message;
+    conversations always go through the template.
     """
+    corpus = as_corpus(corpus)
+    chat_template = chat_template or corpus.is_chat()
     encoder = Encoder(tokenizer, bos, chat_template)
     if corpus.kind == "prompt":
         made = _whole(corpus, encoder)
@@ -194,7 +198,7 @@ def tokenise(
     if chat_template and made.documents > 1 and len(ids) > 1 and bool((ids == ids[0]).all()):
         raise InputError(
             f"All {len(ids)} sequences are the same {ids.shape[1]} tokens: what the chat template writes before the "
-            "text fills them. Use a larger --seq-len, or leave --chat-template out."
+            "text fills them. Use a larger --seq-len."
         )
     return Tokens(
         ids=ids,
