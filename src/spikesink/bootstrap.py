@@ -1,11 +1,13 @@
-"""The bootstrap behind every interval: units (sequences, heads, seeds) or whole groups of them, drawn with replacement.
+"""Intervals and corrected p-values: bootstrap of units (sequences, heads, seeds) or groups of them, and Holm's rule.
 
 The draws are seeded, so that the same numbers give the same interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from spikesink.records.interventions import Estimate
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -45,3 +47,47 @@ def bounds(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, f
     """The percentile interval of replicates (resamples,); those without a value (NaN) do not count."""
     low, high = np.quantile(values[~np.isnan(values)], [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given. Holm 1979."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+LARGEST_LOSS = 700.0
+"""exp of more than this is beyond float64."""
+
+
+def estimate(statistic: Statistic, *samples: Sequence[float] | np.ndarray) -> Estimate:
+    """The statistic of paired samples over sequences and its percentile interval; the same resamples every time."""
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    value = float(statistic(*arrays, axis=-1))
+    if all(np.ptp(array) == 0 for array in arrays):
+        return Estimate(value=value, low=value, high=value)
+    low, high = bounds(replicates(statistic, *arrays))
+    return Estimate(value=value, low=low, high=high)
+
+
+def perplexity(loss_sums: np.ndarray, predictions: np.ndarray, axis: int = -1) -> np.ndarray:
+    """exp(mean negative log-likelihood over all predictions); sums and numbers of predictions by sequence."""
+    return np.exp(np.minimum(loss_sums.sum(axis) / predictions.sum(axis), LARGEST_LOSS))
+
+
+def difference(losses: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over sequences of the paired difference."""
+    return (losses - baseline).mean(axis)
+
+
+def share(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean as a share of the baseline's mean."""
+    return values.mean(axis) / np.maximum(baseline.mean(axis), np.finfo(np.float64).tiny)
+
+
+def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return values.mean(axis)

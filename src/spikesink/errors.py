@@ -53,3 +53,8 @@ def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(known)}."
+
+
+def short(error: BaseException) -> str:
+    """What an error of a library says, on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

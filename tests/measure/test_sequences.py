@@ -6,8 +6,8 @@ import torch
 from naive import importance
 from tiny import tiny, token_ids
 
+from spikesink import bootstrap
 from spikesink.access import Batch, access, full_batch, observing, run
-from spikesink.analyse import bootstrap
 from spikesink.measure.channel_range import ChannelRange
 from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spikesink.study.comparison import UNBOUNDED, LogitScale, LogScale, holm, welch
+from spikesink.bootstrap import holm
+from spikesink.study.comparison import UNBOUNDED, LogitScale, LogScale, welch
 
 
 def test_against_welch():

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from spikesink.atomic import file_sha256
-from spikesink.errors import ModelError, RequirementError, SpikesinkError, UnsupportedModelError
+from spikesink.errors import ModelError, RequirementError, SpikesinkError, UnsupportedModelError, short
 from spikesink.reach import check_reachable, is_hub_id
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -121,10 +121,9 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     except (SpikesinkError, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"The adapter '{adapter.name}' cannot be merged into its base ({type(error).__name__}: {text}). Is it an "
-            "adapter of this model? Another base: --base MODEL."
+            f"The adapter '{adapter.name}' cannot be merged into its base ({type(error).__name__}: {short(error)}). Is "
+            "it an adapter of this model? Another base: --base MODEL."
         ) from error
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from spikesink.access.gguf_facts import GgufFacts
 from spikesink.access.gguf_header import GgufHeader, read_header
 from spikesink.access.stored import Stored, check_config_sizes, check_loaded
-from spikesink.errors import ModelError
+from spikesink.errors import ModelError, short
 
 CONVERSION = 2
 """Raised whenever a file is converted to other numbers than before, so that no cache of older ones is used."""
@@ -53,10 +53,9 @@ def dequantise(paths: list[Path], folder: Path) -> None:
     except (ModelError, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"The GGUF file '{paths[0].name}' cannot be read ({type(error).__name__}: {text}): truncated, corrupt or "
-            "of an architecture that transformers cannot de-quantise."
+            f"The GGUF file '{paths[0].name}' cannot be read ({type(error).__name__}: {short(error)}): truncated, "
+            "corrupt or of an architecture that transformers cannot de-quantise."
         ) from error
     if len(paths) > 1:
         path.unlink()

@@ -25,7 +25,7 @@ from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
 from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
 from spikesink.access.verify import verify as verify_layers
-from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean
+from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean, short
 from spikesink.limits import panics_raised
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -134,10 +134,10 @@ def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpo
     except (SpikesinkError, MemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(
-            f"'{checkpoint.name}' loads, but cannot run {PROBE_TOKENS} tokens ({type(error).__name__}: {text}). Its "
-            "config.json is broken, or asks for something that spikesink does not know."
+            f"'{checkpoint.name}' loads, but cannot run {PROBE_TOKENS} tokens "
+            f"({type(error).__name__}: {short(error)}). "
+            "Its config.json is broken, or asks for something that spikesink does not know."
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spikesink.errors import ModelError, UnsupportedModelError
+from spikesink.errors import ModelError, UnsupportedModelError, short
 
 
 def quantisation_method(config: Any) -> str | None:
@@ -71,7 +71,7 @@ def _undone_afterwards(quantiser: Any) -> bool:
 
 
 def refused(name: str, method: str, error: Exception | None) -> UnsupportedModelError:
-    reason = "" if error is None else f": {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    reason = "" if error is None else f": {type(error).__name__}: {short(error)}"
     return UnsupportedModelError(
         f"'{name}' is stored quantised ({method}); its weights are not the ones that were trained, and transformers "
         f"does not de-quantise them on this machine{reason}. Scan the unquantised checkpoint."

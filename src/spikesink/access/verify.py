@@ -22,7 +22,7 @@ from spikesink.access.capture import Tap, hooked, inputs_of, observing, run, wit
 from spikesink.access.comparison import PROBE_TOKENS, Tolerances, difference, probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import Progress, no_progress
-from spikesink.errors import InputError, SpikesinkError, VerificationError
+from spikesink.errors import InputError, SpikesinkError, VerificationError, short
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
@@ -432,7 +432,7 @@ def watched_eager(accessed: AccessedModel, batch: Batch, *observers: object, **o
 
 
 def _failed(how: str, error: Exception) -> VerificationError:
-    text = " ".join(str(error).split())[:200]
+    text = short(error)
     if "MaskPlan" in text:
         return VerificationError(
             "The model computes with the attention mask instead of handing it on (sparse, indexed or biased "

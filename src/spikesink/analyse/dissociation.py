@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from spikesink.analyse import bootstrap
+from spikesink import bootstrap
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import INTERVENTIONS, Intervention

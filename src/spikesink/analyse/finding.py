@@ -18,6 +18,7 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.intervene import Targets
 from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
+from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.spike_states import SpikeStates
 
 AMPLIFIER_SHARE = 0.9
@@ -50,8 +51,10 @@ def find(
 def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progress = no_progress) -> Targets:
     """The same from a scan that has been made; one more pass over its sequences learns the constants."""
     spike, steps = scanned.spike, scanned.steps
-    step_up = steps.step_up[-1] if steps and steps.step_up else None
-    block = step_up or spike.block
+    last = steps.step_up[-1] if steps and steps.step_up else None
+    # The spike is whole after the last step; s* and W_down are those of the FFN that writes most of it.
+    step_up = main_step_up(steps) or last
+    block = last or spike.block
     statistics = scanned.spikes.residuals[block]
     criteria = scanned.criteria.spikes
     default = max(criteria.share_of_spike_min * statistics.maximum, criteria.max_over_median_min * statistics.median)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.analyse import bootstrap
+from spikesink import bootstrap
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.intervene.window import streaming_window
 from spikesink.records.interventions import KeptSinks, KvCache

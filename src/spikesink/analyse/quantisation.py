@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from spikesink import bootstrap
 from spikesink.access import editing, full_batch, observing, run
 from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears
-from spikesink.analyse import bootstrap
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.analyse.passes import stream
 from spikesink.intervene import freeze_spikes

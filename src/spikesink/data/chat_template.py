@@ -11,6 +11,7 @@ import sys
 import threading
 from typing import Any
 
+from spikesink.errors import short
 from spikesink.limits import bounded, panics_raised
 
 SECONDS, BYTES = 2.0, 2**29
@@ -120,5 +121,5 @@ def serve() -> None:
                 )
                 answer = {"text": rendered[0]}
         except Exception as error:
-            answer = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+            answer = {"error": short(error)}
         print(json.dumps(answer), flush=True)

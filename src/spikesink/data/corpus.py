@@ -20,9 +20,8 @@ from spikesink.data.files import (
     check_unicode,
     checked_sha256,
     document_of,
-    short,
 )
-from spikesink.errors import InputError
+from spikesink.errors import InputError, short
 
 GENERIC_BUILDERS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")
 """Names that `datasets` resolves to whatever files lie in the current folder instead of asking the hub."""

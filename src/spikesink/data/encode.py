@@ -5,8 +5,8 @@ from typing import Any
 
 from spikesink.data.chat_template import ChatTemplate
 from spikesink.data.corpus import Corpus
-from spikesink.data.files import Document, short
-from spikesink.errors import InputError, did_you_mean
+from spikesink.data.files import Document
+from spikesink.errors import InputError, did_you_mean, short
 from spikesink.limits import panics_raised
 
 BOS_POLICIES = ("auto", "always", "never")

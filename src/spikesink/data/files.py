@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from spikesink.atomic import file_sha256
-from spikesink.errors import InputError
+from spikesink.errors import InputError, short
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line of a .txt or .jsonl is refused, so that a file without line ends cannot fill the memory."""
@@ -302,7 +302,3 @@ def check_unicode(text: str, where: str) -> None:
             f"{where} holds a lone surrogate ({code} at character {error.start + 1}); expected valid Unicode. "
             "Remove it or write the text again as UTF-8."
         ) from error
-
-
-def short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

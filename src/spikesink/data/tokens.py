@@ -11,8 +11,8 @@ import psutil
 
 from spikesink.data.corpus import Corpus, as_corpus
 from spikesink.data.encode import Encoder
-from spikesink.data.files import check_file, checked_sha256, short
-from spikesink.errors import InputError
+from spikesink.data.files import check_file, checked_sha256
+from spikesink.errors import InputError, short
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def as_array(values: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{what}: {' '.join(str(error).split())[:200]}; expected rows of one length.") from error
+        raise InputError(f"{what}: {short(error)}; expected rows of one length.") from error
 
 
 def load_token_ids(path: Path | str) -> Tokens:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spikesink import bootstrap
 from spikesink.access import AccessedModel, access, load
 from spikesink.access.linears import editing_inputs, find_linears
 from spikesink.access.protocol import Progress, no_progress
-from spikesink.analyse import bootstrap
 from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.probe import probe

@@ -30,6 +30,7 @@ class Targets:
     edit_block: int
     """The block after which spikes are complete: the last step-up block, or the spike block where no rule names one."""
     step_up_block: int | None
+    """The step-up FFN that writes most of the spike, whose s* and W_down are meant; else the last step-up block."""
     step_down_block: int | None
     """The first step-down block; None where no block takes the spikes away."""
     channels: tuple[int, ...]

@@ -66,15 +66,6 @@ def clustered_p_value(values: np.ndarray, clusters: np.ndarray) -> float:
     return float(2 * t.sf(abs(mean) / error, count - 1))
 
 
-def holm(p_values: np.ndarray, alpha: float) -> np.ndarray:
-    """Which of several hypotheses are rejected at a family-wise error rate of alpha, (hypothesis,) bool. Holm 1979."""
-    order = np.argsort(p_values, kind="stable")
-    below = p_values[order] <= alpha / np.arange(len(order), 0, -1)
-    rejected = np.zeros(len(order), dtype=bool)
-    rejected[order] = np.logical_and.accumulate(below)
-    return rejected
-
-
 def within_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Values minus the mean of their group, both (unit,): what is left when depth, say, is taken out."""
     centred = values.astype(np.float64).copy()

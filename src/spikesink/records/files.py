@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spikesink.atomic import write_temporary
-from spikesink.errors import OutputError, RecordError
+from spikesink.errors import OutputError, RecordError, short
 
 
 def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:
@@ -92,5 +92,4 @@ def _no_constant(name: str) -> None:
 
 
 def _unreadable(folder: Path, error: Exception) -> RecordError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return RecordError(f"The record in '{folder}' cannot be read: {reason}.")
+    return RecordError(f"The record in '{folder}' cannot be read: {short(error)}.")

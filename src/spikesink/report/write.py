@@ -7,7 +7,7 @@ from pathlib import Path
 
 import vl_convert
 
-from spikesink.errors import InputError, OutputError, RecordError, SpikesinkError, did_you_mean
+from spikesink.errors import InputError, OutputError, RecordError, SpikesinkError, did_you_mean, short
 from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report.build import runs_document
@@ -47,7 +47,7 @@ def _explained(paths: Sequence[Path]) -> Iterator[None]:
     except SpikesinkError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {short(error)}"
         raise RecordError(
             f"No page can be made of {', '.join(map(str, paths))} ({reason}): a record contradicts itself. Make it "
             "again with the command that it came from; if that does not help, the fault is spikesink's: report it."

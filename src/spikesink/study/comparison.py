@@ -1,4 +1,4 @@
-"""A variant's seeds against the baseline's: intervals that hold at a handful of seeds, Holm's correction, seeds needed.
+"""A variant's seeds against the baseline's: intervals that hold at a handful of seeds, seeds needed.
 
 Means are compared on the scale where seeds are additive: the log of a magnitude, the logit of a share. There a Welch
 interval with Student's t covers what it says at three seeds already; tests/study simulates it.
@@ -90,17 +90,6 @@ def welch(values: Sequence[float], baseline: Sequence[float]) -> Difference:
         value, 0.0 if negligible else math.sqrt(total), 1.0 if negligible else total**2 / shares,
         0.0 if negligible else math.sqrt(pooled), counts,
     )  # fmt: skip
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given. Holm 1979."""
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from spikesink.errors import InputError, did_you_mean
+from spikesink.errors import InputError, did_you_mean, short
 from spikesink.records.study import PaperResult
 from spikesink.study import STUDIES
 from spikesink.study.claims import Claim
@@ -90,7 +90,7 @@ def load_grid(name_or_path: str) -> tuple[str, Grid]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The grid '{path}' cannot be read: {' '.join(str(error).split())}.") from error
+        raise InputError(f"The grid '{path}' cannot be read: {short(error)}.") from error
     content = read_yaml(text, f"The grid '{path}'")
     if not isinstance(content, dict):
         raise InputError(f"The grid '{path}' holds a {type(content).__name__}; expected about, baseline and variants.")

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from spikesink.bootstrap import holm
 from spikesink.records.study import CellRecord, Change, Effect, VariantRow, VariantVerdict
 from spikesink.study import verdict_v1
-from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, holm, welch
+from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, welch
 
 VERSION = 2
 PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from spikesink.atomic import file_sha256, sync
-from spikesink.errors import InputError, OutputError
+from spikesink.errors import InputError, OutputError, short
 from spikesink.train.recipe import Recipe, changed
 
 MARKER = "complete.json"
@@ -118,9 +118,9 @@ def saving(root: Path, folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         last = newest_complete(root)
         good = f"The last good checkpoint is '{last}'; " if last is not None else "There is no earlier checkpoint; "
-        reason = " ".join(str(error).split())[:300]
         raise OutputError(
-            f"The checkpoint '{folder}' could not be written ({reason}). {good}free some space and go on with --resume."
+            f"The checkpoint '{folder}' could not be written ({short(error)}). {good}free some space and "
+            "go on with --resume."
         ) from error
 
 

@@ -6,7 +6,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode
 
-from spikesink.errors import InputError
+from spikesink.errors import InputError, short
 
 MAX_CHARACTERS = 2**17
 """A recipe has about a thousand; the parser takes a second for this many."""
@@ -28,8 +28,7 @@ def read_yaml(text: str, what: str) -> Any:
         raise
     # Beside YAMLError, values such as 2001-99-99, !!bool x or 5,000 digits raise whatever Python does with them.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{what} is no YAML: {reason}.") from error
+        raise InputError(f"{what} is no YAML: {short(error)}.") from error
     return content
 
 

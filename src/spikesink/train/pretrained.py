@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from spikesink.access import load
 from spikesink.access.checkpoint import Checkpoint, find_checkpoint
-from spikesink.errors import InputError
+from spikesink.errors import InputError, short
 from spikesink.zoo import DecoderSpec, SpikesinkDecoderForCausalLM, from_hf
 from spikesink.zoo.convert import spec_of
 from spikesink.zoo.graft import check_graft, graft
@@ -70,5 +70,4 @@ def _from_checkpoint(kind: Any, checkpoint: Checkpoint) -> Any:
     try:
         return kind.from_pretrained(checkpoint.source, **checkpoint.at_revision)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise InputError(f"'{checkpoint.name}' cannot be read ({type(error).__name__}: {text}).") from error
+        raise InputError(f"'{checkpoint.name}' cannot be read ({type(error).__name__}: {short(error)}).") from error

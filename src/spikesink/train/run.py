@@ -11,7 +11,7 @@ import transformers
 
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.atomic import replace_folder, write_atomically
-from spikesink.errors import InputError, OutputError
+from spikesink.errors import InputError, OutputError, short
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
 from spikesink.train.curves import Curves
@@ -130,9 +130,9 @@ def _save_model(trainer: RecipeTrainer, stream: Stream, out: Path) -> None:
         replace_folder(out / MODEL, fill)
     # Each library has its own exception for a full disk.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
         raise OutputError(
-            f"The model could not be written to '{out / MODEL}' ({reason}). Free some space and go on with --resume."
+            f"The model could not be written to '{out / MODEL}' ({short(error)}). Free some space and go on "
+            "with --resume."
         ) from error
 
 

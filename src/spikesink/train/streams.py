@@ -17,7 +17,7 @@ from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
 from spikesink.data.corpus import python_source
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
-from spikesink.errors import InputError
+from spikesink.errors import InputError, short
 from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
 
 HELD_OUT_STREAM = 1
@@ -115,9 +115,8 @@ def _tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
         raise InputError(
-            f"data.source.tokenizer '{name}' cannot be loaded ({type(error).__name__}: {text})."
+            f"data.source.tokenizer '{name}' cannot be loaded ({type(error).__name__}: {short(error)})."
         ) from error
 
 

@@ -14,11 +14,12 @@ from spikesink.access.weights import Probe, unembedding
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.anatomy.sink_tokens import SinkTokens, sequences_with_sinks
 from spikesink.analyse.passes import Progress, Scan
+from spikesink.bootstrap import holm
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.gather import Gather
 from spikesink.measure.heads import sink_output
 from spikesink.measure.perplexity import token_losses
-from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, holm
+from spikesink.measure.statistics import bootstrap_mean, clustered_p_value
 from spikesink.observer import AttentionRows
 from spikesink.records import anatomy as record
 
@@ -93,8 +94,8 @@ def _tested(sink: list[np.ndarray], control: list[np.ndarray], sequences: np.nda
     """sink, control: rises (token,) of each tested head; sequences (token,)."""
 
     def over(rises: list[np.ndarray]) -> tuple[record.Interval, int]:
-        rejected = holm(np.array([clustered_p_value(rise, sequences) for rise in rises]), ALPHA)
-        return bootstrap_mean(np.array([rise.mean() for rise in rises])), int(rejected.sum())
+        adjusted = holm([clustered_p_value(rise, sequences) for rise in rises])
+        return bootstrap_mean(np.array([rise.mean() for rise in rises])), sum(p <= ALPHA for p in adjusted)
 
     (sink_nats, sink_rejected), (control_nats, control_rejected) = over(sink), over(control)
     difference = np.mean(sink, axis=0) - np.mean(control, axis=0)
