@@ -82,7 +82,7 @@ def _built_in(name: str, question: str) -> Measure:
 
 @cache
 def _from_entry_points() -> dict[str, Measure]:
-    found = {}
+    registered = {}
     for point in entry_points(group=GROUP):
         try:
             measure = point.load()
@@ -90,8 +90,8 @@ def _from_entry_points() -> dict[str, Measure]:
             # Another package's fault must not stop a scan or a page.
             warnings.warn(f"The measure '{point.name}' of another package cannot be loaded: {error}", stacklevel=2)
             continue
-        found[measure.name] = measure
-    return found
+        registered[measure.name] = measure
+    return registered
 
 
 def resolve(function: Lazy) -> Callable[..., Any]:

@@ -32,8 +32,8 @@ def report_command(
     page = write_page(runs, target)
     files = [] if figures is None else write_figures(runs, figures, file_format)
     if json:
-        found = {"page": str(page), "bytes": page.stat().st_size, "figures": [str(file) for file in files]}
-        sys.stdout.write(json_module.dumps(found, indent=1) + "\n")
+        written = {"page": str(page), "bytes": page.stat().st_size, "figures": [str(file) for file in files]}
+        sys.stdout.write(json_module.dumps(written, indent=1) + "\n")
         return
     print(f"Page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if files:

@@ -197,7 +197,7 @@ def _not_finite(content: object, where: str = "") -> list[str]:
     if isinstance(content, float):
         return [] if math.isfinite(content) else [f"{where.removeprefix('.')} = {content}"]
     parts = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [found for key, value in parts for found in _not_finite(value, f"{where}.{key}")]
+    return [problem for key, value in parts for problem in _not_finite(value, f"{where}.{key}")]
 
 
 def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: str) -> Kind:

@@ -209,24 +209,26 @@ def _target(record: Anatomy) -> str:
 
 
 def _overlap(record: Anatomy) -> str:
-    found = (record.model_extra or {}).get("properties")
-    overlap = getattr(found, "overlap", None)
+    properties = (record.model_extra or {}).get("properties")
+    overlap = getattr(properties, "overlap", None)
     if overlap is None:
         return ""
     text = f" {overlap.both:,} of {counted(overlap.spikes, 'spike token')} are among the {overlap.sinks:,} sink tokens"
-    later = getattr(found, "overlap_later", None)
+    later = getattr(properties, "overlap_later", None)
     if later is not None:
         text += f"; without first tokens, {later.both:,} of {later.spikes:,}"
     return f"{text}."
 
 
 def _found(record: Interventions) -> Statement:
-    found = record.found
-    has = "Spikes" if found.get("has_spikes") else "No spikes"
-    text = f"{has}: the largest magnitude is {number(found.get('spike'))}"
-    if found.get("has_spikes"):
-        text += f", in {counted(len(found.get('channels', [])), 'channel')} ({listed(found.get('channels', []), 6)})"
-    sinks = f"{counted(len(found.get('sink_heads', [])), 'head')} sink." if found.get("has_sinks") else "No sinks."
+    targets = record.found
+    has = "Spikes" if targets.get("has_spikes") else "No spikes"
+    text = f"{has}: the largest magnitude is {number(targets.get('spike'))}"
+    if targets.get("has_spikes"):
+        text += (
+            f", in {counted(len(targets.get('channels', [])), 'channel')} ({listed(targets.get('channels', []), 6)})"
+        )
+    sinks = f"{counted(len(targets.get('sink_heads', [])), 'head')} sink." if targets.get("has_sinks") else "No sinks."
     command = f"Their anatomy was not measured: spikesink scan {argument(record.provenance.model)} adds it."
     return Statement("Spikes and sinks", f"{text}. {sinks} {command}")
 

@@ -32,8 +32,8 @@ STEP = re.compile(r"(?:checkpoint|step)[-_ ]?(\d+)")
 
 def steps_of(names: Sequence[str]) -> list[int] | None:
     """Training steps, where every name says its own: checkpoint-500, checkpoint-1000."""
-    found = [STEP.search(name) for name in names]
-    steps = [int(match.group(1)) for match in found if match]
+    matches = [STEP.search(name) for name in names]
+    steps = [int(match.group(1)) for match in matches if match]
     return steps if len(steps) == len(names) > 1 and len(set(steps)) == len(steps) else None
 
 
@@ -98,8 +98,8 @@ def _differing(named: Sequence[tuple[str, Model]]) -> list[str]:
     """Conditions of the scans that are not the same everywhere."""
     tokens = [model.anatomy.provenance.tokens for _, model in named if model.anatomy is not None]
     settings = [str(model.anatomy.provenance.settings.get("sinks")) for _, model in named if model.anatomy is not None]
-    found = [label for key, label in CONDITIONS.items() if len({str(content.get(key)) for content in tokens}) > 1]
-    return [*found, *(["sink criteria"] if len(set(settings)) > 1 else [])]
+    labels = [label for key, label in CONDITIONS.items() if len({str(content.get(key)) for content in tokens}) > 1]
+    return [*labels, *(["sink criteria"] if len(set(settings)) > 1 else [])]
 
 
 def _table(named: Sequence[tuple[str, Model]]) -> Table:

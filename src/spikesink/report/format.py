@@ -69,9 +69,9 @@ class Bounded(Protocol):
     def high(self) -> float | None: ...
 
 
-def interval(found: Bounded | None) -> str:
+def interval(estimate: Bounded | None) -> str:
     """0.66 [0.58, 0.73]."""
-    return NONE if found is None else quantity(found.value, "", found.low, found.high)
+    return NONE if estimate is None else quantity(estimate.value, "", estimate.low, estimate.high)
 
 
 def counted(n: int, one: str, many: str | None = None) -> str:

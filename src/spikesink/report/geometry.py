@@ -111,8 +111,10 @@ def _some(kinds: np.ndarray, most: int = 150) -> np.ndarray:
     """Indices of at most so many points of each kind, spread evenly."""
     picked = []
     for kind in range(len(KINDS)):
-        found = np.nonzero(kinds == kind)[0]
-        picked.append(found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(int)] if len(found) else found)
+        members = np.nonzero(kinds == kind)[0]
+        picked.append(
+            members[np.linspace(0, len(members) - 1, min(most, len(members))).astype(int)] if len(members) else members
+        )
     return np.concatenate(picked)
 
 
@@ -138,16 +140,16 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         ("sink head", "other head"),
         ("block", "head", "kind", "gap", "content", "distance", "std"),
     )
-    found = section.gap_and_sink
+    correlation = section.gap_and_sink
     return Figure(
         name="logit_gap",
         title="A head sinks when its queries lie closer to the sink key",
         chart=layered(chart),
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
-        f"{interval(found)} over {found.n} heads (95 % bootstrap interval).",
+        f"{interval(correlation)} over {correlation.n} heads (95 % bootstrap interval).",
         conditions=conditions(record),
-        alternative=f"Scatter of importance against logit gap; rank correlation {number(found.value)}.",
+        alternative=f"Scatter of importance against logit gap; rank correlation {number(correlation.value)}.",
     )
 
 

@@ -25,16 +25,16 @@ CHANGED = {"write": "the norm of the write", "distance": "distance"}
 def heads_part(record: Anatomy, section: sections.Heads) -> Section:
     """What the heads' section of the record says."""
     merits = [
-        Merit(f"sink mass and {NAMES.get(found.other, found.other)}", found.over_heads.value, low=found.over_heads.low,
-              high=found.over_heads.high, note=f"rank correlation; within layers {interval(found.within_layers)}")
-        for found in section.correlations
+        Merit(f"sink mass and {NAMES.get(row.other, row.other)}", row.over_heads.value, low=row.over_heads.low,
+              high=row.over_heads.high, note=f"rank correlation; within layers {interval(row.within_layers)}")
+        for row in section.correlations
     ]  # fmt: skip
     merits += [
-        Merit(f"sink mass and {CHANGED.get(found.other, found.other)} within heads", found.mean.value,
-              low=found.mean.low, high=found.mean.high,
-              note=f"mean correlation over queries at one position; negative in {percent(found.negative_share)} of "
-              f"{found.mean.n} heads")
-        for found in section.modulation or []
+        Merit(f"sink mass and {CHANGED.get(row.other, row.other)} within heads", row.mean.value,
+              low=row.mean.low, high=row.mean.high,
+              note=f"mean correlation over queries at one position; negative in {percent(row.negative_share)} of "
+              f"{row.mean.n} heads")
+        for row in section.modulation or []
     ]  # fmt: skip
     merits += _loss(section.loss_test) if section.loss_test is not None else []
     return Section(
@@ -47,12 +47,12 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
     )
 
 
-def _loss(found: sections.LossTest) -> list[Merit]:
+def _loss(test: sections.LossTest) -> list[Merit]:
     """The signed effect on the loss, and that of random directions of the same length."""
-    sink, control, difference = found.sink_nats, found.control_nats, found.difference_nats
-    note = f"mean rise of the loss, {found.heads} heads, {found.tokens:,} tokens; differs from 0 in "
-    note += f"{found.sink_rejected} of them (Holm); a random direction {interval(control)}, {found.control_rejected}"
-    against = f"sink less random, over {found.sequences:,} sequences; p = {number(found.difference_p_value)}"
+    sink, control, difference = test.sink_nats, test.control_nats, test.difference_nats
+    note = f"mean rise of the loss, {test.heads} heads, {test.tokens:,} tokens; differs from 0 in "
+    note += f"{test.sink_rejected} of them (Holm); a random direction {interval(control)}, {test.control_rejected}"
+    against = f"sink less random, over {test.sequences:,} sequences; p = {number(test.difference_p_value)}"
     return [
         Merit("without a head's sink part", sink.value, "nats", low=sink.low, high=sink.high, note=note),
         Merit("more than a random part", difference.value, "nats", low=difference.low, high=difference.high,
@@ -89,8 +89,8 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
         ["block", "head", "kind", "sink_mass", "distance", "distance_by_mass", "entropy_nats"],
     )
     rule = alt.Chart(inline([{"uniform": uniform}])).mark_rule(strokeDash=[4, 3]).encode(alt.Y("uniform:Q"))
-    found = next((item for item in section.correlations if item.other == "distance"), None)
-    correlation = f"Rank correlation {_both(found)}. " if found else ""
+    by_distance = next((item for item in section.correlations if item.other == "distance"), None)
+    correlation = f"Rank correlation {_both(by_distance)}. " if by_distance else ""
     return Figure(
         name="sink_distance",
         title="Where a head looks with what the sink leaves it",
@@ -103,8 +103,8 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
     )
 
 
-def _both(found: sections.HeadCorrelation) -> str:
-    over, within = found.over_heads, found.within_layers
+def _both(correlation: sections.HeadCorrelation) -> str:
+    over, within = correlation.over_heads, correlation.within_layers
     return f"{interval(over)} over {over.n} heads, within layers {interval(within)}"
 
 
@@ -153,7 +153,7 @@ def head_details(record: Anatomy) -> dict[str, Any]:
     facts, importance = {}, {}
     for head in record.sinks.heads:
         key = head_id(head.block, head.head)
-        facts[key] = sum((found.get(key, []) for found in further), _sink(head))
+        facts[key] = sum((measured.get(key, []) for measured in further), _sink(head))
         values = record.arrays["key_importance"][rows[head.block], head.head]
         importance[key] = _packed(values[np.isfinite(values)])
     strongest = strongest_head(record)
@@ -191,17 +191,17 @@ def _traces(record: Anatomy) -> dict[str, Facts]:
     return {head_id(head.block, head.head): _trace(section, head) for head in section.heads}
 
 
-def _trace(section: sections.Heads, found: sections.HeadTrace) -> Facts:
-    facts = [("mass on sinks", percent(found.sink_mass)), ("entropy", f"{number(found.entropy_nats)} nats")]
-    if found.distance is not None:
-        uniform = section.uniform_distance.get(found.block)
-        facts.append(("distance without the sink", f"{number(found.distance)} tokens (uniform {number(uniform)})"))
-    if found.value_norm_sink is not None:
-        both = f"{number(found.value_norm_sink)} against {number(found.value_norm_other)}"
+def _trace(section: sections.Heads, trace: sections.HeadTrace) -> Facts:
+    facts = [("mass on sinks", percent(trace.sink_mass)), ("entropy", f"{number(trace.entropy_nats)} nats")]
+    if trace.distance is not None:
+        uniform = section.uniform_distance.get(trace.block)
+        facts.append(("distance without the sink", f"{number(trace.distance)} tokens (uniform {number(uniform)})"))
+    if trace.value_norm_sink is not None:
+        both = f"{number(trace.value_norm_sink)} against {number(trace.value_norm_other)}"
         facts.append(("value norm, sink against others", both))
-    if found.write_norm is not None:
+    if trace.write_norm is not None:
         facts.append(
-            ("write norm", f"{number(found.write_norm)} ({number(found.write_norm_without)} without the sink)")
+            ("write norm", f"{number(trace.write_norm)} ({number(trace.write_norm_without)} without the sink)")
         )
     return facts
 
@@ -214,12 +214,10 @@ def _gaps(record: Anatomy) -> dict[str, Facts]:
     return {head_id(gap.block, gap.head): _gap(gap) for gap in section.gaps}
 
 
-def _gap(found: sections.LogitGap) -> Facts:
-    parts = (
-        f"content {number(found.content)}, distance {number(found.distance)}; ± {number(found.gap_std)} over queries"
-    )
-    cosines = f"{number(found.cosine_sink)}; others {number(found.cosine_other)}"
-    return [("logit gap", f"{number(found.gap)} ({parts})"), ("cosine of query and sink key", cosines)]
+def _gap(gap: sections.LogitGap) -> Facts:
+    parts = f"content {number(gap.content)}, distance {number(gap.distance)}; ± {number(gap.gap_std)} over queries"
+    cosines = f"{number(gap.cosine_sink)}; others {number(gap.cosine_other)}"
+    return [("logit gap", f"{number(gap.gap)} ({parts})"), ("cosine of query and sink key", cosines)]
 
 
 def _planes(record: Anatomy) -> dict[str, Any] | None:

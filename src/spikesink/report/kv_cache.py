@@ -23,29 +23,31 @@ from spikesink.report.interventions import cost_text
 
 def kv_cache_part(record: Interventions) -> Section:
     """What a streaming cache of few tokens costs."""
-    found = record.kv_cache
+    section = record.kv_cache
     return Section(
         "kv-cache",
         "KV cache: how many first tokens to keep",
         "A cache that forgets the first tokens loses the keys that heads sink on.",
-        figures=[_cache(record)] if found.table else [],
-        tables=[_table(record)] if found.table else [],
-        note=found.note or "",
+        figures=[_cache(record)] if section.table else [],
+        tables=[_table(record)] if section.table else [],
+        note=section.note or "",
         label="KV cache",
     )
 
 
 def _table(record: Interventions) -> Table:
-    found = record.kv_cache
+    section = record.kv_cache
     rows = [
         [
             "full" if row.window is None else f"{row.window}", _kept(row), number(row.perplexity.value),
             NONE if row.window is None else cost_text(row.loss_difference_nats),
         ]
-        for row in found.table
+        for row in section.table
     ]  # fmt: skip
-    styles = ["dim" if row.first else "strong" if row.keep == found.keep and row.window else "" for row in found.table]
-    title = f"Streaming KV cache, {found.sequences} × {found.tokens} tokens"
+    styles = [
+        "dim" if row.first else "strong" if row.keep == section.keep and row.window else "" for row in section.table
+    ]
+    title = f"Streaming KV cache, {section.sequences} × {section.tokens} tokens"
     return Table(title, ("cache", "kept", "perplexity", "cost in nats"), rows, styles, words=2)
 
 
@@ -56,14 +58,14 @@ def _kept(row: KeptSinks) -> str:
 
 
 def _cache(record: Interventions) -> Figure:
-    found = record.kv_cache
+    section = record.kv_cache
     rows: Rows = [
         {
             "window": row.window, "kept": row.keep,
             "line": f"window {row.window}" + (", not the first" if row.first else ""),
             "perplexity": row.perplexity.value, "low": row.perplexity.low, "high": row.perplexity.high,
         }
-        for row in found.table
+        for row in section.table
         if row.window is not None
     ]  # fmt: skip
     lines = list(dict.fromkeys(row["line"] for row in rows))
@@ -74,10 +76,10 @@ def _cache(record: Interventions) -> Figure:
     )
     tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),
             alt.Tooltip("high:Q", format=".4~g")]  # fmt: skip
-    full = next((row.perplexity.value for row in found.table if row.window is None), None)
+    full = next((row.perplexity.value for row in section.table if row.window is None), None)
     source = (record.provenance.settings.get("cache_tokens") or {}).get("source")
     of = f" of {source}" if source else ""
-    kept = "none tried is enough" if found.keep is None else f"keep {found.keep}"
+    kept = "none tried is enough" if section.keep is None else f"keep {section.keep}"
     return Figure(
         name="kv_cache",
         title="How many first tokens a KV cache must keep",
@@ -88,8 +90,8 @@ def _cache(record: Interventions) -> Figure:
         ),
         rows=table(rows),
         caption=f"Perplexity with a streaming cache of so many tokens, so many of them the first ones; full attention: "
-        f"{number(full)}. Rule: {kept}, the fewest within {found.tolerance_nats:g} nats of the best at the largest "
+        f"{number(full)}. Rule: {kept}, the fewest within {section.tolerance_nats:g} nats of the best at the largest "
         f"window.",
-        conditions=f"{found.sequences} × {found.tokens} tokens{of}; {name(record.provenance.model)}.",
+        conditions=f"{section.sequences} × {section.tokens} tokens{of}; {name(record.provenance.model)}.",
         alternative=f"Perplexity by kept tokens and window; {kept}; full attention has {number(full)}.",
     )

@@ -138,9 +138,11 @@ def _sections(model: Model) -> list[Section]:
 
 def _further(record: Anatomy) -> dict[str, Any]:
     """Sections of further measures, typed or as read from a file, in the registry's order."""
-    found = {name: value for name, value in (record.model_extra or {}).items() if isinstance(value, BaseModel | dict)}
+    sections = {
+        name: value for name, value in (record.model_extra or {}).items() if isinstance(value, BaseModel | dict)
+    }
     order = {name: index for index, name in enumerate(measures.measures())}
-    return dict(sorted(found.items(), key=lambda pair: order.get(pair[0], len(order))))
+    return dict(sorted(sections.items(), key=lambda pair: order.get(pair[0], len(order))))
 
 
 def _measured(record: Anatomy, name: str, section: Any) -> Section:
@@ -156,18 +158,18 @@ def _measured(record: Anatomy, name: str, section: Any) -> Section:
 
 def _unmeasured(model: Model) -> list[Unmeasured]:
     """What is missing, one line with its command for each kind."""
-    found: list[Unmeasured] = []
+    rows: list[Unmeasured] = []
     if model.anatomy is not None:
         command = f"spikesink scan {argument(model.anatomy.provenance.model)}"
         known, measured = measures.measures(), _further(model.anatomy)
         missing = [name for name in known if name not in measured]
         if missing:
             names = "all" if len(missing) == len(known) else ",".join(missing)
-            found.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
+            rows.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
     if model.interventions is not None:
         command = f"spikesink intervene {argument(model.interventions.provenance.model)} --which all"
         parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}
-        found += [
+        rows += [
             Unmeasured(name, command, section.reason or "") for name, section in parts.items() if not section.applicable
         ]
-    return found
+    return rows

@@ -64,8 +64,8 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Sect
 
 def _at(section: sections.Normalisation) -> sections.NormalisationBlock | None:
     """The block that is spoken of: where the implicit parameter was read, else the last."""
-    found = next((block for block in section.blocks if block.block == section.implicit.block), None)
-    return found or (section.blocks[-1] if section.blocks else None)
+    implicit = next((block for block in section.blocks if block.block == section.implicit.block), None)
+    return implicit or (section.blocks[-1] if section.blocks else None)
 
 
 def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> list[Figure]:
@@ -95,7 +95,7 @@ def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> l
 
 
 def _figure(
-    record: Anatomy, section: sections.Normalisation, name: str, field: str, axis: str, title: str, found: str
+    record: Anatomy, section: sections.Normalisation, name: str, field: str, axis: str, title: str, metric: str
 ) -> Figure:
     rows: Rows = []
     for block in section.blocks:
@@ -120,8 +120,8 @@ def _figure(
             marks, line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT - 60
         ),
         rows=table(rows),
-        caption=f"{found} Residual after each block, seen through the model's {section.norm} without its scale; "
+        caption=f"{metric} Residual after each block, seen through the model's {section.norm} without its scale; "
         f"{last.spike.tokens} spike and {last.other.tokens} other tokens.",
         conditions=conditions(record),
-        alternative=f"Line chart by block. {found}",
+        alternative=f"Line chart by block. {metric}",
     )

@@ -79,8 +79,8 @@ def mathematics(text: str) -> Markup:
     return Markup(FORMS.sub(_equation, str(escape(text))))
 
 
-def _equation(found: re.Match[str]) -> str:
-    return f'<math alttext="{found.group()}">{BY_FORM[found.group()]}</math>'
+def _equation(match: re.Match[str]) -> str:
+    return f'<math alttext="{match.group()}">{BY_FORM[match.group()]}</math>'
 
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"

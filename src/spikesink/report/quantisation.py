@@ -27,40 +27,40 @@ WORST = 5
 
 def quantisation_part(record: Interventions) -> Section:
     """What int8 costs, where, and what mends it."""
-    found = record.quantisation
+    section = record.quantisation
     return Section(
         "quantisation",
         "Int8: what breaks, and what mends it",
         "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",
         figures=quantisation_figures(record),
-        tables=[_site_table(found), _block_table(found), *_remedies(found), *_tokens(record)],
-        note=found.weights_note or "",
+        tables=[_site_table(section), _block_table(section), *_remedies(section), *_tokens(record)],
+        note=section.weights_note or "",
     )
 
 
-def _site_table(found: Quantisation) -> Table:
+def _site_table(section: Quantisation) -> Table:
     rows = [
         [row.kind, f"int{row.bits}", row.granularity + (", static" if row.scales == "static" else ""), *_cost(row)]
-        for row in found.sites
+        for row in section.sites
         if row.applicable
     ]
     columns = ("site", "type", "scale per", "perplexity", "cost in nats")
     return Table("Simulated quantisation, all blocks", columns, rows, words=3)
 
 
-def _block_table(found: Quantisation) -> Table:
-    rows = sorted((row for row in found.blocks if row.blocks), key=lambda row: -row.loss_difference_nats.value)
+def _block_table(section: Quantisation) -> Table:
+    rows = sorted((row for row in section.blocks if row.blocks), key=lambda row: -row.loss_difference_nats.value)
     return Table(
-        f"{found.worst_kind}, int8 per tensor: one block alone",
+        f"{section.worst_kind}, int8 per tensor: one block alone",
         ("block", "perplexity", "cost in nats"),
         [[placed((row.blocks or [0])[0]), *_cost(row)] for row in rows],
-        ["strong" if (row.blocks or [0])[0] in found.worst_blocks else "dim" for row in rows],
+        ["strong" if (row.blocks or [0])[0] in section.worst_blocks else "dim" for row in rows],
         most=WORST,
     )
 
 
-def _remedies(found: Quantisation) -> list[Table]:
-    rows = [[row.remedy or NONE, *_cost(row)] for row in found.remedies if row.applicable]
+def _remedies(section: Quantisation) -> list[Table]:
+    rows = [[row.remedy or NONE, *_cost(row)] for row in section.remedies if row.applicable]
     return [Table("What mends it, in all blocks", ("remedy", "perplexity", "cost in nats"), rows)] if rows else []
 
 
@@ -81,8 +81,8 @@ def _rule(rule: dict[str, Any]) -> str:
 
 
 def quantisation_figures(record: Interventions) -> list[Figure]:
-    found = record.quantisation
-    return [*([_sites(record)] if found.sites else []), *([_blocks(record)] if found.blocks else [])]
+    section = record.quantisation
+    return [*([_sites(record)] if section.sites else []), *([_blocks(record)] if section.blocks else [])]
 
 
 def _damage(row: Damage) -> dict[str, Any]:
@@ -96,9 +96,9 @@ def _tips(*names: str) -> list[str | alt.Tooltip]:
 
 
 def _sites(record: Interventions) -> Figure:
-    found = record.quantisation
+    section = record.quantisation
     rows: Rows = []
-    for row in [row for row in found.sites if row.applicable] + [row for row in found.remedies if row.applicable]:
+    for row in [row for row in section.sites if row.applicable] + [row for row in section.remedies if row.applicable]:
         static = ", static scale" if row.scales == "static" else ""
         label = f"{row.kind} int{row.bits}, per {row.granularity}{static}"
         kind = "as it is"
@@ -130,11 +130,11 @@ def _sites(record: Interventions) -> Figure:
 
 
 def _blocks(record: Interventions) -> Figure:
-    found = record.quantisation
+    section = record.quantisation
     rows = [
-        {"block": (row.blocks or [0])[0], "kind": "worst" if (row.blocks or [0])[0] in found.worst_blocks else "other",
-         **_damage(row)}
-        for row in found.blocks
+        {"block": (row.blocks or [0])[0], **_damage(row),
+         "kind": "worst" if (row.blocks or [0])[0] in section.worst_blocks else "other"}
+        for row in section.blocks
     ]  # fmt: skip
     base = drawing().encode(
         alt.X("block:Q", title="block quantised alone", axis=alt.Axis(grid=False, tickMinStep=1)),
@@ -146,13 +146,13 @@ def _blocks(record: Interventions) -> Figure:
         alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["worst", "other"], range=["diamond", "circle"])),
         tooltip=_tips("block", "kind"),
     )
-    worst = listed([placed(block) for block in sorted(found.worst_blocks)]) or "none"
+    worst = listed([placed(block) for block in sorted(section.worst_blocks)]) or "none"
     return Figure(
         name="quantisation_blocks",
-        title=f"Which blocks of {found.worst_kind} break int8",
+        title=f"Which blocks of {section.worst_kind} break int8",
         chart=layered(ranges, points, height=HEIGHT - 60),
         rows=table(rows),
-        caption=f"Int8 with one scale per tensor at the input of {found.worst_kind}, one block at a time; marked "
+        caption=f"Int8 with one scale per tensor at the input of {section.worst_kind}, one block at a time; marked "
         f"blocks do a notable share of the damage: {worst}. 95 % intervals over sequences.",
         conditions=conditions(record),
         alternative=f"Cost of quantising one block at a time; blocks that stand out: {worst}.",

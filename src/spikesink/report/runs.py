@@ -50,11 +50,11 @@ def read_runs(paths: Sequence[Path]) -> list[Source]:
 
 def read_studies(paths: Sequence[Path]) -> list[StudyRecord]:
     """The studies that these paths name: their JSON files, the folders of their cells, or folders that hold them."""
-    found = {path: _study_files(path.resolve()) for path in paths}
-    if any(found.values()) and not all(found.values()):
-        other = next(path for path, files in found.items() if not files)
+    by_path = {path: _study_files(path.resolve()) for path in paths}
+    if any(by_path.values()) and not all(by_path.values()):
+        other = next(path for path, files in by_path.items() if not files)
         raise InputError(f"'{other}' holds no study, others do; give studies or models, one page for each.")
-    return [StudyRecord.read_file(file) for file in dict.fromkeys(file for files in found.values() for file in files)]
+    return [StudyRecord.read_file(file) for file in dict.fromkeys(file for files in by_path.values() for file in files)]
 
 
 def _study_files(path: Path) -> list[Path]:
@@ -76,15 +76,15 @@ def _read(path: Path) -> Iterable[Source]:
     if not path.exists():
         raise RecordError(f"'{path}' does not exist; expected the folder of a run, e.g. runs/MODEL-TIME.")
     folder = path.parent if path.is_file() and path.name in FILES else path
-    found = [kind for kind in KINDS if (folder / kind.file).is_file()]
+    kinds = [kind for kind in KINDS if (folder / kind.file).is_file()]
     if path.is_file() and folder != path:
-        found = [kind for kind in found if kind.file == path.name]
-    if not found:
+        kinds = [kind for kind in kinds if kind.file == path.name]
+    if not kinds:
         raise RecordError(
             f"'{path}' holds no record; expected a folder with one of {', '.join(FILES)}. Make one with spikesink scan "
             "--out."
         )
-    return [Source(kind.read(folder), folder) for kind in found]
+    return [Source(kind.read(folder), folder) for kind in kinds]
 
 
 def group(sources: Sequence[Source]) -> list[Model]:

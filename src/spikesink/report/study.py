@@ -67,15 +67,15 @@ def _plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def _effects_in_words(found: VariantVerdict) -> str:
+def _effects_in_words(verdict: VariantVerdict) -> str:
     """sandwich (spike × 0.037 falls, sink ratio × 0.67 unclear)."""
-    effects = {effect.metric: effect for effect in found.effects}
+    effects = {effect.metric: effect for effect in verdict.effects}
     parts = [
         f"{METRICS[name][0]} × {number(effects[name].ratio, 2)} {effects[name].change}"
         for name in ("spike", "sink_ratio")
         if name in effects
     ]
-    return f"{found.variant} ({', '.join(parts)})" if parts else found.variant
+    return f"{verdict.variant} ({', '.join(parts)})" if parts else verdict.variant
 
 
 def _merits(studies: Sequence[StudyRecord]) -> list[Merit]:
@@ -133,22 +133,22 @@ def _row(row: VariantRow) -> list[str]:
     return cells
 
 
-def _spread(found: Spread | None, show: Callable[[float], str]) -> str:
-    if found is None:
+def _spread(spread: Spread | None, show: Callable[[float], str]) -> str:
+    if spread is None:
         return NONE
-    sd = "" if found.sd is None else f" ± {percent(found.sd) if show is percent else number(found.sd, 2)}"
-    return f"{show(found.mean)}{sd} ({found.n})"
+    sd = "" if spread.sd is None else f" ± {percent(spread.sd) if show is percent else number(spread.sd, 2)}"
+    return f"{show(spread.mean)}{sd} ({spread.n})"
 
 
 def _lines(study: StudyRecord) -> list[Table]:
     """What has no figures, and why."""
-    found = []
+    tables = []
     if study.errors:
-        found.append(Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
+        tables.append(Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
     if study.left_out:
         rows = [[variant, reason] for variant, reason in study.left_out.items()]
-        found.append(Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
-    return found
+        tables.append(Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
+    return tables
 
 
 def _verdicts(study: StudyRecord) -> list[Table]:
@@ -173,8 +173,8 @@ def _verdicts(study: StudyRecord) -> list[Table]:
 
 
 def _effect(effects: Sequence[Effect], metric: str) -> str:
-    found = next((effect for effect in effects if effect.metric == metric), None)
-    if found is None:
+    chosen = next((effect for effect in effects if effect.metric == metric), None)
+    if chosen is None:
         return NONE
-    high = number(found.high) if found.high < UNBOUNDED else "unbounded"
-    return f"× {number(found.ratio)} [{number(found.low)}, {high}] {found.change}"
+    high = number(chosen.high) if chosen.high < UNBOUNDED else "unbounded"
+    return f"× {number(chosen.ratio)} [{number(chosen.low)}, {high}] {chosen.change}"

@@ -177,6 +177,6 @@ def print_prompt(record: Anatomy, texts: list[str], console: Console | None = No
         row.append(text.replace("\n", "⏎"), style=style.strip() or None)
         row.append("│", style="dim")
     console.print(row)
-    found = [f"{texts[position]!r} by {counted(int(heads[position]), 'head')}" for position in heads.nonzero()[0]]
-    sinks = "; ".join(found) if found else f"none above {number(limit)} (a short text needs a higher importance)"
+    marked = [f"{texts[position]!r} by {counted(int(heads[position]), 'head')}" for position in heads.nonzero()[0]]
+    sinks = "; ".join(marked) if marked else f"none above {number(limit)} (a short text needs a higher importance)"
     console.print(Text(f"red = spike token; underlined = sink token: {sinks}", style="dim"))

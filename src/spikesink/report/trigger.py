@@ -67,7 +67,7 @@ def _merits(section: sections.Trigger) -> list[Merit]:
         note = f"the first token's state before block {placed(last.block)}; later tokens {number(last.before_later)}"
         merits.append(Merit("|cos| with s*", last.before_first, note=note))
     if section.self_sinking:
-        classes = {found.name: found for found in section.self_sinking[0].classes}
+        classes = {group.name: group for group in section.self_sinking[0].classes}
         own, other = classes["delimiter"].self_attention, classes["other"].self_attention
         note = f"in block {placed(section.self_sinking[0].block)}; other tokens {quantity(other.value)}"
         merits.append(Merit("delimiters' self-attention", own.value, low=own.low, high=own.high, note=note))
@@ -76,18 +76,18 @@ def _merits(section: sections.Trigger) -> list[Merit]:
 
 def _attention(section: sections.Trigger) -> list[str]:
     """What leaving attention writes out does to items alone at position 0, as a sentence."""
-    found = section.attention_ablation
-    if found is None:
+    ablation = section.attention_ablation
+    if ablation is None:
         return []
-    every = found.rows[0]
-    text = f"Of {found.items:,} items alone at position 0, {percent(found.spiking_share)} spike"
-    text += f"; without any attention write before block {placed(found.block)} {percent(every.spiking_share)} do"
-    if found.free_from == every.first_block:
+    every = ablation.rows[0]
+    text = f"Of {ablation.items:,} items alone at position 0, {percent(ablation.spiking_share)} spike"
+    text += f"; without any attention write before block {placed(ablation.block)} {percent(every.spiking_share)} do"
+    if ablation.free_from == every.first_block:
         return [f"{text}: attention is not what makes them spike."]
-    free = next((row for row in found.rows if row.first_block == found.free_from), None)
+    free = next((row for row in ablation.rows if row.first_block == ablation.free_from), None)
     if free is not None:
         text += f", without those from block {placed(free.first_block)} on {percent(free.spiking_share)}"
-    alone = found.rows[-1]
+    alone = ablation.rows[-1]
     if (alone.first_block, alone.last_block) == (every.first_block, every.first_block):
         text += f", without block {placed(alone.first_block)} alone {percent(alone.spiking_share)}"
     return [f"{text}: attention is needed, " + ("but not from there on." if free else "to the last block before.")]
@@ -127,11 +127,11 @@ def _self_sinking(section: sections.Trigger) -> Table:
     """First tokens, delimiters and others in the first attention blocks."""
     rows = [
         [
-            placed(block.block), found.name, f"{found.tokens:,}", interval(found.self_attention),
-            number(found.uniform), interval(found.norm_magnitude), interval(found.gamma_cosine),
+            placed(block.block), group.name, f"{group.tokens:,}", interval(group.self_attention),
+            number(group.uniform), interval(group.norm_magnitude), interval(group.gamma_cosine),
         ]
         for block in (section.self_sinking or [])[:CLASSES]
-        for found in block.classes
+        for group in block.classes
     ]  # fmt: skip
     return Table(
         "Self-sinking: who attends to itself in the first blocks",
@@ -156,8 +156,8 @@ def _exceptions(probe: sections.VocabularyProbe) -> Table:
 
 def trigger_figures(record: Anatomy, section: sections.Trigger) -> list[Figure]:
     figures = [_vocabulary(record, section.probe)] if "trigger.first" in record.arrays else []
-    found = section.first_token_map
-    return [*figures, _direction(record, found)] if found is not None and found.blocks else figures
+    first = section.first_token_map
+    return [*figures, _direction(record, first)] if first is not None and first.blocks else figures
 
 
 def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
@@ -184,23 +184,23 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
     )  # fmt: skip
     count = _count(probe)
     rule = alt.Chart(inline([{"low": count.threshold}])).mark_rule(strokeDash=[4, 3]).encode(alt.X("low:Q"))
-    found = f"{percent(count.first_ratio)} of {probe.items:,} items spike alone at position 0 and "
-    found += f"{percent(count.later_ratio)} at a later position"
+    text = f"{percent(count.first_ratio)} of {probe.items:,} items spike alone at position 0 and "
+    text += f"{percent(count.later_ratio)} at a later position"
     return Figure(
         name="vocabulary_probe",
         title="The place makes the spike, not the token",
         chart=layered(bars, rule),
         rows=table(rows),
-        caption=f"{found} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
+        caption=f"{text} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
         f"{probe.block}, every item of the vocabulary.",
         conditions=conditions(record),
-        alternative=f"Two histograms: {found}.",
+        alternative=f"Two histograms: {text}.",
     )
 
 
-def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
+def _direction(record: Anatomy, first: sections.FirstTokenMap) -> Figure:
     rows: Rows = []
-    for block in found.blocks:
+    for block in first.blocks:
         for who, value in zip(TOKENS, (block.after_first, block.after_later), strict=True):
             if value is not None:
                 rows.append({"block": block.block, "who": who, "cosine": value})
@@ -210,7 +210,7 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
         alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE]), legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("who:N", title=None, scale=dashes(TOKENS)))
-    random = alt.Chart(inline([{"cosine": found.random_cosine}])).mark_rule(strokeDash=[2, 2])
+    random = alt.Chart(inline([{"cosine": first.random_cosine}])).mark_rule(strokeDash=[2, 2])
     points = base.mark_point(filled=True, size=24, opacity=1).encode(
         tooltip=["block:Q", "who:N", alt.Tooltip("cosine:Q", format=".3f")]
     )
@@ -219,9 +219,9 @@ def _direction(record: Anatomy, found: sections.FirstTokenMap) -> Figure:
         title="How the first token comes to point in the amplified direction",
         chart=layered(line, points, random.encode(alt.Y("cosine:Q"))),
         rows=table(rows),
-        caption=f"Mean |cos| of the residual with s* of channel {found.channel} in block {found.step_block}: "
-        f"{found.n_first} items alone at position 0, {found.n_later} ordinary later tokens; dashed: random directions "
-        f"({number(found.random_cosine)}).",
+        caption=f"Mean |cos| of the residual with s* of channel {first.channel} in block {first.step_block}: "
+        f"{first.n_first} items alone at position 0, {first.n_later} ordinary later tokens; dashed: random directions "
+        f"({number(first.random_cosine)}).",
         conditions=conditions(record),
         alternative="Line chart of the cosine with s* over the early attention blocks, first token against later ones.",
     )

@@ -49,12 +49,12 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
     with FileLock(folder / ".lock"):
         try:
             run = _trained(cell.recipe, folder, progress)
-            found = _measured(cell, folder, progress)
+            measured = _measured(cell, folder, progress)
         except NumericError as error:
             return _record(cell, started, status="diverged", error=str(error))
         # What a resumed run would need; the model stays.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return _record(cell, started, parameters=run.parameters, measured=found, curves=_curves(run.arrays))
+        return _record(cell, started, parameters=run.parameters, measured=measured, curves=_curves(run.arrays))
 
 
 def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
@@ -118,15 +118,15 @@ def failed(cell: Cell, error: str, attempts: int) -> CellRecord:
 
 def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
     """The curves of interest, thinned to some points; the last stays."""
-    found = {}
+    curves = {}
     for name, ours in CURVES.items():
         if name not in arrays:
             continue
         stride = -(-len(arrays[name]) // CURVE_POINTS)
         kept = slice((len(arrays[name]) - 1) % stride, None, stride)
         value = [float(f"{number:.5g}") for number in arrays[name][kept]]
-        found[ours] = Curve(step=arrays[f"{name}.step"][kept].tolist(), value=value)
-    return found
+        curves[ours] = Curve(step=arrays[f"{name}.step"][kept].tolist(), value=value)
+    return curves
 
 
 def _record(cell: Cell, started: float, **found: object) -> CellRecord:

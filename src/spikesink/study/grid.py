@@ -131,13 +131,13 @@ def cells(study: str, grid: Grid, base: Recipe, seeds: int, only: list[str] | No
 
 def impossible(grid: Grid, base: Recipe) -> dict[str, str]:
     """Variants that the base is too small for, and why."""
-    found = {}
+    reasons = {}
     for name, variant in grid.variants.items():
         try:
             variant_recipe(base, variant)
         except InputError as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def _scaled(content: dict[str, Any], path: str, scale: Scale) -> int | float:

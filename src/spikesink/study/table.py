@@ -44,7 +44,7 @@ def _row(grid: Grid, base: Recipe, name: str, records: list[CellRecord]) -> Vari
         failed=sum(record.status == "failed" for record in records),
         parameters=done[0].parameters if done else None,
         tokens=records[0].tokens,
-        measured={field: spread(found) for field, found in values.items()},
+        measured={field: spread(readings) for field, readings in values.items()},
         values=values,
         paper=grid.variants[name].paper,
         ceiling=ceiling(variant_recipe(base, grid.variants[name]).model),
@@ -57,15 +57,15 @@ def spread(values: list[float]) -> Spread:
     return Spread(mean=statistics.fmean(values), sd=sd, n=len(values))
 
 
-def cell_text(name: str, found: Spread | None) -> str:
+def cell_text(name: str, spread: Spread | None) -> str:
     """`mean ± sd (n)`, the sd with the mean's digits; a dash where nothing finished."""
-    if found is None:
+    if spread is None:
         return "-"
     factor, unit = (100, " %") if name in PERCENT else (1, "")
-    mean = factor * found.mean
+    mean = factor * spread.mean
     decimals = 1 if unit else _decimals(mean)
-    sd = "" if found.sd is None else f" ± {factor * found.sd:,.{decimals}f}"
-    return f"{mean:,.{decimals}f}{sd}{unit} ({found.n})"
+    sd = "" if spread.sd is None else f" ± {factor * spread.sd:,.{decimals}f}"
+    return f"{mean:,.{decimals}f}{sd}{unit} ({spread.n})"
 
 
 def paper_text(name: str, value: float) -> str:
@@ -112,8 +112,8 @@ def markdown(study: StudyRecord) -> str:
     claims = [f"- {claim.title}: {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
     errors = ["", *(f"- {error}" for error in study.errors)] if study.errors else []
     left_out = ["", *(f"- {line}" for line in left_out_lines(study.left_out))] if study.left_out else []
-    found = "\n".join([*verdicts, "", *claims, *errors, *left_out])
-    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n{table_markdown(study)}\n{found}\n"
+    results = "\n".join([*verdicts, "", *claims, *errors, *left_out])
+    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n{table_markdown(study)}\n{results}\n"
 
 
 def comma_separated(study: StudyRecord) -> str:
@@ -123,8 +123,8 @@ def comma_separated(study: StudyRecord) -> str:
     writer.writerow(["variant", "seed", "parameters", "tokens", *Measured.model_fields])
     for row in study.rows:
         for index, seed in enumerate(row.seeds):
-            found = [row.values[name][index] if name in row.values else "" for name in Measured.model_fields]
-            writer.writerow([row.variant, seed, row.parameters, row.tokens, *found])
+            row_values = [row.values[name][index] if name in row.values else "" for name in Measured.model_fields]
+            writer.writerow([row.variant, seed, row.parameters, row.tokens, *row_values])
     return text.getvalue()
 
 

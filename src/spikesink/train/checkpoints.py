@@ -36,8 +36,8 @@ def step_of(folder: Path) -> int:
 
 def folders(root: Path) -> list[Path]:
     """Every checkpoint folder, the newest first, whole or not."""
-    found = [path for path in root.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
+    numbered = [path for path in root.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(numbered, key=step_of, reverse=True)
 
 
 def mark_complete(folder: Path, recipe: Recipe) -> None:

@@ -51,8 +51,8 @@ class Curves(TrainerCallback):
         return next((float(line[name]) for line in self.lines if name in line and line["step"] == step), None)
 
     def last_readings(self) -> dict[str, float]:
-        found = next((line for line in reversed(self.lines) if f"{PREFIX}spike" in line), {})
-        return {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}
+        reading = next((line for line in reversed(self.lines) if f"{PREFIX}spike" in line), {})
+        return {name.removeprefix(PREFIX): value for name, value in reading.items() if name.startswith(PREFIX)}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Per curve, `NAME` and `NAME.step`, each (point,)."""

@@ -59,7 +59,7 @@ class DecoderSpec(Choice):
 
 def diff(base: DecoderSpec, variant: DecoderSpec) -> dict[str, tuple[Any, Any]]:
     """What differs, by dotted path: a replaced choice by its field, a changed option of the same kind by its own."""
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for name in DecoderSpec.model_fields:
         one, other = getattr(base, name), getattr(variant, name)
         if one == other:
@@ -68,7 +68,7 @@ def diff(base: DecoderSpec, variant: DecoderSpec) -> dict[str, tuple[Any, Any]]:
             for option in type(one).model_fields:
                 pair = (getattr(one, option), getattr(other, option))
                 if pair[0] != pair[1]:
-                    found[f"{name}.{option}"] = pair
+                    differing[f"{name}.{option}"] = pair
         else:
-            found[name] = (one, other)
-    return found
+            differing[name] = (one, other)
+    return differing
