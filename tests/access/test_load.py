@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -95,27 +92,6 @@ def test_the_embedded_model_comes_from_a_cache_keyed_by_hash(embedded):
     assert embedded.dtype == torch.float32
     again = find_checkpoint(None, revision=None, allow_pickle=False)
     assert again.folder == embedded.path
-
-
-@pytest.mark.embedded
-def test_two_processes_fill_one_cache(tmp_path):
-    """Both find a whole checkpoint; neither leaves a partial folder."""
-    code = (
-        "from spikesink.access.checkpoint import find_checkpoint\n"
-        "print(find_checkpoint(None, revision=None, allow_pickle=False).source)"
-    )
-    environment = {"SPIKESINK_CACHE": str(tmp_path), "PATH": "", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    done = [process.communicate(timeout=1200) for process in running]
-    assert [process.returncode for process in running] == [0, 0], done
-    assert len({out for out, _ in done}) == 1
-    folders = [path for path in (tmp_path / "gguf").iterdir() if path.is_dir()]
-    assert folders == [Path(done[0][0].strip())]
-    assert (folders[0] / "model.safetensors").is_file()
 
 
 @pytest.mark.embedded
