@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ CURVES = {
     "spikesink/sink_ratio": "sink_ratio",
     "spikesink/first_token_importance": "first_token_importance",
 }
+
+
+def pack(cell: Cell, threads: int) -> str:
+    """The cell as one line of JSON, with this number of CPU threads: nothing about its result but rounding."""
+    running = cell.recipe.running.model_copy(update={"threads": threads})
+    cell = replace(cell, recipe=cell.recipe.model_copy(update={"running": running}))
+    content = {field.name: getattr(cell, field.name) for field in fields(cell)}
+    return json.dumps(content, default=lambda recipe: recipe.model_dump(mode="json"))
+
+
+def run_packed(text: str, folder: Path, progress: Progress) -> CellRecord:
+    """`run_cell` of what `pack` wrote."""
+    content = json.loads(text)
+    recipes = {name: Recipe.parse(content[name]) for name in ("recipe", "base")}
+    return run_cell(Cell(**{**content, **recipes}), folder, progress)
 
 
 def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:

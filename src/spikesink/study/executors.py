@@ -9,20 +9,41 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError
+from spikesink.measures import resolve
+from spikesink.records import JsonRecord
 from spikesink.records.study import CellRecord
-from spikesink.study.cell import failed, run_cell
-from spikesink.study.grid import Cell
-from spikesink.study.worker import pack, unpack
+from spikesink.study.cell import failed, pack
 
 ATTEMPTS = 2
 LOG = "worker.log"
 CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an executor must know of the cells that it runs; a cell has a `name`, which is that of its folder."""
+
+    runner: str
+    """`module:function` that a process or task calls with the packed cell, its folder and a progress callback."""
+    pack: Callable[[Any, int], str]
+    """The cell, and how many CPU threads it has, as text."""
+    record: type[JsonRecord]
+    """What the runner returns; it has a field `attempts`."""
+    failed: Callable[[Any, str, int], Any]
+    """The record of a cell that could not be run: the cell, why, and after how many attempts."""
+    stage: str
+    """The stage whose progress is shown."""
+
+
+TRAINING = Kind("spikesink.study.cell:run_packed", pack, CellRecord, failed, "train")
+"""The cells of a study."""
 
 
 class Executor(Protocol):
@@ -31,7 +52,7 @@ class Executor(Protocol):
     threads: int
     """CPU threads of a cell, a part of its identity; 0 where torch chooses."""
 
-    def run(self, cells: list[Cell], folder: Path, progress: Progress) -> Iterator[CellRecord]: ...
+    def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]: ...
 
 
 class CellFailedError(Exception):
@@ -39,9 +60,21 @@ class CellFailedError(Exception):
 
 
 class Local:
-    """`jobs` processes at a time, one for each core or GPU, with the machine's threads shared out."""
+    """`jobs` processes at a time, one for each core or GPU, with the machine's threads shared out.
 
-    def __init__(self, jobs: int | None = None, gpus: int = 0, threads: int | None = None) -> None:
+    admit: a context that a cell's process waits for and lives in, such as its share of the memory.
+    """
+
+    def __init__(
+        self,
+        jobs: int | None = None,
+        gpus: int = 0,
+        threads: int | None = None,
+        *,
+        kind: Kind = TRAINING,
+        admit: Callable[[Any], AbstractContextManager] = lambda cell: nullcontext(),
+    ) -> None:
+        self.kind, self.admit = kind, admit
         cores = os.cpu_count() or 1
         self.jobs = jobs or gpus or cores
         self.threads = threads or max(1, cores // self.jobs)
@@ -51,7 +84,7 @@ class Local:
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
 
-    def run(self, cells: list[Cell], folder: Path, progress: Progress) -> Iterator[CellRecord]:
+    def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]:
         pool = ThreadPoolExecutor(self.jobs)
         try:
             waiting = [pool.submit(self._tried, cell, folder / cell.name, progress) for cell in cells]
@@ -63,23 +96,31 @@ class Local:
             for process in list(self.running):
                 process.terminate()
 
-    def _tried(self, cell: Cell, folder: Path, progress: Progress) -> CellRecord:
-        return _twice(cell, lambda: self._once(cell, folder, progress))
+    def _tried(self, cell: Any, folder: Path, progress: Progress) -> Any:
+        """Run a cell, and once more where it failed; what fails again is a record that says so."""
+        error = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._once(cell, folder, progress).model_copy(update={"attempts": attempt})
+            except CellFailedError as problem:
+                error = str(problem)
+        return self.kind.failed(cell, error, ATTEMPTS)
 
-    def _once(self, cell: Cell, folder: Path, progress: Progress) -> CellRecord:
-        if self.stopped:
-            raise CellFailedError("the study was stopped")
+    def _once(self, cell: Any, folder: Path, progress: Progress) -> Any:
         gpu = self.slots.get()
         try:
-            return self._in_process(cell, folder, progress, gpu)
+            with self.admit(cell):
+                if self.stopped:
+                    raise CellFailedError("it was stopped")
+                return self._in_process(cell, folder, progress, gpu)
         finally:
             self.slots.put(gpu)
 
-    def _in_process(self, cell: Cell, folder: Path, progress: Progress, gpu: int | None) -> CellRecord:
+    def _in_process(self, cell: Any, folder: Path, progress: Progress, gpu: int | None) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        command = [sys.executable, "-m", "spikesink.study.worker", str(folder)]
+        command = [sys.executable, "-m", "spikesink.study.worker", str(folder), self.kind.runner]
         with (folder / LOG).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0,
@@ -87,33 +128,32 @@ class Local:
             )  # fmt: skip
             self.running.add(process)
             try:
-                return _listen(process, with_threads(cell, self.threads), folder, progress)
+                return self._listen(process, cell, folder, progress)
             finally:
                 self.running.discard(process)
 
-
-def _listen(process: Any, cell: Cell, folder: Path, progress: Progress) -> CellRecord:
-    """Hand the cell over, pass progress on, and return the record. Raises CellFailedError."""
-    said: dict[str, Any] = {}
-    try:
-        process.stdin.write(pack(cell))
-        process.stdin.close()
-        for line in process.stdout:
-            said = json.loads(line)
-            if "progress" in said:
-                stage, done, total = said["progress"]
-                if stage == "train":
-                    progress(cell.name, done, total)
-    except (BrokenPipeError, ValueError):
-        # Its exit code says more.
-        pass
-    code = process.wait()
-    if code == 0 and "record" in said:
-        return CellRecord.model_validate(said["record"])
-    if "error" in said:
-        raise CellFailedError(said["error"])
-    last = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    raise CellFailedError(f"the process ended with {code}" + (f": {last[0][:300]}" if last else ""))
+    def _listen(self, process: Any, cell: Any, folder: Path, progress: Progress) -> Any:
+        """Hand the cell over, pass progress on, and return the record. Raises CellFailedError."""
+        said: dict[str, Any] = {}
+        try:
+            process.stdin.write(self.kind.pack(cell, self.threads))
+            process.stdin.close()
+            for line in process.stdout:
+                said = json.loads(line)
+                if "progress" in said:
+                    stage, done, total = said["progress"]
+                    if stage == self.kind.stage:
+                        progress(cell.name, done, total)
+        except (BrokenPipeError, ValueError):
+            # Its exit code says more.
+            pass
+        code = process.wait()
+        if code == 0 and "record" in said:
+            return self.kind.record.model_validate(said["record"])
+        if "error" in said:
+            raise CellFailedError(said["error"])
+        last = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise CellFailedError(f"the process ended with {code}" + (f": {last[0][:300]}" if last else ""))
 
 
 class Ray:
@@ -124,7 +164,7 @@ class Ray:
 
     LOST_NODES = 20
 
-    def __init__(self, address: str | None = None, threads: int = 1, gpus: float = 0) -> None:
+    def __init__(self, address: str | None = None, threads: int = 1, gpus: float = 0, *, kind: Kind = TRAINING) -> None:
         try:
             import ray
         except ImportError as error:
@@ -134,10 +174,10 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
-        self.ray, self.threads = ray, threads
+        self.ray, self.threads, self.kind = ray, threads, kind
         self.task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=self.LOST_NODES)(_ray_task)
 
-    def run(self, cells: list[Cell], folder: Path, progress: Progress) -> Iterator[CellRecord]:
+    def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]:
         place = folder.absolute()
         waiting = {self._submit(cell, place): (cell, 1) for cell in cells}
         progress("cells on Ray", 0, len(cells))
@@ -145,17 +185,18 @@ class Ray:
             (ready,), _ = self.ray.wait(list(waiting), num_returns=1)
             cell, attempt = waiting.pop(ready)
             try:
-                record = CellRecord.model_validate_json(self.ray.get(ready))
+                record = self.kind.record.model_validate_json(self.ray.get(ready))
+                record = record.model_copy(update={"attempts": attempt})
             except self.ray.exceptions.RayError as error:
                 if attempt < ATTEMPTS:
                     waiting[self._submit(cell, place)] = (cell, attempt + 1)
                     continue
-                record = failed(cell, str(error).strip().splitlines()[-1], attempt)
+                record = self.kind.failed(cell, str(error).strip().splitlines()[-1], attempt)
             progress("cells on Ray", len(cells) - len(waiting), len(cells))
             yield record
 
-    def _submit(self, cell: Cell, place: Path) -> Any:
-        return self.task.remote(pack(with_threads(cell, self.threads)), str(place / cell.name))
+    def _submit(self, cell: Any, place: Path) -> Any:
+        return self.task.remote(self.kind.runner, self.kind.pack(cell, self.threads), str(place / cell.name))
 
 
 def _check_reachable(address: str | None) -> None:
@@ -169,22 +210,5 @@ def _check_reachable(address: str | None) -> None:
         raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
 
 
-def _ray_task(packed: str, folder: str) -> str:
-    return run_cell(unpack(packed), Path(folder), no_progress).to_json()
-
-
-def _twice(cell: Cell, once: Callable[[], CellRecord]) -> CellRecord:
-    """Run a cell, and once more where it failed; what fails again is a record that says so."""
-    error = ""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return once().model_copy(update={"attempts": attempt})
-        except CellFailedError as problem:
-            error = str(problem)
-    return failed(cell, error, ATTEMPTS)
-
-
-def with_threads(cell: Cell, threads: int) -> Cell:
-    """The cell with this number of CPU threads, which changes nothing about its result but rounding."""
-    running = cell.recipe.running.model_copy(update={"threads": threads})
-    return replace(cell, recipe=cell.recipe.model_copy(update={"running": running}))
+def _ray_task(runner: str, packed: str, folder: str) -> str:
+    return resolve(runner)(packed, Path(folder), no_progress).to_json()

@@ -1,9 +1,9 @@
 """A process that runs one cell: reads it from stdin, writes progress and the record to stdout, a JSON a line.
 
-Run: python -m spikesink.study.worker FOLDER. It ends with the process that started it: no cell outlives its study.
+Run: python -m spikesink.study.worker FOLDER MODULE:FUNCTION, with what the function takes on stdin. It ends with the
+process that started it: no cell outlives its study.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -13,29 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from spikesink.errors import SpikesinkError
-from spikesink.study.grid import Cell
-from spikesink.train.recipe import Recipe
-
-
-def pack(cell: Cell) -> str:
-    """The cell as one line of JSON."""
-    content = {field.name: getattr(cell, field.name) for field in dataclasses.fields(cell)}
-    return json.dumps(content, default=lambda recipe: recipe.model_dump(mode="json"))
-
-
-def unpack(text: str) -> Cell:
-    content = json.loads(text)
-    recipes = {name: Recipe.parse(content[name]) for name in ("recipe", "base")}
-    return Cell(**{**content, **recipes})
+from spikesink.measures import resolve
 
 
 def main() -> None:
     """Exit code 0 with a record as the last line; 3 with an error as the last line."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        from spikesink.study.cell import run_cell
-
-        record = run_cell(unpack(sys.stdin.read()), Path(sys.argv[1]), _progress)
+        record = resolve(sys.argv[2])(sys.stdin.read(), Path(sys.argv[1]), _progress)
     except SpikesinkError as error:
         _say(error=str(error))
         sys.exit(3)
