@@ -283,6 +283,8 @@ def _arrays(scanned: Scan) -> dict[str, np.ndarray]:
         "attention_blocks": np.array(sorted(positions)),
         "key_importance": _stacked([positions[block].astype(np.float32) for block in sorted(positions)]),
         "sequence_loss_nats": np.array(scanned.losses.sequence_losses()),
+        "sequence_spike": np.array(measured.sequence_largest),
+        "sequence_sink_ratio": np.array(scanned.sinks.by_sequence),
         "massive": scanned.spike.massive[:, :4].astype(np.int64),
     }
 

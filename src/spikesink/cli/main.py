@@ -13,6 +13,7 @@ from spikesink.cli.options import plain
 from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
+from spikesink.cli.survey import compare_command, survey_command
 from spikesink.cli.train import train_command
 from spikesink.cli.verify import verify_command
 from spikesink.errors import InputError, SpikesinkError
@@ -33,6 +34,8 @@ spikesink train nano --out runs/nano
 spikesink graft MODEL --set arrangement=sandwich --text mine.txt
 
 spikesink study normalisation --preset nano
+
+spikesink survey Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B --bos auto,never
 
 spikesink report runs/mymodel --figures figures"""
 """A line for each command; blank lines keep them lines."""
@@ -66,6 +69,8 @@ app.command("intervene")(intervene_command)
 app.command("train")(train_command)
 app.command("graft")(graft_command)
 app.command("study")(study_command)
+app.command("survey")(survey_command)
+app.command("compare")(compare_command)
 app.command("report")(report_command)
 app.command("verify")(verify_command)
 

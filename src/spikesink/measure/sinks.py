@@ -158,6 +158,7 @@ class SinkMeasure(Observer):
             positions={block: (sums.positions / sums.sequences).numpy() for block, sums in blocks.items()},
             by_epsilon=self._by_epsilon(),
             by_tokens=self._by_tokens(),
+            by_sequence=self.sequence_ratios(),
         )
 
     def _by_epsilon(self) -> list[SinkRatio]:
@@ -197,6 +198,8 @@ class SinkResult:
     positions: dict[int, np.ndarray]
     by_epsilon: list[SinkRatio]
     by_tokens: list[SinkRatio]
+    by_sequence: list[float]
+    """Sink ratio of each sequence under the chosen metric."""
 
     def ratio(self, metric: str) -> float:
         """Sink ratio: share of heads over layers and heads that are sink heads, averaged over sequences. Eq. 28."""

@@ -198,6 +198,8 @@ class SpikeMeasure(Observer):
         self.writes: dict[int, PeakTracker] = {}
         self.massive: list[np.ndarray] = []
         """Rows (sequence, position, block, channel, magnitude) of massive elements, until MAX_MASSIVE are listed."""
+        self.sequence_largest: list[float] = []
+        """Largest magnitude after any block, by sequence."""
         self._listed = 0
         self._valid: Tensor | None = None
         self._buffer: Tensor | None = None
@@ -205,6 +207,7 @@ class SpikeMeasure(Observer):
     def on_batch(self, batch: Batch) -> None:
         super().on_batch(batch)
         self._valid = batch.valid if batch.padded else None
+        self.sequence_largest += [0.0] * len(batch.valid)
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block == 0:
@@ -221,7 +224,9 @@ class SpikeMeasure(Observer):
         # A token that is zero everywhere has no ratio.
         statistics.token_ratio = max(statistics.token_ratio, float(own.nan_to_num(nan=0.0).max()))
         largest = float(per_channel.max())
-        for row in range(len(hidden)):
+        first = len(self.sequence_largest) - len(hidden)
+        for row, own_largest in enumerate(token_max.amax(1).tolist()):
+            self.sequence_largest[first + row] = max(self.sequence_largest[first + row], own_largest)
             kept = magnitude[row] if self._valid is None else magnitude[row, self._valid[row]]
             statistics.tokens += len(kept)
             # Last, since the buffer is reordered.

@@ -4,11 +4,14 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from spikesink.errors import InputError
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
 from spikesink.records.interventions import Interventions
 from spikesink.records.scan import BosPair
 from spikesink.records.study import StudyRecord
+from spikesink.records.survey import SurveyRecord
 from spikesink.records.training import GraftRecord
+from spikesink.report.atlas import atlas_document, moves_document
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
@@ -23,6 +26,8 @@ def record_document(record: object) -> Document | None:
     """What one record says; None for one of another kind."""
     if isinstance(record, StudyRecord):
         return study_document([record])
+    if isinstance(record, SurveyRecord):
+        return atlas_document(record)
     if isinstance(record, VerificationRecord):
         return verification_document(record)
     if isinstance(record, GraftRecord):
@@ -38,7 +43,14 @@ def record_document(record: object) -> Document | None:
 
 
 def runs_document(paths: Sequence[Path]) -> Document:
-    """What the records in these folders say: a study's, one model's, or a comparison."""
+    """What the records in these folders say: a survey, what moved between two, a study, one model, or a comparison."""
+    surveys = [
+        SurveyRecord.read_file(path / SurveyRecord.file) for path in paths if (path / SurveyRecord.file).is_file()
+    ]
+    if surveys:
+        if len(surveys) != len(paths) or len(surveys) > 2:
+            raise InputError("Give one survey for its atlas, two for what moved between them, or runs alone.")
+        return moves_document(*surveys) if len(surveys) == 2 else atlas_document(surveys[0])
     studies = read_studies(paths)
     document = study_document(studies) if studies else _models_document(paths)
     # By their names alone: a page is sent to others, whom the folders of this machine say nothing.

@@ -159,7 +159,8 @@ def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
     return [*over_steps, _lifecycles(named), _sinks(named), _numbers(named)]
 
 
-def _lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
+def lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
+    """A line with points for each name."""
     base = drawing().encode(
         x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names, legend=line_legend())
     )
@@ -169,7 +170,8 @@ def _lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | al
     return layered(line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT)
 
 
-def _depth_axis() -> alt.X:
+def depth_axis() -> alt.X:
+    """Blocks as a share of all, so that models of different depth lie over each other."""
     return alt.X("depth:Q", title="depth (block / blocks)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
 
 
@@ -195,7 +197,7 @@ def _lifecycles(named: Named) -> Figure:
     return Figure(
         name="compare_lifecycle",
         title="Life cycles",
-        chart=_lines("model", names, _depth_axis(), y, tips),
+        chart=lines("model", names, depth_axis(), y, tips),
         rows=table(rows),
         caption=f"Largest magnitude in the residual stream over the block's median, by depth. Largest: {ends}.",
         conditions=_shapes(named),
@@ -222,7 +224,7 @@ def _sinks(named: Named) -> Figure:
     return Figure(
         name="compare_sinks",
         title="Where heads sink",
-        chart=_lines("model", [name for name, _ in named], _depth_axis(), y, tips),
+        chart=lines("model", [name for name, _ in named], depth_axis(), y, tips),
         rows=table(rows),
         caption=f"Share of heads of each attention block that sink, mean over sequences. Over all heads: {ends}.",
         conditions=_shapes(named),
@@ -271,7 +273,7 @@ def _over_steps(named: Named, steps: list[int]) -> Figure:
         ]
     names = ["max / median", "perplexity", "sink ratio, %"]
     y = alt.Y("value:Q", title="value", scale=alt.Scale(type="symlog", constant=1))
-    chart = _lines("what", names, alt.X("step:Q", title="training step", axis=alt.Axis(grid=False)), y,
+    chart = lines("what", names, alt.X("step:Q", title="training step", axis=alt.Axis(grid=False)), y,
                    ["model:N", "step:Q", "what:N", alt.Tooltip("value:Q", format=",.4~g")])  # fmt: skip
     return Figure(
         name="compare_steps",

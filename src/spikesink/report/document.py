@@ -1,5 +1,6 @@
 """What a record says, as a small tree that terminal, page and notebook render: statements, figures, tables, charts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,28 @@ class Table:
     """Columns that a terminal has room for; None for all, nothing where the table is for the page alone."""
     most: int | None = None
     """Rows that a terminal shows."""
+    sort: Sequence[Sequence[float | str | None]] = ()
+    """What the page sorts each row's cells by, by column; with it the table can be sorted and filtered there."""
+    choices: Sequence[str] = ()
+    """Columns by whose values the page can filter."""
+    curves: Sequence[Sequence[float]] = ()
+    """One small curve a row, drawn by the page in a last column; positive values, on a logarithmic scale."""
+    curve: str = ""
+    """The name of that column."""
+
+    @property
+    def picked(self) -> list[tuple[str, int]]:
+        """The columns that the page can filter by, and where they stand."""
+        return [(name, list(self.columns).index(name)) for name in self.choices]
+
+    def path(self, index: int) -> str:
+        """A row's curve as an SVG path in a box of 96 x 24; nothing for fewer than two points."""
+        values = [math.log10(max(value, 1e-3)) for value in self.curves[index]]
+        if len(values) < 2:
+            return ""
+        low, span = min(values), max(max(values) - min(values), 1e-9)
+        points = [(96 * x / (len(values) - 1), 22 - 20 * (y - low) / span) for x, y in enumerate(values)]
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
     def style(self, index: int) -> str:
         return self.styles[index] if index < len(self.styles) else ""

@@ -185,6 +185,53 @@
     figure.querySelector("details.rows").addEventListener("toggle", () => fillTable(name));
   }
 
+  // ---- tables that are sorted and filtered ------------------------------------------------------------------------
+
+  for (const table of document.querySelectorAll("table.live")) {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const heads = [...table.tHead.rows[0].cells];
+    const filters = table.closest("section").querySelector("[data-filters]");
+    const key = (row, column) => row.cells[column].dataset.sort ?? "";
+
+    function sort(column) {
+      // Numbers, the largest first; words from A; what is missing comes last either way.
+      const down = heads[column].getAttribute("aria-sort") !== "descending" && (heads[column].getAttribute("aria-sort") === "ascending" || heads[column].classList.contains("n"));
+      for (const head of heads) head.removeAttribute("aria-sort");
+      heads[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+      const order = (one, other) => {
+        const [a, b] = [key(one, column), key(other, column)];
+        if (a === "" || b === "") return (a === "") - (b === "");
+        const difference = Number.isNaN(a - b) ? a.localeCompare(b) : a - b;
+        return down ? -difference : difference;
+      };
+      body.append(...[...rows].sort(order));
+    }
+
+    heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => sort(column)));
+
+    function filter() {
+      const words = filters.querySelector("input").value.toLowerCase().split(/\s+/).filter(Boolean);
+      const chosen = [...filters.querySelectorAll("select")].filter((field) => field.value);
+      let shown = 0;
+      for (const row of rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word))
+          || !chosen.every((field) => row.cells[field.dataset.column].textContent === field.value);
+        shown += !row.hidden;
+      }
+      filters.querySelector("[data-shown]").textContent = `${shown} of ${rows.length}`;
+    }
+
+    for (const field of filters.querySelectorAll("select")) {
+      const values = new Set(rows.map((row) => row.cells[field.dataset.column].textContent));
+      for (const value of [...values].sort()) { const option = element("option", value); option.value = value; field.append(option); }
+      field.addEventListener("change", filter);
+    }
+    filters.querySelector("input").addEventListener("input", filter);
+    filter();
+  }
+
   // ---- commands to take along ---------------------------------------------------------------------------------
 
   for (const button of document.querySelectorAll("[data-copy]")) {

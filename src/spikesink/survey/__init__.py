@@ -1,0 +1,1 @@
+"""Many models, revisions, texts and conditions measured alike, on the executors of studies."""

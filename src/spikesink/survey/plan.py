@@ -1,0 +1,250 @@
+"""What every model needs before any of it is downloaded: its size from headers and the hub's metadata, against what
+this machine has; and, while models run, who may start."""
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import HfApi, constants, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, RevisionNotFoundError
+
+from spikesink.access.checkpoint import embedded_gguf, find_checkpoint, model_files
+from spikesink.access.gguf_header import read_header
+from spikesink.access.hub import pinned
+from spikesink.access.load import ALIASES, DTYPES
+from spikesink.access.stored import read_stored
+from spikesink.atomic import file_sha256
+from spikesink.errors import ModelError, SpikesinkError, did_you_mean
+from spikesink.reach import check_reachable, is_hub_id
+from spikesink.survey.grid import EMBEDDED, STEP, step_of
+
+GIB = 2**30
+HUB_TIMEOUT_S = 20.0
+WEIGHTS = ("model.safetensors", "model-")
+PICKLES = ("pytorch_model.bin", "pytorch_model-")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One revision of a model, not loaded yet."""
+
+    source: str | None
+    """What `load` takes; None for the embedded model."""
+    revision: str | None
+    """As the survey calls it."""
+    identity: str
+    """Hash of its weights, or commit."""
+    hub_revision: str | None = None
+    """What `load` is told: of a folder of checkpoints, nothing."""
+    commit: str | None = None
+    elements: int | None = None
+    """Numbers in its weights; None where only loading can tell."""
+    download: int = 0
+    """Bytes that are not on this disk yet."""
+
+
+def revisions_of(source: str, asked: list[str]) -> list[str | None]:
+    """The revisions that a survey's list means, in the order of their steps. Raises ModelError."""
+    if asked != ["all"]:
+        return list(asked) or [None]
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        found = [path.name for path in folder.iterdir() if STEP.search(path.name) and (path / "config.json").is_file()]
+    else:
+        with _hub(source, None):
+            refs = HfApi().list_repo_refs(source)
+        found = [ref.name for ref in [*refs.branches, *refs.tags]]
+    if not found:
+        raise ModelError(f"'{source}' has no folders of checkpoints (step100, checkpoint-100); name the revisions.")
+    return sorted(found, key=lambda name: (step_of(name) or 0, name))
+
+
+def planned(source: str, revision: str | None, *, allow_pickle: bool = False) -> Planned:
+    """Size and identity of one revision, without its weights. Raises SpikesinkError where it cannot be had."""
+    if source == EMBEDDED and not Path(source).exists():
+        path = embedded_gguf()
+        return Planned(None, revision, file_sha256(path), elements=read_header(path).elements)
+    if source.lower().endswith(".gguf") and Path(source).is_file():
+        return Planned(source, revision, file_sha256(Path(source)), elements=read_header(Path(source)).elements)
+    if is_hub_id(source):
+        return _on_hub(source, revision, allow_pickle)
+    folder = Path(source).expanduser() / (revision or "")
+    if (folder / "adapter_config.json").is_file():
+        return Planned(str(folder), revision, _content(sorted(path for path in folder.iterdir() if path.is_file())))
+    checkpoint = find_checkpoint(str(folder), revision=None, allow_pickle=allow_pickle)
+    stored = read_stored(checkpoint.name, checkpoint.weights)
+    files = model_files(folder.resolve(), checkpoint.weights)
+    return Planned(str(folder), revision, _content(files), elements=stored.elements if stored else None)
+
+
+def _content(files: list[Path]) -> str:
+    return hashlib.sha256("".join(file_sha256(path) for path in files).encode()).hexdigest()
+
+
+@contextmanager
+def _hub(name: str, revision: str | None) -> Iterator[None]:
+    """The hub's answers as errors of ours."""
+    try:
+        yield
+    except RevisionNotFoundError as error:
+        raise ModelError(
+            f"'{name}' has no revision '{revision}' on the hub; --revisions all takes those it has."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"'{name}' is no local folder or file, and the hub has no such model for you.") from error
+    except SpikesinkError:
+        raise
+    except Exception as error:
+        raise ModelError(f"The hub did not answer for '{name}' ({_short(error)}); try again.") from error
+
+
+def _on_hub(name: str, revision: str | None, allow_pickle: bool) -> Planned:
+    check_reachable(name, revision)
+    if constants.HF_HUB_OFFLINE:
+        # Only the cache answers: what is there needs no download.
+        try:
+            commit = pinned(find_checkpoint(name, revision=revision, allow_pickle=allow_pickle)).commit
+        except OSError:
+            commit = None
+        if commit is None:
+            raise ModelError(f"'{name}' is no local folder or file, and offline the hub's cache does not have it.")
+        return Planned(name, revision, commit, revision, commit)
+    with _hub(name, revision):
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_S)
+    files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    chosen = _weights(files, WEIGHTS, ".safetensors")
+    if not chosen and allow_pickle:
+        chosen = _weights(files, PICKLES, ".bin")
+    missing = [file for file in chosen if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
+    elements = info.safetensors.total if info.safetensors else None
+    size = sum(files[file] for file in missing)
+    return Planned(name, revision, str(info.sha), revision, info.sha, elements, size)
+
+
+def _weights(files: dict[str, int], stems: tuple[str, str], suffix: str) -> list[str]:
+    """What transformers would fetch: the one file where there is one, else the shards."""
+    whole, shards = stems
+    return [whole] if whole in files else [name for name in files if name.startswith(shards) and name.endswith(suffix)]
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def weight_bytes(plan: Planned, dtypes: list[str]) -> int | None:
+    """Bytes of the weights in memory, in the widest of these dtypes; None where that is not known."""
+    if plan.elements is None:
+        return None
+    sizes = []
+    for dtype in dtypes:
+        name = ALIASES.get(dtype, dtype)
+        if name not in (*DTYPES, "auto"):
+            raise ModelError(f"Unknown dtype '{dtype}'{did_you_mean(dtype, list(DTYPES))}")
+        sizes.append(4 if name == "auto" else DTYPES[name].itemsize)
+    return plan.elements * max(sizes)
+
+
+@cache
+def gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def free_memory() -> int:
+    """Bytes that a model may take: of one GPU, or of this machine."""
+    return torch.cuda.mem_get_info(0)[0] if gpus() else psutil.virtual_memory().available
+
+
+def free_disk() -> int:
+    """Bytes that are free where the hub's client keeps what it downloads."""
+    path = Path(constants.HF_HUB_CACHE)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+class Room:
+    """Memory and disk of this machine, and who may take a part of them; a job has `weights` and `download` in bytes.
+
+    What a process needs beside its weights is measured on the ones that have ended: until one has, models run alone.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep
+        self.memory, self.disk = free_memory(), free_disk()
+        self.beside: int | None = None
+        self.running: list[Any] = []
+        self.changed = threading.Condition()
+
+    def refusal(self, job: Any) -> str | None:
+        """Why a job can never run here, None where it can; with `keep`, what fits is counted as taken."""
+        if job.weights is not None and job.weights > self.memory:
+            return (
+                f"Its weights need {job.weights / GIB:.1f} GiB of memory, {self.memory / GIB:.1f} GiB are free; try "
+                "--dtype bfloat16 or a machine with more."
+            )
+        if job.download > self.disk:
+            advice = "free some, or pass --no-keep" if self.keep else "free some"
+            return (
+                f"Its weights need {job.download / GIB:.3g} GiB of disk, {self.disk / GIB:.3g} GiB are free"
+                f"{' beside the models before it' if self.keep else ''}; {advice}."
+            )
+        if self.keep:
+            self.disk -= job.download
+        return None
+
+    def learn(self, job: Any, peak_bytes: int | None) -> None:
+        """What a process that has ended held at most tells what others will need beside their weights."""
+        if peak_bytes is not None and job.weights is not None:
+            with self.changed:
+                self.beside = max(self.beside or 0, peak_bytes - job.weights, 0)
+                self.changed.notify_all()
+
+    @contextmanager
+    def taken(self, job: Any) -> Iterator[None]:
+        """Wait until the job fits beside those that run, and count it among them."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._fits(job))
+            self.running.append(job)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.running.remove(job)
+                self.changed.notify_all()
+
+    def _fits(self, job: Any) -> bool:
+        together = [*self.running, job]
+        if not self.running:
+            return True
+        if self.beside is None or any(each.weights is None for each in together):
+            return False
+        # A GPU a model; this machine's memory then is not what runs out.
+        memory = gpus() > 0 or sum(each.weights + self.beside for each in together) <= self.memory
+        return memory and (self.keep or sum(each.download for each in together) <= self.disk)
+
+
+def forget(commit: str | None) -> None:
+    """Remove a commit that was downloaded for a survey from the hub's cache."""
+    if commit is None:
+        return
+    try:
+        cached = scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return
+    if any(revision.commit_hash == commit for repo in cached.repos for revision in repo.revisions):
+        cached.delete_revisions(commit).execute()
+
+
+def identity(plan: Planned, cell: Any, options: dict[str, Any], text_sha256: str) -> str:
+    """What decides a cell's result, in one hash."""
+    content = [plan.identity, cell.model_dump(mode="json", exclude={"text_name"}), text_sha256, options]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,187 @@
+"""A survey from list to atlas: what has a row is taken as it is, the others are planned, then run."""
+
+import csv
+import hashlib
+import io
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from spikesink.access.protocol import Progress
+from spikesink.atomic import file_sha256
+from spikesink.errors import InputError, RecordError, SpikesinkError
+from spikesink.records import Provenance, Timing, check_output, package_versions
+from spikesink.records.files import write_files
+from spikesink.records.frames import rows_of
+from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
+from spikesink.study.executors import Executor
+from spikesink.survey import paper
+from spikesink.survey.cell import Job, Wanted, corpus_of
+from spikesink.survey.grid import Asked, Model, Spec, asked, check, names
+from spikesink.survey.plan import Planned, Room, identity, planned, revisions_of, weight_bytes
+
+RECORDS, RUNS, TABLE = "models", "runs", "survey"
+
+
+class Survey:
+    """A survey in `out`: a record a (model, revision) in models/, the cells' own in runs/, survey.json beside them."""
+
+    def __init__(
+        self, spec: Spec, out: Path, *, keep: bool = True, loading: dict[str, Any] | None = None,
+        sinks: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        check(spec)
+        self.spec, self.out, self.keep = spec, out, keep
+        self.loading, self.sinks = loading or {}, sinks or {}
+        self.room = Room(keep=keep)
+        self.started = time.perf_counter()
+        self._texts: dict[str, str] = {}
+        self._spent = 0.0
+
+    def run(self, executor: Executor, progress: Progress) -> SurveyRecord:
+        """Plan every model, then run what has no result and fits; tables are written anew after each.
+
+        Raises InputError for a text that cannot be read, OutputError where nothing can be written.
+        """
+        check_output(self.out, "", force=True)
+        jobs = self._planned(progress)
+        self.write()
+        progress("models", 0, len(jobs))
+        by_name = {job.name: job for job in jobs}
+        for done, record in enumerate(executor.run(jobs, self.out / RUNS, progress), start=1):
+            self.room.learn(by_name[record.name], record.peak_bytes)
+            self._keep(record)
+            self.write()
+            progress("models", done, len(jobs))
+        return self.write()
+
+    def _planned(self, progress: Progress) -> list[Job]:
+        """What is to be run; a revision that cannot be had, or does not fit, gets rows that say so."""
+        jobs = []
+        for index, (model, name) in enumerate(zip(self.spec.models, names(self.spec), strict=True)):
+            progress("plan", index, len(self.spec.models))
+            cells = asked(self.spec, model)
+            hashes = {cell: self._text_sha256(cell) for cell in cells}
+            try:
+                revisions = revisions_of(model.model, list(model.revisions))
+            except SpikesinkError as error:
+                self._refuse(name, None, cells, str(error), "failed")
+                continue
+            for revision in revisions:
+                try:
+                    plan = planned(model.model, revision, allow_pickle=bool(self.loading.get("allow_pickle")))
+                    job = self._job(model, name, plan, hashes)
+                except SpikesinkError as error:
+                    self._refuse(name, revision, cells, str(error), "failed")
+                    continue
+                if not job.wanted:
+                    continue
+                refusal = self.room.refusal(job)
+                if refusal is None:
+                    jobs.append(job)
+                else:
+                    self._refuse(name, revision, cells, refusal, "refused")
+        progress("plan", len(self.spec.models), len(self.spec.models))
+        return jobs
+
+    def _job(self, model: Model, name: str, plan: Planned, hashes: dict[Asked, str]) -> Job:
+        options = {"loading": self.loading, "sinks": self.sinks, "measures": sorted(self.spec.measures)}
+        there = {row.identity for row in self._rows(_file(name, plan.revision)) if row.status == "finished"}
+        weights = weight_bytes(plan, list(self.spec.dtype))
+        wanted = [Wanted(asked=cell, identity=identity(plan, cell, options, text)) for cell, text in hashes.items()]
+        folder = _file(name, plan.revision)
+        return Job(
+            name=folder, model=name, source=plan.source, revision=plan.revision, hub_revision=plan.hub_revision,
+            commit=plan.commit, weights=weights, download=plan.download, keep=self.keep,
+            tokens_per_step=model.tokens_per_step, loading=self.loading, further=self.spec.further,
+            which=self.spec.which, sinks=self.sinks, wanted=[one for one in wanted if one.identity not in there],
+            place=str((self.out / RUNS / folder).absolute()),
+        )  # fmt: skip
+
+    def _text_sha256(self, cell: Asked) -> str:
+        """Hash of a text's bytes; of a hub data set its name, whose revision belongs to it. Raises InputError."""
+        text = cell.text
+        if text.source not in self._texts:
+            try:
+                self._texts[text.source] = (
+                    file_sha256(Path(text.path)) if text.path is not None and Path(text.path).is_file()
+                    else text.source if text.dataset is not None
+                    else corpus_of(cell).sha256 or text.source
+                )  # fmt: skip
+            except OSError as error:
+                raise InputError(f"The text '{text.source}' cannot be read: {error.strerror}.") from None
+        return self._texts[text.source]
+
+    def _refuse(self, name: str, revision: str | None, cells: list[Asked], error: str, status: str) -> None:
+        """Rows for what was not tried; those that are there stay, since a figure is worth more than a refusal."""
+        there = {row.key for row in self._rows(_file(name, revision)) if row.status == "finished"}
+        rows = [
+            SurveyRow.model_validate(
+                {**cell.model_dump(exclude={"text", "text_name", "sequences"}), "model": name, "revision": revision,
+                 "text": cell.text_name, "status": status, "error": error, "identity": ""}
+            )
+            for cell in cells
+        ]  # fmt: skip
+        self._keep(ModelRows(name=_file(name, revision), rows=[row for row in rows if row.key not in there]))
+
+    def _keep(self, record: ModelRows) -> None:
+        """The record of a model with these rows in the place of older ones of the same cells."""
+        rows = {row.key: row for row in [*self._rows(record.name), *record.rows]}
+        self._spent += sum(row.seconds for row in record.rows)
+        record.model_copy(update={"rows": list(rows.values())}).write(self.out / RECORDS / f"{record.name}.json")
+
+    def _rows(self, name: str) -> list[SurveyRow]:
+        path = self.out / RECORDS / f"{name}.json"
+        return ModelRows.read_file(path).rows if path.exists() else []
+
+    def write(self) -> SurveyRecord:
+        """Everything that lies in the folder as JSON, CSV and, where it can be written, parquet."""
+        record = self.summarise()
+        record.write(self.out / SurveyRecord.file)
+        table = io.StringIO(newline="")
+        rows = rows_of(record, "rows") if record.rows else []
+        writer = csv.DictWriter(table, list(rows[0]) if rows else [], restval="")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer.fieldnames = columns
+        writer.writeheader()
+        writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+        write_files(self.out, {f"{TABLE}.csv": table.getvalue().encode()}, force=True)
+        return record
+
+    def summarise(self) -> SurveyRecord:
+        """Of all models in the folder, in this survey's order; those of earlier ones after them."""
+        rows = [row for record in self._records() for row in record.rows]
+        order = {name: index for index, name in enumerate(names(self.spec))}
+        rows.sort(key=lambda row: (order.get(row.model, len(order)), row.model, row.step or 0, row.revision or ""))
+        return SurveyRecord(
+            rows=rows,
+            paper=paper.compared(rows),
+            provenance=Provenance(
+                model={"name": "survey"},
+                tokens={"texts": sorted({row.text for row in rows})},
+                versions=package_versions(),
+                settings={**self.spec.model_dump(mode="json", exclude={"models", "texts"}), **self.sinks},
+            ),
+            timing=Timing.now(forward_s=self._spent, total_s=time.perf_counter() - self.started),
+        )
+
+    def _records(self) -> Iterator[ModelRows]:
+        for path in sorted((self.out / RECORDS).glob("*.json")):
+            with suppress(RecordError):
+                yield ModelRows.read_file(path)
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a CSV file; a text that a spreadsheet would run as a formula gets a quote in front."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+def _file(name: str, revision: str | None) -> str:
+    """A file name of its own for each (model, revision), whatever characters these have."""
+    label = name if revision is None else f"{name}-{revision}"
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in label).strip(".-")[:60]
+    return f"{kept}-{hashlib.sha256(repr((name, revision)).encode()).hexdigest()[:8]}"
