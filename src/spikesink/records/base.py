@@ -114,10 +114,8 @@ SCHEMA = 1
 Kind = TypeVar("Kind", bound=BaseModel)
 
 
-class Frozen(Shown, BaseModel):
-    """A value that does not change after it was measured; unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+class Tabular(Shown, BaseModel):
+    """What can be had as a data frame, and draws itself in a notebook."""
 
     def to_dataframe(self, name: str | None = None) -> Any:
         """Its rows as a pandas (or polars) data frame: the list `name`, its only list, or one row of its values.
@@ -125,6 +123,12 @@ class Frozen(Shown, BaseModel):
         Raises InputError where it has several lists and none is named.
         """
         return data_frame(rows_of(self, name))
+
+
+class Frozen(Tabular):
+    """A value that does not change after it was measured; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Section(Frozen):
@@ -215,7 +219,7 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
         ) from None
 
 
-class Comparable(Shown, BaseModel):
+class Comparable(Tabular):
     """A result as a whole: its JSON, and what differs from another of its kind."""
 
     def to_json(self) -> str:

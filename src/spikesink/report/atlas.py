@@ -10,8 +10,8 @@ from spikesink.report.document import Document, Merit, Section, Statement, Table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent, quantity
 
 COLUMNS = ("model", "conditions", "max / median", "spike", "sink ratio", "perplexity", "family", "norms", "parameters",
-           "block", "channels", "made by", "taken by", "sink heads", "sink positions", "zeroing, nats", "freezing, nats",
-           "int8, nats", "fp8, nats")  # fmt: skip
+           "block", "channels", "made by", "taken by", "sink heads", "sink positions", "zeroing, nats",
+           "freezing, nats", "int8, nats", "fp8, nats")  # fmt: skip
 BRIEF = ("model", "max / median", "spike", "sink ratio", "perplexity")
 WORDS = 2
 CHOICES = ("conditions", "family", "norms")

@@ -13,8 +13,8 @@ from spikesink.access.protocol import Progress
 from spikesink.atomic import file_sha256
 from spikesink.errors import InputError, RecordError, SpikesinkError
 from spikesink.records import Provenance, Timing, check_output, package_versions
+from spikesink.records.base import data_frame, rows_of
 from spikesink.records.files import write_files
-from spikesink.records.frames import rows_of
 from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
 from spikesink.study.executors import Executor
 from spikesink.survey import paper
@@ -140,14 +140,15 @@ class Survey:
         """Everything that lies in the folder as JSON, CSV and, where it can be written, parquet."""
         record = self.summarise()
         record.write(self.out / SurveyRecord.file)
-        table = io.StringIO(newline="")
         rows = rows_of(record, "rows") if record.rows else []
-        writer = csv.DictWriter(table, list(rows[0]) if rows else [], restval="")
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        writer.fieldnames = columns
+        names = dict.fromkeys(name for row in rows for name in row)
+        # A figure that a row lacks has one empty column, not three.
+        columns = [name for name in names if f"{name}.value" not in names]
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
-        write_files(self.out, {f"{TABLE}.csv": table.getvalue().encode()}, force=True)
+        write_files(self.out, {f"{TABLE}.csv": table.getvalue().encode(), **_parquet(rows, columns)}, force=True)
         return record
 
     def summarise(self) -> SurveyRecord:
@@ -171,6 +172,17 @@ class Survey:
         for path in sorted((self.out / RECORDS).glob("*.json")):
             with suppress(RecordError):
                 yield ModelRows.read_file(path)
+
+
+def _parquet(rows: list[dict[str, Any]], columns: list[str]) -> dict[str, bytes]:
+    """The table as a parquet file, where pandas (with pyarrow) or polars can write one."""
+    content = io.BytesIO()
+    try:
+        frame = data_frame([{name: row.get(name) for name in columns} for row in rows], columns)
+        (frame.to_parquet if hasattr(frame, "to_parquet") else frame.write_parquet)(content)
+    except (ImportError, InputError):
+        return {}
+    return {f"{TABLE}.parquet": content.getvalue()}
 
 
 def _plain(value: Any) -> Any:

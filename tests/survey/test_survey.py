@@ -1,0 +1,285 @@
+"""A survey of tiny models in real processes: what it finds, takes over, refuses and tries again."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from planted import around, row, survey
+from tiny import spiking, tiny, token_ids
+
+from spikesink import scan
+from spikesink.errors import InputError
+from spikesink.records.survey import ModelRows, SurveyRecord, moves
+from spikesink.survey import cell as cells
+from spikesink.survey import paper
+from spikesink.survey.cell import failed, run_packed
+from spikesink.survey.grid import Spec, asked, names, step_of
+from spikesink.survey.plan import Room
+from spikesink.survey.run import Survey
+
+
+def quiet(stage, done, total):
+    pass
+
+
+class InProcess:
+    """Runs jobs here; a process of their own takes longer to start than they take to measure."""
+
+    def __init__(self, room):
+        self.room, self.ran = room, []
+
+    def run(self, jobs, folder, progress):
+        for job in jobs:
+            self.ran.append((job.name, len(job.wanted)))
+            with self.room.taken(job):
+                record = run_packed(job.model_dump_json(), folder / job.name, progress)
+            yield record
+
+
+def surveyed(spec, out, **options):
+    made = Survey(Spec.parse(spec), out, **options)
+    executor = InProcess(made.room)
+    return made.run(executor, quiet), executor.ran
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three architectures, one of them with a spike, and a run's checkpoints; the last is no checkpoint at all."""
+    path = tmp_path_factory.mktemp("models")
+    for name, model in {"spiking": spiking(), "gpt2": tiny("gpt2"), "gemma2": tiny("gemma2")}.items():
+        model.save_pretrained(path / name)
+    for step in (20, 100, 3):
+        tiny("llama", seed=step).save_pretrained(path / "run" / f"checkpoint-{step}")
+    (path / "broken").mkdir()
+    (path / "broken" / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
+    for file in (path / "gpt2").glob("*.safetensors"):
+        (path / "broken" / file.name).write_bytes(file.read_bytes())
+    np.save(path / "ids.npy", token_ids(8, 24).numpy())
+    np.save(path / "other.npy", token_ids(6, 16, seed=2).numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("survey")
+    spec = {
+        "models": [str(folder / "spiking"), str(folder / "gpt2"), str(folder / "gemma2"), str(folder / "broken"),
+                   {"model": str(folder / "run"), "name": "run", "revisions": "all", "tokens_per_step": 5}],
+        "texts": [str(folder / "ids.npy"), str(folder / "other.npy")],
+    }  # fmt: skip
+    return spec, out, *surveyed(spec, out)
+
+
+def test_a_row_says_what_a_scan_finds(measured, folder):
+    _, out, record, _ = measured
+    found = scan(str(folder / "spiking"), np.load(folder / "ids.npy"))
+    (row,) = (row for row in record.rows if row.model.endswith("spiking") and row.text.endswith("ids.npy"))
+    assert (row.status, row.arrangement, row.blocks, row.vocab_size) == ("finished", "pre-norm", 6, 97)
+    assert row.perplexity.value == pytest.approx(found.summary.perplexity, rel=1e-6)
+    assert row.perplexity.low < row.perplexity.value < row.perplexity.high
+    assert row.sink_ratio.value == pytest.approx(found.summary.sink_ratio, abs=1e-9)
+    assert (row.spike, row.spike_channels) == (pytest.approx(found.summary.spike, rel=1e-6), [3])
+    largest = [cycle.resid_top3[0].value for cycle in found.lifecycle.blocks]
+    assert row.life_cycle == pytest.approx(largest, rel=1e-3)
+    assert row.sequence_spike.value == pytest.approx(float(np.mean(naive_spikes(folder))), rel=1e-5)
+    assert json.loads((out / row.folder / "anatomy.json").read_text())["summary"]["spike"] == row.spike
+
+
+def naive_spikes(folder):
+    """Largest magnitude after any block of each sequence, by hooks of the test's own on both residuals of a layer."""
+    import torch
+
+    model = spiking()
+    found = torch.zeros(8)
+
+    def note(hidden):
+        found[:] = torch.maximum(found, hidden.detach().abs().amax((1, 2)))
+
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.register_forward_pre_hook(lambda _, given: note(given[0]))
+        layer.register_forward_hook(lambda _, __, made: note(made[0] if isinstance(made, tuple) else made))
+    model(torch.from_numpy(np.load(folder / "ids.npy")))
+    return found.numpy()
+
+
+def test_a_refused_model_is_a_row_with_its_reason(measured):
+    _, _, record, _ = measured
+    broken = [row for row in record.rows if row.model.endswith("broken")]
+    assert [row.status for row in broken] == ["refused", "refused"] and "encoder-decoder" in broken[0].error
+    assert sum(row.status == "finished" for row in record.rows) == len(record.rows) - 2 == 12
+
+
+def test_checkpoints_come_in_the_order_of_their_steps(measured):
+    _, _, record, _ = measured
+    steps = [(row.revision, row.step, row.tokens_trained) for row in record.rows if row.model == "run"]
+    assert steps[::2] == [("checkpoint-3", 3, 15), ("checkpoint-20", 20, 100), ("checkpoint-100", 100, 500)]
+
+
+def test_a_model_is_loaded_once_for_two_texts(folder, tmp_path, monkeypatch):
+    loaded = []
+    original = cells.load
+    monkeypatch.setattr(cells, "load", lambda *given, **more: loaded.append(more["dtype"]) or original(*given, **more))
+    texts = [str(folder / "ids.npy"), str(folder / "other.npy")]
+    spec = {"models": str(folder / "gpt2"), "texts": texts, "dtype": ["float32", "bfloat16"]}
+    record, _ = surveyed(spec, tmp_path)
+    assert len(record.finished()) == 4 and loaded == ["float32", "bfloat16"]
+    assert {row.computed_in for row in record.rows} == {"float32", "bfloat16"}
+
+
+def test_what_is_finished_is_not_run_again(measured):
+    spec, out, record, ran = measured
+    assert len(ran) == 7
+    # A killed driver may have lost a record that a process had finished: the cells' own rows are taken over.
+    (out / "models" / f"{ran[1][0]}.json").unlink()
+    again, rerun = surveyed(spec, out)
+    assert [name for name, _ in rerun] == [ran[1][0], ran[3][0]], "the lost one, and the refused one"
+    assert again.rows == [
+        row.model_copy(update={"seconds": mine.seconds}) for row, mine in zip(record.rows, again.rows, strict=True)
+    ]
+
+
+def test_a_failed_model_is_a_row_and_keeps_what_was_measured(folder, tmp_path):
+    spec = Spec.parse({"models": str(folder / "gpt2"), "texts": [str(folder / "ids.npy"), str(folder / "other.npy")]})
+    made = Survey(spec, tmp_path)
+    (job,) = made._planned(quiet)
+    half = job.model_copy(update={"wanted": job.wanted[:1]})
+    run_packed(half.model_dump_json(), tmp_path / "runs" / job.name, quiet)
+    lost = failed(job, "the process ended with -9", 2)
+    assert [(row.status, row.error) for row in lost.rows] == [
+        ("finished", None), ("failed", "the process ended with -9")
+    ]  # fmt: skip
+
+
+def test_csv_and_parquet_hold_the_rows(measured):
+    _, out, record, _ = measured
+    rows = list(csv.DictReader(io.StringIO((out / "survey.csv").read_text())))
+    assert [row["model"] for row in rows] == [row.model for row in record.rows]
+    assert float(rows[0]["perplexity.value"]) == record.rows[0].perplexity.value and "perplexity" not in rows[0]
+    import pandas
+
+    assert pandas.read_parquet(out / "survey.parquet")["spike"].notna().sum() == 12
+    assert len(record.to_dataframe("rows")) == 14 and len(scan_frame(out, record)) == 1
+
+
+def scan_frame(out, record):
+    from spikesink.records import Anatomy
+
+    return Anatomy.read(out / record.rows[0].folder).to_dataframe()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"models": []}, "names no model"),
+        ({"models": ["a/b", "a/b"]}, "'a/b' is named twice"),
+        ({"models": ["a/b"], "measures": ["spin"]}, "Unknown measure 'spin'"),
+        ({"models": ["a/b"], "bos": ["perhaps"]}, "bos"),
+        ({"models": ["a/b"], "texts": ["missing.txt"]}, "missing.txt"),
+        ({"models": ["a/b"], "texts": ["default", "default"]}, "'default' is named twice"),
+    ],
+)
+def test_bad_lists_are_refused_in_a_sentence(spec, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        surveyed(spec, tmp_path)
+
+
+def test_conditions_are_a_grid_and_ids_have_none():
+    spec = Spec.parse(
+        {"models": ["m"], "texts": ["default", "x/ids.npy"], "bos": ["auto", "never"], "seq_len": [64, 32],
+         "chat_template": [False, True], "dtype": ["float32", "bfloat16"]}
+    )  # fmt: skip
+    found = asked(spec, spec.models[0])
+    assert len(found) == 2 * 2 * 2 * 2 + 2
+    assert {(cell.bos, cell.seq_len) for cell in found if cell.text.ids} == {("as given", None)}
+
+
+def test_names_are_as_long_as_they_must_be():
+    spec = Spec.parse({"models": ["org/one", "/a/x/model", "/b/x/model", {"model": "/c/y/model", "name": "mine"}]})
+    assert names(spec) == ["org/one", "a/x/model", "b/x/model", "mine"]
+    assert (step_of("step1000"), step_of("checkpoint-20"), step_of("main"), step_of(None)) == (1000, 20, None, None)
+
+
+class Wants:
+    def __init__(self, weights, download=0):
+        self.weights, self.download = weights, download
+
+
+def test_two_models_run_only_where_memory_was_measured_to_suffice():
+    room = Room(keep=False)
+    room.memory, room.disk = 100, 50
+    with room.taken(Wants(30)):
+        assert not room._fits(Wants(30)), "nothing is known yet of what a process needs beside its weights"
+        room.learn(Wants(30), 40)
+        assert room._fits(Wants(50)) and not room._fits(Wants(51)), "30 + 10 and 50 + 10 are 100"
+        assert not room._fits(Wants(None))
+    with room.taken(Wants(1, download=30)):
+        assert room._fits(Wants(1, download=20)) and not room._fits(Wants(1, download=21))
+    assert "memory" in room.refusal(Wants(101)) and "disk" in room.refusal(Wants(1, download=51))
+    kept = Room(keep=True)
+    kept.memory, kept.disk = 100, 50
+    assert kept.refusal(Wants(1, download=30)) is None
+    assert "--no-keep" in kept.refusal(Wants(1, download=30)), "beside the first it does not fit"
+
+
+LLAMA = {"family": "llama", "blocks": 64, "d_model": 4096, "vocab_size": 32000}
+
+
+def test_the_paper_is_set_beside_a_stand_in_with_its_config():
+    planted = row("stand-in", **LLAMA, step_up_blocks=[4], step_down_blocks=[60], spike_channels=[2533, 7, 1415],
+                  spike_vocabulary=31_700)  # fmt: skip
+    other = row("other", **{**LLAMA, "vocab_size": 32001}, spike_channels=[1])
+    found = {line.what: line for line in paper.compared([planted, other])}
+    assert {what: line.verdict for what, line in found.items()} == {
+        "step-up blocks": "agreed", "step-down blocks": "differs", "spike channels": "agreed",
+        "vocabulary that spikes first": "differs",
+    }  # fmt: skip
+    assert (found["step-down blocks"].paper, found["step-down blocks"].ours) == ("62", "60")
+    assert (
+        "31,887" in found["vocabulary that spikes first"].paper
+        and "31,700" in found["vocabulary that spikes first"].ours
+    )
+    assert all(line.of == "Llama-2-7B" for line in found.values()) and len(paper.known()) == 7
+    agreeing = row("q", family="qwen3", blocks=72, d_model=4096, vocab_size=151936, step_up_blocks=[14],
+                   step_down_blocks=[72, 70], spike_vocabulary=151_500)  # fmt: skip
+    assert [line.verdict for line in paper.compared([agreeing])] == ["agreed"] * 3
+
+
+def test_a_figure_moved_where_neither_lies_in_the_others_interval():
+    before = survey([row("a"), row("gone"), row("b", perplexity=around(10.0, 1.0))])
+    after = survey(
+        [row("a", perplexity=around(12.55), spike_channels=[5, 9]), row("b", perplexity=around(12.0, 0.5)), row("new")]
+    )
+    found = [(move.model, move.what, move.before, move.after) for move in moves(before, after)]
+    assert found == [
+        ("a", "spike_channels", "[5]", "[5, 9]"), ("gone", "row", "there", "missing"),
+        ("b", "perplexity", "10 [9, 11]", "12 [11.5, 12.5]"), ("new", "row", "missing", "there"),
+    ]  # fmt: skip
+
+
+def test_the_command_and_the_comparison(cli, folder, tmp_path):
+    out = tmp_path / "one"
+    ran = cli("survey", folder / "spiking", tmp_path / "nowhere", "--text", folder / "ids.npy", "--out", out)
+    assert ran.code == 2 and ran.err.count("error:") == 1 and "1 of 2 cells failed" in ran.err, ran.err
+    assert "does not exist" in ran.err and "Traceback" not in ran.err and "spikes without sinks" in ran.out
+    page = (out / "atlas.html").read_text()
+    assert "Refused and failed" in page and "Every cell" in page
+    record = SurveyRecord.read_file(out / "survey.json")
+    changed = record.rows[0].model_copy(update={"spike_channels": [4]})
+    record.model_copy(update={"rows": [changed]}).write(tmp_path / "two" / "survey.json")
+    compared = cli("compare", out, tmp_path / "two")
+    assert compared.code == 0 and "spike channels" in compared.out and (tmp_path / "compare.html").exists()
+    moved = json.loads(cli("compare", out, tmp_path / "two", "--json").out)
+    assert [move["what"] for move in moved] == ["spike_channels", "row"]
+    assert cli("survey", "--out", tmp_path / "three").code == 2
+
+
+def test_an_option_of_the_command_goes_before_the_file(cli, folder, tmp_path):
+    path = tmp_path / "survey.yaml"
+    path.write_text(f"models: [{folder / 'gpt2'}]\ntexts: [{folder / 'ids.npy'}, {folder / 'other.npy'}]\n")
+    ran = cli("survey", path, "--text", folder / "other.npy", "--out", tmp_path / "out", "--json")
+    rows = json.loads(ran.out)["rows"]
+    assert ran.code == 0 and [row["text"].rpartition("/")[2] for row in rows] == ["other.npy"]
+    records = list((tmp_path / "out" / "models").glob("*.json"))
+    assert len(records) == 1 and ModelRows.read_file(records[0]).peak_bytes > 10**7
