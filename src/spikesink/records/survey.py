@@ -177,7 +177,8 @@ def moves(one: SurveyRecord, other: SurveyRecord) -> list[Move]:
             return Move(model=row.label, condition=row.condition, what=what, before=str(old), after=str(new))
 
         if left is None or right is None:
-            found.append(moved("row", *("there" if side else "missing" for side in (left, right))))
+            there = ["there" if side else "missing" for side in (left, right)]
+            found.append(moved("row", there[0], there[1]))
             continue
         for name in BOUNDED:
             old, new = getattr(left, name), getattr(right, name)
