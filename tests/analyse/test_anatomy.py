@@ -15,8 +15,8 @@ from tiny import FAMILIES, VARIANTS, tiny, token_ids
 from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
-from spikesink.analyse.anatomy import geometry, sink_loss, trigger
-from spikesink.analyse.anatomy.sink_tokens import SinkTokens
+from spikesink.analyse.anatomy import geometry, heads, trigger
+from spikesink.analyse.anatomy.sample import SinkTokens
 from spikesink.analyse.passes import Criteria
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, InputError
@@ -119,8 +119,8 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
     seen = probe(accessed)
     projections = {block: output_projection(accessed, block, seen)[0] for block in (1, 3, 5)}
     found = SinkTokens(mask, mask.int(), 0.3, 1)
-    monkeypatch.setattr(sink_loss, "TOKENS_AT_ONCE", 5)
-    effects, test = sink_loss.loss_effects(scanned, found, seen, projections, lambda *_: None)
+    monkeypatch.setattr(heads, "TOKENS_AT_ONCE", 5)
+    effects, test = heads.loss_effects(scanned, found, seen, projections, lambda *_: None)
     reference = naive(accessed.model, "granite", ids)
     chosen = [(b, t) for b in range(3) for t in range(1, 8) if not mask[b, t]]
     assert test.tokens == len(chosen)
@@ -155,9 +155,8 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
 def test_a_norm_on_the_output_has_no_direct_effect():
     accessed = access(tiny("gemma2"))
     record = scan(accessed, token_ids(sequences=6, tokens=40), epsilon=0.05, measures=("heads",))
-    if record.heads.applicable:
-        assert "norm follows" in record.heads.loss_reason
-        assert record.heads.heads[0].write_norm > 0
+    assert "norm follows" in record.heads.loss_reason
+    assert record.heads.heads[0].write_norm > 0
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +166,8 @@ def found(embedded, golden_ids):
     items = np.concatenate([np.arange(0, 49152, 600), [2790, 4424, 14379]])
     plain = trigger.probe_vocabulary
     patch.setattr(trigger, "probe_vocabulary", lambda accessed, block, progress: plain(accessed, block, items))
-    patch.setattr(sink_loss, "PRODUCTS", 1e10)
-    patch.setattr(sink_loss, "TESTED_TOKENS", 48)
+    patch.setattr(heads, "PRODUCTS", 1e10)
+    patch.setattr(heads, "TESTED_TOKENS", 48)
     yield scan(embedded, golden_ids[:8], measures=("all",))
     patch.undo()
 

@@ -7,9 +7,17 @@ from attention_maps import feed
 from scipy.stats import hypergeom, spearmanr, ttest_1samp
 
 from spikesink.bootstrap import holm
-from spikesink.measure.cooccurrence import SinkTokenMeasure, overlap
-from spikesink.measure.directions import alignment, map_gain, mean_cosine, random_cosine, random_gain
-from spikesink.measure.properties import SequenceMaxima, answer, edge_share, limits_around, ratio_variation, together
+from spikesink.measure.geometry import alignment, map_gain, mean_cosine, random_cosine, random_gain
+from spikesink.measure.properties import (
+    SequenceMaxima,
+    SinkTokenMeasure,
+    answer,
+    edge_share,
+    limits_around,
+    overlap,
+    ratio_variation,
+    together,
+)
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, rank_correlation, within_groups
 from spikesink.observer import Batch
 from spikesink.records.anatomy import Interval

@@ -2,7 +2,7 @@
 
 import torch
 
-from spikesink.measure.gather import Gather
+from spikesink.measure.states import Gather
 from spikesink.observer import Batch, full_batch
 
 

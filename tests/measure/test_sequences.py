@@ -8,10 +8,9 @@ from tiny import tiny, token_ids
 
 from spikesink import bootstrap
 from spikesink.access import Batch, access, full_batch, observing, run
-from spikesink.measure.channel_range import ChannelRange
 from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
-from spikesink.measure.spike_states import SpikeStates
+from spikesink.measure.states import ChannelRange, SpikeStates
 
 
 def fed(observer, residuals, valid=None):

@@ -17,7 +17,7 @@ from spikesink.intervene import Targets
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
-from spikesink.measure.spike_states import SpikeStates
+from spikesink.measure.states import SpikeStates
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from spikesink.intervene import Targets
 from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.lifecycle import main_step_up
-from spikesink.measure.spike_states import SpikeStates
+from spikesink.measure.states import SpikeStates
 
 AMPLIFIER_SHARE = 0.9
 """Share of what the step-up block writes into the spike channels that the cut entries bring."""

@@ -21,7 +21,7 @@ from spikesink.intervene.quantise import (
     quantised_weights,
     rotated_inputs,
 )
-from spikesink.measure.channel_range import ChannelRange
+from spikesink.measure.states import ChannelRange
 from spikesink.records.interventions import Damage, Estimate, Quantisation
 
 STAGE = "quantisation"

@@ -14,11 +14,11 @@ from spikesink.access import AccessedModel, access, full_batch, load, observing,
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Criteria, Progress, Scan, no_progress, stream
 from spikesink.data.tokens import Tokens, as_tokens, as_valid, check_ids
-from spikesink.measure.gather import Gather
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
+from spikesink.measure.states import Gather
 from spikesink.records import (
     Anatomy,
     BlockCycle,

@@ -18,7 +18,7 @@ from spikesink.measure.amplifier import (
     spectrum,
     symmetric_norm,
 )
-from spikesink.measure.directions import mean_cosine
+from spikesink.measure.geometry import mean_cosine
 from spikesink.records import anatomy as record
 from spikesink.weights import GatedFFN
 

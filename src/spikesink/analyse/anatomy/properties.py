@@ -9,24 +9,25 @@ import torch
 
 from spikesink.analyse.anatomy.heads import rule
 from spikesink.analyse.anatomy.sample import (
+    HEADS_SHARE_MIN,
     TokenSample,
     followed_channels,
     residual_at,
     sample_tokens,
+    sink_tokens,
     spike_mask,
     valid_mask,
 )
-from spikesink.analyse.anatomy.sink_tokens import HEADS_SHARE_MIN, sink_tokens
 from spikesink.analyse.passes import Progress, Scan
 from spikesink.bootstrap import bounds, replicates
 from spikesink.errors import DoesNotApplyError
-from spikesink.measure.cooccurrence import overlap
 from spikesink.measure.properties import (
     PropertyCriteria,
     SequenceMaxima,
     answer,
     edge_share,
     limits_around,
+    overlap,
     ratio_variation,
     together,
 )

@@ -1,5 +1,7 @@
 """Tokens that measures look at closely, and what the residual stream holds at them."""
 
+import math
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -9,8 +11,10 @@ from torch import Tensor
 
 from spikesink.access.weights import input_norm
 from spikesink.analyse.passes import Progress, Scan
-from spikesink.measure.gather import Gather
+from spikesink.errors import DoesNotApplyError
+from spikesink.measure.properties import SinkTokenMeasure
 from spikesink.measure.spikes import TOP
+from spikesink.measure.states import Gather
 from spikesink.observer import Observer
 
 SPIKE_TOKENS = 128
@@ -86,3 +90,38 @@ def entering(scanned: Scan, sample: TokenSample, blocks: list[int], progress: Pr
         block: residuals[before[block]] if norm is None else norm(residuals[before[block]])
         for block, norm in norms.items()
     }
+
+
+HEADS_SHARE_MIN = 0.01
+"""A sink token is one in at least this share of all heads, so that one odd head does not make one."""
+
+_known: "weakref.WeakKeyDictionary[Scan, SinkTokens]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class SinkTokens:
+    """mask and heads (sequence, token): sink tokens, and in how many heads each one's importance is that of a sink."""
+
+    mask: Tensor
+    heads: Tensor
+    importance_min: float
+    heads_min: int
+
+
+def sink_tokens(scanned: Scan, progress: Progress) -> SinkTokens:
+    """The sink tokens of the scanned text. Raises DoesNotApplyError where there are none."""
+    if scanned not in _known:
+        importance_min = scanned.sinks.importance_min
+        measure = SinkTokenMeasure((len(scanned.ids), scanned.ids.shape[1]), importance_min)
+        scanned.replay([measure], "sink tokens", progress)
+        heads_min = max(1, math.ceil(HEADS_SHARE_MIN * measure.head_count))
+        _known[scanned] = SinkTokens(measure.heads >= heads_min, measure.heads, importance_min, heads_min)
+    found = _known[scanned]
+    if not bool(found.mask.any()):
+        raise DoesNotApplyError("No token of this text is an attention sink")
+    return found
+
+
+def sequences_with_sinks(found: SinkTokens, most: int) -> Tensor:
+    """Indices of the first sequences that have a sink token, at most so many."""
+    return torch.nonzero(found.mask.any(1))[:, 0][:most]
