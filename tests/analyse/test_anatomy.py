@@ -15,7 +15,7 @@ from tiny import FAMILIES, VARIANTS, tiny, token_ids
 from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
-from spikesink.analyse.anatomy import geometry, heads, sample, trigger
+from spikesink.analyse.anatomy import geometry, heads, trigger
 from spikesink.analyse.anatomy.sample import SinkTokens
 from spikesink.analyse.passes import Criteria
 from spikesink.analyse.scan import measure
@@ -153,8 +153,10 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
 
 
 def test_a_norm_on_the_output_has_no_direct_effect(monkeypatch):
-    # A token that one head attends to is a sink token, so that the section applies to untrained weights.
-    monkeypatch.setattr(sample, "HEADS_SHARE_MIN", 0.0)
+    # Untrained weights have no sinks: the first tokens are taken for them, so that the section applies.
+    first = torch.zeros(6, 40, dtype=torch.bool)
+    first[:, 0] = True
+    monkeypatch.setattr(heads, "sink_tokens", lambda *_: SinkTokens(first, first.int(), 0.3, 1))
     accessed = access(tiny("gemma2"))
     record = scan(accessed, token_ids(sequences=6, tokens=40), epsilon=0.05, measures=("heads",))
     assert "norm follows" in record.heads.loss_reason
