@@ -7,10 +7,12 @@ from tiny import FAMILIES, tiny, token_ids
 from transformers.activations import ACT2FN
 
 from spikesink.access import access, full_batch, observing, run
+from spikesink.access.rotary import unrotating
 from spikesink.access.weights import (
     attention_weights,
     gated_ffns,
     input_norm,
+    key_projection,
     norm_scale,
     output_projection,
     probe,
@@ -145,6 +147,38 @@ def _embedded(accessed):
     with observing(accessed, [keep]):
         run(accessed, full_batch(token_ids(seed=5)))
     return keep.hidden
+
+
+@pytest.mark.parametrize(
+    ("family", "exact"),
+    [("llama", True), ("qwen2", True), ("phi3", True), ("gpt2", True), ("qwen3", False)],
+)
+def test_the_key_projection_gives_the_keys_before_rope(family, exact):
+    """Fused projections (phi3) and GPT-2's Conv1D included; a norm of the keys (qwen3) is not."""
+
+    class Keys:
+        def __init__(self, rotary):
+            self.rotary, self.seen = rotary, {}
+
+        def on_attention(self, inputs):
+            self.seen[inputs.block] = self.rotary.unrotated(inputs)[1]
+
+    accessed, ids = access(tiny(family)), token_ids()
+    reference = naive(accessed.model, family, ids)
+    with unrotating(accessed) as rotary:
+        keys = Keys(rotary)
+        with observing(accessed, [keys]):
+            run(accessed, full_batch(ids))
+    for block in (3, 5):
+        true = keys.seen[block].transpose(1, 2).flatten(2)
+        weight, offset = key_projection(accessed, block, true.shape[-1])
+        ours = input_norm(accessed, block)(reference.residuals[block - 1].float()) @ weight.T + offset
+        assert torch.allclose(ours, true, atol=2e-3, rtol=1e-3) == exact
+
+
+def test_keys_that_stand_between_queries_and_values_are_not_taken():
+    with pytest.raises(DoesNotApplyError, match="key projection of block 3"):
+        key_projection(access(tiny("gpt_neox")), 3, 24)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES])

@@ -10,12 +10,14 @@ import pytest
 import torch
 from naive import naive
 from rich.console import Console
-from tiny import FAMILIES, VARIANTS, tiny, token_ids
+from tiny import FAMILIES, VARIANTS, spiking, tiny, token_ids
 
 from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
-from spikesink.access.weights import gated_ffns, input_norm, output_projection, probe
+from spikesink.access.rotary import unrotating
+from spikesink.access.weights import gated_ffns, input_norm, key_projection, output_projection, probe
 from spikesink.analyse.anatomy import geometry, heads, trigger
+from spikesink.analyse.anatomy.geometry import KeyParts
 from spikesink.analyse.anatomy.sample import SinkTokens
 from spikesink.analyse.passes import Criteria
 from spikesink.analyse.scan import measure
@@ -152,6 +154,69 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
         assert effects[block, head].value == pytest.approx(rise / len(chosen), rel=1e-3, abs=1e-5)
 
 
+def test_the_implicit_parameter_and_its_two_controls_by_hand():
+    """The mean over all other prompts against each spike token: at the spike block, before the step-up, and without
+    the spike's channel."""
+    accessed, ids = access(spiking(num_hidden_layers=4)), token_ids(sequences=7, tokens=17)
+    record = scan(accessed, ids, measures=("normalisation",))
+    implicit, reference = record.normalisation.implicit, naive(accessed.model, "llama", ids)
+    places = [(token.sequence, token.position) for token in record.summary.spike_tokens]
+    (channel,) = record.summary.spike_channels
+    assert (implicit.block, implicit.before_block) == (record.summary.spike_block, 1)
+    assert len({sequence for sequence, _ in places}) == implicit.prompts_spike >= 3
+
+    def explained(block, without=()):
+        hidden = reference.residuals[block].double()
+        normed = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        normed[..., list(without)] = 0.0
+        wrong = total = 0.0
+        for sequence, position in places:
+            own = normed[sequence, position]
+            others = [normed[s, p] for s, p in places if s != sequence]
+            wrong += float((own - torch.stack(others).mean(0)).square().sum())
+            total += float(own.square().sum())
+        return 1 - wrong / total
+
+    assert implicit.explained_spike == pytest.approx(explained(implicit.block), abs=1e-4)
+    assert implicit.explained_spike_before == pytest.approx(explained(1), abs=1e-4)
+    assert implicit.explained_spike_without_channels == pytest.approx(explained(implicit.block, [channel]), abs=1e-4)
+    assert implicit.explained_spike > 0.9 > implicit.explained_spike_before
+
+
+@pytest.mark.parametrize(("family", "refused"), [("llama", None), ("qwen3", "where keys are normed")])
+def test_keys_are_taken_apart_between_the_steps_or_it_says_why(family, refused):
+    """Rotation undone, every column of W_K together is the key."""
+    accessed, ids = access(tiny(family)), token_ids(sequences=3, tokens=13)
+    rows, positions = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 4, 2, 7, 12])
+    is_spike = np.array([True, False, True, False, False])
+    steps = SimpleNamespace(step_up=[2], step_down=[6])
+    parts = KeyParts(SimpleNamespace(accessed=accessed, steps=steps), rows, positions, is_spike, is_spike)
+    keys = {}
+    with unrotating(accessed) as rotary:
+
+        class Keys:
+            def on_attention(self, inputs):
+                keys[inputs.block] = rotary.unrotated(inputs)[1].transpose(1, 2)[rows, positions]
+
+        with observing(accessed, [parts.entering, Keys()]):
+            run(accessed, full_batch(ids))
+    found = parts.measure(keys)
+    if refused:
+        assert refused in found["key_parts_reason"]
+        return
+    assert [(part.block, part.n, part.n_other) for part in found["key_parts"]] == [(3, 2, 3), (5, 2, 3)]
+    reference = naive(accessed.model, family, ids).residuals
+    for part in found["key_parts"]:
+        entering = reference[part.block - 1][rows[is_spike], positions[is_spike]].float()
+        normed = input_norm(accessed, part.block)(entering)
+        weight, _ = key_projection(accessed, part.block, 12)
+        energies = [float((normed[:, c, None] * weight[:, c]).square().sum()) for c in range(24)]
+        assert part.channels[0] == int(np.argmax(energies))
+        alone = normed[:, part.channels[0], None] * weight[:, part.channels[0]]
+        left = (normed @ weight.T - alone).square().sum() / (normed @ weight.T).square().sum()
+        assert part.explained[0] == pytest.approx(1 - float(left), abs=1e-4)
+
+
 def test_a_norm_on_the_output_has_no_direct_effect(monkeypatch):
     # Untrained weights have no sinks: the first tokens are taken for them, so that the section applies.
     first = torch.zeros(6, 40, dtype=torch.bool)
@@ -269,7 +334,17 @@ def test_the_norms_and_properties_of_the_embedded_model(found):
 def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
     heads = {(head.block, head.head): head for head in found.heads.heads}
     assert len(heads) == 270
-    tokens, mass = naive_sinks(embedded, golden_ids[:8], found.heads.sink_tokens)
+    maps = eager_maps(embedded, golden_ids[:8])
+    tokens, mass = naive_sinks(maps, found.heads.sink_tokens)
+    curve = found.properties.overlap_curve
+    assert [row.heads_min for row in curve] == [1, 3, 9, 27, 54]
+    for row in curve:
+        rule = found.heads.sink_tokens.model_copy(update={"heads_min": row.heads_min})
+        assert row.sinks == naive_sinks(maps, rule)[0]
+    assert curve[1].jaccard == found.properties.overlap.jaccard
+    assert curve[-1].recall > curve[0].recall
+    first, later = (np.median([getattr(key, name).rank for key in found.geometry.keys]) for name in ("first", "later"))
+    assert first < 1.5 < 2 < later, "sinks on the first token have one key, others their own"
     assert found.heads.sink_tokens.tokens == tokens >= 8
     for (block, head), trace in heads.items():
         assert trace.sink_mass == pytest.approx(float(mass[block // 2, head]), abs=1e-4)
@@ -318,16 +393,21 @@ def test_every_head_has_its_own_plane():
             assert np.square(drawn).sum(0) == pytest.approx(energy[:2], rel=1e-4)
 
 
-def naive_sinks(embedded, ids, rule):
-    """Number of sink tokens, and attention of other queries on them (layer, head), from the model's own eager maps."""
+def eager_maps(embedded, ids):
+    """The model's own attention maps (layer, sequence, head, query, key)."""
     model = embedded.model
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     with torch.no_grad():
         maps = torch.stack(model(input_ids=ids, output_attentions=True, use_cache=False).attentions)
     model.set_attn_implementation(before)
+    return maps
+
+
+def naive_sinks(maps, rule):
+    """Number of sink tokens, and attention of other queries on them (layer, head)."""
     above = maps.mean(3) > rule.importance_min
-    above[..., ids.shape[1] // 2 :] = False
+    above[..., maps.shape[-1] // 2 :] = False
     sinks = above.sum((0, 2)) >= rule.heads_min
     assert bool(sinks[:, 0].all())
     on_sinks = (maps * sinks[None, :, None, None]).sum(-1)

@@ -12,6 +12,9 @@ from tiny import VOCAB, spiking, tiny, token_ids
 from spikesink.access import access
 from spikesink.analyse.finding import find
 from spikesink.analyse.interventions import dissociate, parse_which, split
+from spikesink.analyse.kv_cache import _note
+from spikesink.cli.intervene import _long_tokens
+from spikesink.cli.options import Text
 from spikesink.data.tokens import Tokens
 from spikesink.errors import InputError
 from spikesink.records.interventions import Interventions
@@ -103,13 +106,46 @@ def test_a_tiny_model_gets_the_whole_record():
     assert record.quantisation.applicable
     assert {damage.kind for damage in record.quantisation.sites} >= {"down_proj", "kv", "weights"}
     assert record.quantisation.rotation_error < 1e-3
-    assert [row.keep for row in record.kv_cache.table] == [None, 0, 1, 2, 4, 8, 4]
+    assert [row.keep for row in record.kv_cache.table] == [None, 0, 1, 2, 4, 8, 4, 1, 2, 4, 8]
+    assert [row.positions for row in record.kv_cache.table] == ["true"] * 7 + ["reassigned"] * 4
+    true, reassigned = ({row.keep: row for row in record.kv_cache.table if row.positions == which and row.first == 0}
+                        for which in ("true", "reassigned"))  # fmt: skip
+    assert all(abs(true[keep].perplexity.value / reassigned[keep].perplexity.value - 1) > 1e-4 for keep in (1, 2, 4))
     assert (record.kv_cache.sequences, record.kv_cache.tokens) == (4, 130), "held-out sequences are not evaluated"
     assert record.recommendation.keep_sink_tokens == record.kv_cache.keep
     assert {stage for stage, _, _ in steps} >= {"interventions", "quantisation", "KV cache"}
     assert all(0 <= done <= total for _, done, total in steps)
     assert all(math.isfinite(row.perplexity.value) for row in record.interventions if row.applicable)
     record.to_json()
+
+
+@pytest.mark.parametrize(("family", "beyond"), [("llama", True), ("gpt2", False)])
+def test_the_cache_is_measured_beyond_the_models_positions_where_they_are_rotations(family, beyond):
+    accessed = access(tiny(family, max_position_embeddings=100, n_positions=100))
+    ids, long = token_ids(sequences=5, tokens=17), token_ids(sequences=2, tokens=130)
+    if not beyond:
+        with pytest.raises(InputError, match="beyond the model's 100 positions"):
+            dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long)
+        return
+    found = dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long).kv_cache
+    assert found.tokens == 130 and {row.positions for row in found.table} == {"true", "reassigned"}
+    assert found.note == (
+        "130 tokens are beyond the model's 100 positions: full attention and true positions go there, reassigned ones "
+        "do not."
+    )
+
+
+@pytest.mark.parametrize(("family", "tokens"), [("llama", 140), ("gpt2", 100)])
+def test_learned_positions_shorten_what_was_asked_for_and_rotations_do_not(family, tokens, monkeypatch):
+    accessed = access(tiny(family, max_position_embeddings=100, n_positions=100))
+    seen = []
+    monkeypatch.setattr(
+        Text, "read", lambda text, _, sequences, beyond: seen.append((text.seq_len, text.pack, sequences, beyond))
+    )
+    _long_tokens(Text(), accessed, 2, 140)
+    assert seen == [(tokens, True, 2, family == "llama")]
+    ends = "Sequences end with the model's 100 positions: it has no others."
+    assert _note(accessed, 100) == (ends if family == "gpt2" else None)
 
 
 def test_draws_are_kept_apart_and_paired():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikesink.measure.lifecycle import StepCriteria, find_steps
+from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps, main_step_up
 
 
 def test_shares_and_steps_by_hand():
@@ -30,3 +30,19 @@ def test_a_late_rise_is_no_step_up():
     residuals = {2: 100 * sign, 4: 130 * sign, 6: 110 * sign}
     assert find_steps(writes, residuals, 2, StepCriteria()).step_up == [2]
     assert find_steps(writes, residuals, 4, StepCriteria()).step_up == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("shares", "step_up", "block"),
+    [
+        ({2: 0.12, 4: 0.7, 6: 0.15}, [2, 4, 6], 4),
+        ({3: 0.8, 4: 0.11, 6: 0.1}, [3, 4, 6], 4),
+        ({4: 0.4, 8: 0.4}, [4, 8], 4),
+        ({3: 0.9}, [3], None),
+        ({}, [], None),
+    ],
+)
+def test_the_main_step_up_is_the_ffn_with_the_largest_share(shares, step_up, block):
+    """An attention block with a larger one has no s*; of equals, the first."""
+    assert main_step_up(StepResult(shares=shares, plateau=1.0, step_up=step_up, step_down=[])) == block
+    assert main_step_up(None) is None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from spikesink.measure import spikes
 from spikesink.measure.spikes import PeakTracker, SpikeCriteria, SpikeMeasure, TokenCandidates, median_magnitude
 from spikesink.observer import Batch, full_batch
 
@@ -228,8 +229,13 @@ def test_a_residual_of_zeros_has_no_ratio():
     assert (result.max_over_median, result.verdict.token_ratio, result.has_spikes) == (0.0, 0.0, False)
 
 
-def test_massive_elements_are_listed_by_token_block_and_channel():
-    """|a| > 100 and > 1000 x median, as Sun et al. say: three elements in two channels, one of them in two blocks."""
+@pytest.mark.parametrize(("most", "listed"), [(100_000, 4), (2, 2)])
+def test_massive_elements_are_listed_by_token_block_and_channel(monkeypatch, most, listed):
+    """|a| > 100 and > 1000 x median, as Sun et al. say: three elements in two channels, one of them in two blocks.
+
+    However many are listed, all count by channel.
+    """
+    monkeypatch.setattr(spikes, "MAX_MASSIVE", most)
     hidden = torch.full((2, 3, 5), 0.1)
     hidden[1, 2, 3], hidden[0, 0, 3], hidden[0, 0, 4] = -300.0, 150.0, 101.0
     valid = torch.ones(2, 3, dtype=torch.bool)
@@ -241,10 +247,24 @@ def test_massive_elements_are_listed_by_token_block_and_channel():
     hidden[1, 0, 3] = 200.0
     feed(measure, hidden, valid, first_sequence=7, block=5)
     result = measure.compute()
-    assert result.massive[:, :4].tolist() == [[7, 0, 2, 3], [7, 0, 2, 4], [8, 2, 2, 3], [8, 0, 5, 3]]
-    assert result.massive[:, 4].tolist() == pytest.approx([150, 101, 300, 200])
+    assert result.massive[:, :4].tolist() == [[7, 0, 2, 3], [7, 0, 2, 4], [8, 2, 2, 3], [8, 0, 5, 3]][:listed]
+    assert result.massive[:, 4].tolist() == pytest.approx([150, 101, 300, 200][:listed])
     first, second = result.verdict.massive_channels
     assert (first.channel, first.count, first.tokens, first.first_block, first.last_block) == (3, 3, 3, 2, 5)
     assert first.largest == pytest.approx(300.0)
     assert (second.channel, second.count) == (4, 1)
+    assert (second.tokens, second.first_block, second.last_block) == (1, 2, 2)
     assert result.verdict.massive_count == 4
+
+
+def test_a_token_counts_once_a_channel_however_many_blocks():
+    hidden = torch.full((2, 3, 5), 0.1)
+    hidden[0, 1, 4], hidden[1, 1, 4], hidden[1, 2, 4] = 400.0, -300.0, 200.0
+    measure = SpikeMeasure()
+    for first in (0, 2):
+        measure.on_batch(full_batch(torch.zeros(2, 3, dtype=torch.long), first))
+        for block in (1, 2, 3):
+            measure.on_residual(block, hidden)
+    (channel,) = measure.compute().verdict.massive_channels
+    assert (channel.channel, channel.count, channel.tokens) == (4, 18, 6)
+    assert (channel.first_block, channel.last_block, channel.largest) == (1, 3, 400.0)

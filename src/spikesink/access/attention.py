@@ -92,7 +92,8 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
     for edit in listeners(editors, "edit_values"):
         value = edit(call.block, value)
     call = replace(call, key=key, value=value)
-    _announce(call, observers, valid)
+    # An editor may need the queries as well as the scores: it is told what observers are.
+    _announce(call, [*observers, *editors], valid)
     if _fits_tiles(call, observers, editors, valid):
         output = _attend_tiled(call, observers)
     else:

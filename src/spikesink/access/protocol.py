@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikesink.errors import NumericError
-from spikesink.observer import AttentionRows, Batch, Observer
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is."""
@@ -26,6 +26,10 @@ class Editor(Protocol):
 
     def edit_batch(self, batch: Batch) -> Batch:
         """The token ids that go in; ones that are not to be predicted are left out of `scored`."""
+        ...
+
+    def on_attention(self, inputs: AttentionInputs) -> None:
+        """Told, before it edits scores, the block's queries and keys, as observers are."""
         ...
 
     def edit_residual(self, block: int, hidden: Tensor) -> Tensor: ...

@@ -42,6 +42,17 @@ class Rotary:
         undo = self.undo[inputs.block]
         return undo(query, cos, sin), undo(key, cos, sin)
 
+    def moved(self, block: int, states: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Post-RoPE states (batch, head, token, d_head) at positions `start` (token,) as at `end`, float32 or wider."""
+        cos, sin = self.current[block]
+        undo = self.undo[block]
+        states = states if states.dtype == torch.float64 else states.float()
+        squared = cos[:, :, end].square() + sin[:, :, end].square()
+        # Undoing the opposite rotation rotates; a scaled rotation (YaRN) has cos^2 + sin^2 = scale^2.
+        before = undo(states, cos[:, :, start], sin[:, :, start])
+        cos, sin = (-cos, sin) if undo is _sine_first else (cos, -sin)
+        return undo(before, cos[:, :, end] / squared, sin[:, :, end] / squared)
+
 
 @contextmanager
 def unrotating(accessed: AccessedModel) -> Iterator[Rotary]:
@@ -53,6 +64,15 @@ def unrotating(accessed: AccessedModel) -> Iterator[Rotary]:
     with _following(accessed, rotary):
         rotary.undo = _conventions(accessed, rotary)
         yield rotary
+
+
+def rotates(accessed: AccessedModel) -> bool:
+    """Whether positions are rotations, which exist for any position, in some block."""
+    try:
+        with unrotating(accessed) as rotary:
+            return bool(rotary.undo)
+    except DoesNotApplyError:
+        return False
 
 
 @contextmanager

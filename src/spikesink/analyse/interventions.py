@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel
+from spikesink.access.rotary import rotates
 from spikesink.analyse.dissociation import dissociation_rows
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import targets_of
@@ -107,7 +108,8 @@ def dissociate(
     tokens: integer ids (sequence, token); the last `held_out` sequences (at most half) are held out to find spikes,
     sinks and constants on, the others are evaluated. which: names of interventions, groups and parts, with commas
     (`parse_which`). draws: of every random control. epsilon, sink_metric: as in `scan`; magnitude: as in `find`.
-    long_tokens: for the KV cache, of at least 128 tokens each; default the evaluated ones. folder: where finished
+    long_tokens: for the KV cache, of at least 128 tokens each, where positions are rotations also more than the model
+    was trained on; default the evaluated ones. folder: where finished
     passes are kept, so that a run that was killed goes on; `resume.remove_partial` removes them. Raises SpikesinkError
     subclasses.
     """
@@ -117,7 +119,7 @@ def dissociate(
     criteria = check_options(epsilon, sink_metric)
     accessed = accessed_model(model)
     given = _checked(tokens, accessed)
-    long = given if long_tokens is None else _checked(long_tokens, accessed)
+    long = given if long_tokens is None else _checked(long_tokens, accessed, beyond=rotates(accessed))
     evaluated, kept_back = split(given, held_out)
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
@@ -154,9 +156,10 @@ def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Choice) -> Qua
     return quantisation(evaluator, held_out, thorough=choice.thorough)
 
 
-def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel) -> Tokens:
+def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel, *, beyond: bool = False) -> Tokens:
+    """Token ids that the model takes; beyond its trained positions if told so."""
     given = as_tokens(tokens)
-    check_ids(given, accessed.vocab_size, accessed.max_positions)
+    check_ids(given, accessed.vocab_size, None if beyond else accessed.max_positions)
     return given
 
 

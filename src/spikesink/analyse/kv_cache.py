@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from spikesink import bootstrap
+from spikesink.access import AccessedModel
+from spikesink.access.rotary import rotates
 from spikesink.analyse.evaluation import Evaluation, Evaluator
-from spikesink.intervene.window import streaming_window
+from spikesink.errors import DoesNotApplyError
+from spikesink.intervene.window import reassigned_window, streaming_window
 from spikesink.records.interventions import KeptSinks, KvCache
 
 STAGE = "KV cache"
@@ -18,13 +21,15 @@ TIMES_WINDOW = 2
 """A window is measured where sequences are at least this many times as long."""
 TOLERANCE_NATS = 0.02
 CONTROL_KEEP = 4
+TRUE, REASSIGNED = "true", "reassigned"
 HYBRID = "The window is attention's; recurrences and convolutions keep what they have of every token."
 
 
 def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
     """Perplexity of long sequences (sequence, token) under streaming windows that keep the first 0, 1, 2, 4, 8 tokens.
 
-    Control: as many kept tokens, but not the first one.
+    At true positions, and with the kept tokens' positions reassigned by their places in the cache; where none is kept
+    the two are one. Control: as many kept tokens, but not the first one.
     """
     ids = torch.from_numpy(np.asarray(ids).astype(np.int64))
     windows = [window for window in WINDOWS if TIMES_WINDOW * window <= ids.shape[1]]
@@ -38,15 +43,27 @@ def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
     settings = [(window, keep, 0) for window in windows for keep in KEEP]
     settings += [(window, CONTROL_KEEP, 1) for window in windows]
     long = replace(evaluator, ids=ids)
-    evaluator.progress(STAGE, 0, len(settings) + 1)
+    reassigned = [(window, keep, 0) for window in windows for keep in KEEP if keep]
+    total = len(settings) + len(reassigned) + 1
+    evaluator.progress(STAGE, 0, total)
     full = long.loss(f"kv full {ids.shape[1]}")
     table = [_row(None, None, 0, full, full)]
     for index, (window, keep, first) in enumerate(settings):
-        evaluator.progress(STAGE, index + 1, len(settings) + 1)
+        evaluator.progress(STAGE, index + 1, total)
         context = streaming_window(evaluator.accessed, window, keep, first)
         result = long.loss(f"kv window {window} keep {keep} from {first}", context)
         table.append(_row(window, keep, first, result, full))
-    evaluator.progress(STAGE, len(settings) + 1, len(settings) + 1)
+    reason = None
+    for index, (window, keep, first) in enumerate(reassigned, start=len(settings)):
+        evaluator.progress(STAGE, index + 1, total)
+        try:
+            context = reassigned_window(evaluator.accessed, window, keep, first)
+            result = long.loss(f"kv window {window} keep {keep} from {first} reassigned", context)
+        except DoesNotApplyError as refusal:
+            reason = str(refusal)
+            break
+        table.append(_row(window, keep, first, result, full, REASSIGNED))
+    evaluator.progress(STAGE, total, total)
     evaluator.seconds = long.seconds
     return KvCache(
         sequences=len(ids),
@@ -54,26 +71,43 @@ def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
         table=table,
         keep=fewest(table, windows[-1]),
         tolerance_nats=TOLERANCE_NATS,
-        note=HYBRID if evaluator.accessed.hybrid else None,
+        reassigned_reason=reason,
+        note=_note(evaluator.accessed, ids.shape[1]),
     )
 
 
+def _note(accessed: AccessedModel, tokens: int) -> str | None:
+    """What the reader must know of the lengths and of what is no attention."""
+    notes, most = [HYBRID] if accessed.hybrid else [], accessed.max_positions
+    if most is not None and tokens > most:
+        notes.append(
+            f"{tokens:,} tokens are beyond the model's {most:,} positions: full attention and true positions go there, "
+            "reassigned ones do not."
+        )
+    elif tokens == most and not rotates(accessed):
+        notes.append(f"Sequences end with the model's {most:,} positions: it has no others.")
+    return " ".join(notes) or None
+
+
 def fewest(table: list[KeptSinks], window: int) -> int:
-    """The fewest kept first tokens whose mean loss is within TOLERANCE_NATS of the best at this window."""
+    """The fewest kept first tokens whose mean loss at true positions is within TOLERANCE_NATS of the window's best."""
     losses = {
         row.keep: row.loss_difference_nats.value
         for row in table
-        if row.window == window and row.first == 0 and row.keep is not None
+        if row.window == window and row.first == 0 and row.keep is not None and row.positions == TRUE
     }
     best = min(losses.values())
     return min(keep for keep, loss in losses.items() if loss <= best + TOLERANCE_NATS)
 
 
-def _row(window: int | None, keep: int | None, first: int, result: Evaluation, full: Evaluation) -> KeptSinks:
+def _row(
+    window: int | None, keep: int | None, first: int, result: Evaluation, full: Evaluation, positions: str = TRUE
+) -> KeptSinks:
     return KeptSinks(
         window=window,
         keep=keep,
         first=first,
+        positions=positions,
         perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
         loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, full.losses),
     )

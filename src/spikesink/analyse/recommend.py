@@ -76,6 +76,7 @@ def _cache(cache: KvCache) -> list[str]:
     if not cache.applicable or cache.keep is None:
         return []
     window = max(row.window for row in cache.table if row.window)
-    by_keep = {row.keep: row.perplexity.value for row in cache.table if row.window == window and row.first == 0}
+    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.positions == "true"]
+    by_keep = {row.keep: row.perplexity.value for row in rows}
     text = f"KV cache: keep {cache.keep} first token{'' if cache.keep == 1 else 's'}"
     return [f"{text} (window {window}: perplexity {by_keep[cache.keep]:.1f}, with none kept {by_keep[0]:.1f})."]

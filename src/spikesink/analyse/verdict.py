@@ -79,15 +79,13 @@ def _answer(
     if missing:
         return Answer(question=question, answer="not applicable", evidence=[], reason=missing)
     answer = _needs(rows, removed, question, thresholds)
-    if answer.answer == "undecided":
-        return answer
     others = {
         name: other
         for name, changed, kept in _variations(rows, removed, thresholds)
         if (other := _needs(kept, removed, question, changed).answer) != answer.answer
     }
-    if not others:
-        return answer
+    if not others or answer.answer == "undecided":
+        return answer.model_copy(update={"sensitivity": others})
     flips = ", ".join(f"{other} with {name}" for name, other in others.items())
     reason = f"the rules alone say {answer.answer} ({answer.reason}), but {flips}"
     return answer.model_copy(update={"answer": "undecided", "reason": reason, "sensitivity": others})
@@ -145,17 +143,25 @@ def _none_removed(real: list[InterventionRow], asked: list[InterventionRow], rem
         spiking = [f"{position}" for position, share in row.spike_positions.items() if share > 0.5]
         where = f"spikes at position {' and '.join(spiking)}" if spiking else "no position spikes in most sequences"
         assert row.sink_ratio_kept is not None
-        places.append(f"{row.name} leaves {row.sink_ratio_kept.value:.0%} of the sink ratio, {where}")
+        places.append(f"{row.name} leaves {row.sink_ratio_kept.value:.0%} of the sink ratio, {where}{_price(row)}")
     return f"{text}; edited from the first block on: {'; '.join(places)}"
 
 
 def _numbers(row: InterventionRow, other: str) -> str:
     kept = _kept(row)
-    cost = row.loss_difference_nats
-    price = f", at {cost.value:+.3g} nats" if cost else ""
     whole = row.sink_ratio_kept
     both = f", in all blocks {whole.value:.0%}" if other == "sinks" and row.downstream_sink_ratio_kept and whole else ""
-    return f"{row.name} leaves {kept.value:.0%} [{kept.low:.0%}, {kept.high:.0%}] of the {other}{both}{price}"
+    return f"{row.name} leaves {kept.value:.0%} [{kept.low:.0%}, {kept.high:.0%}] of the {other}{both}{_price(row)}"
+
+
+def _price(row: InterventionRow) -> str:
+    cost = row.loss_difference_nats
+    return f", at {_nats(cost.value)} nats" if cost else ""
+
+
+def _nats(value: float) -> str:
+    """A cost to the digits that matter, four decimals at most: +12.7, +0.0123, -0.0005."""
+    return f"{round(value, 4) + 0.0:+.3g}"
 
 
 def _removes(row: InterventionRow, thresholds: Thresholds) -> bool:
@@ -223,7 +229,8 @@ def _constant(rows: list[InterventionRow], thresholds: Thresholds, has_spikes: b
         return Answer(
             question=question, answer="undecided", evidence=[], reason="freeze_spikes and zero_spikes were not both run"
         )
-    costs = f"freezing costs {frozen.value:.3g} nats, zeroing {zeroed.value:.3g}, a random constant {random.value:.3g}"
+    numbers = [_nats(row.value) for row in (frozen, zeroed, random)]
+    costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
     if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
     elif frozen.low > thresholds.costly_min:

@@ -70,16 +70,22 @@ def intervene_command(
 
 
 def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> Any:
-    """Sequences for the KV cache from the same text; None for a file of ids, or a text too short for them."""
+    """Sequences for the KV cache from the same text; None for a file of ids, or a text too short for them.
+
+    Beyond the model's positions where they are rotations; learned ones end.
+    """
     from dataclasses import replace
 
+    from spikesink.access.rotary import rotates
     from spikesink.errors import InputError
 
     if source.tokens is not None:
         return None
-    tokens = min(seq_len, accessed.max_positions or seq_len)
+    limit = accessed.max_positions
+    beyond = limit is not None and seq_len > limit and rotates(accessed)
+    tokens = seq_len if limit is None or beyond else min(seq_len, limit)
     try:
-        return replace(source, pack=True, seq_len=tokens).read(accessed, sequences)
+        return replace(source, pack=True, seq_len=tokens).read(accessed, sequences, beyond=beyond)
     except InputError:
         return None
 

@@ -139,8 +139,11 @@ class Text:
             raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
         _check_choice("--bos", self.bos, BOS)
 
-    def read(self, accessed: Any, sequences: int, prompt: str | None = None) -> Any:
-        """Token ids of the source for an accessed model. Raises InputError with what to do."""
+    def read(self, accessed: Any, sequences: int, prompt: str | None = None, *, beyond: bool = False) -> Any:
+        """Token ids of the source for an accessed model, beyond its positions if told so.
+
+        Raises InputError with what to do.
+        """
         from spikesink.data import corpus
         from spikesink.data.tokens import load_token_ids, tokenise
 
@@ -152,7 +155,7 @@ class Text:
                 "(an integer array of shape sequences x seq_len)."
             )
         limit = accessed.max_positions
-        if limit is not None and self.seq_len > limit:
+        if limit is not None and self.seq_len > limit and not beyond:
             raise InputError(f"--seq-len {self.seq_len} is beyond the model's {limit} positions; use at most {limit}.")
         if prompt is not None:
             documents = corpus.prompt_corpus(prompt)

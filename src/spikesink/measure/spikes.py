@@ -17,7 +17,7 @@ MAX_CANDIDATES = 10_000
 """Spike-token candidates kept per block, so that memory does not grow with the corpus."""
 BINS = 16 * 256
 MAX_MASSIVE = 100_000
-"""Massive elements listed; all are counted."""
+"""Massive elements listed; all are counted, by channel too."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,46 @@ class ResidualStatistics:
         return self.candidates.count(self.threshold(criteria)) <= most
 
 
+class MassiveTally:
+    """Massive elements by channel, all of them; memory O(channels) and a byte an element of the batch."""
+
+    def __init__(self, d_model: int) -> None:
+        self.count, self.tokens, self.first, self.last = (np.zeros(d_model, dtype=np.int64) for _ in range(4))
+        self.largest = np.zeros(d_model)
+        self._seen: dict[int, np.ndarray] = {}
+
+    def update(self, block: int, row: int, magnitude: np.ndarray, above: np.ndarray) -> None:
+        """magnitude, above (token, channel) of one sequence of the batch: which elements are massive."""
+        channels = np.flatnonzero(above.any(0))
+        own = np.where(above[:, channels], magnitude[:, channels], 0.0).max(0)
+        self.first[channels] = np.where(self.count[channels] > 0, np.minimum(self.first[channels], block), block)
+        self.last[channels] = np.maximum(self.last[channels], block)
+        self.largest[channels] = np.maximum(self.largest[channels], own)
+        self.count[channels] += above[:, channels].sum(0)
+        self._seen[row] = self._seen[row] | above if row in self._seen else above
+
+    def end_batch(self) -> None:
+        """Count the tokens of the batch, each once a channel however many blocks it is massive after."""
+        for seen in self._seen.values():
+            self.tokens += seen.sum(0)
+        self._seen.clear()
+
+    def channels(self) -> list[MassiveChannel]:
+        """Most elements first."""
+        self.end_batch()
+        return [
+            MassiveChannel(
+                channel=channel,
+                count=int(self.count[channel]),
+                tokens=int(self.tokens[channel]),
+                first_block=int(self.first[channel]),
+                last_block=int(self.last[channel]),
+                largest=float(self.largest[channel]),
+            )
+            for channel in sorted(np.flatnonzero(self.count).tolist(), key=lambda c: (-int(self.count[c]), c))
+        ]
+
+
 class SpikeMeasure(Observer):
     """Observer of residuals and writes; memory O(blocks x channels), whatever the number of sequences."""
 
@@ -201,6 +241,7 @@ class SpikeMeasure(Observer):
         self.sequence_largest: list[float] = []
         """Largest magnitude after any block, by sequence."""
         self._listed = 0
+        self._tally: MassiveTally | None = None
         self._valid: Tensor | None = None
         self._buffer: Tensor | None = None
 
@@ -208,6 +249,8 @@ class SpikeMeasure(Observer):
         super().on_batch(batch)
         self._valid = batch.valid if batch.padded else None
         self.sequence_largest += [0.0] * len(batch.valid)
+        if self._tally is not None:
+            self._tally.end_batch()
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block == 0:
@@ -244,6 +287,9 @@ class SpikeMeasure(Observer):
         if self._valid is not None:
             above &= self._valid[row].to(above.device)[:, None]
         places = torch.nonzero(above)
+        if len(places):
+            self._tally = self._tally or MassiveTally(own.shape[-1])
+            self._tally.update(block, row, own.cpu().numpy(), above.cpu().numpy())
         if len(places) and self._listed < MAX_MASSIVE:
             self._listed += len(places)
             known = torch.tensor([self.batch.first_sequence + row, block], dtype=torch.float64).expand(len(places), 2)
@@ -290,7 +336,7 @@ class SpikeMeasure(Observer):
             verdict_block=verdict_block,
             massive_count=sum(found.massive_count for found in residuals.values()),
             massive_blocks=[b for b, found in sorted(residuals.items()) if found.massive_count],
-            massive_channels=massive_channels(massive),
+            massive_channels=self._tally.channels() if self._tally is not None else [],
             token_count=statistics.candidates.count(threshold) if spiking else 0,
         )
         return SpikeResult(
@@ -319,24 +365,6 @@ def _no_spikes(statistics: ResidualStatistics, criteria: SpikeCriteria, block: i
     return f"{share:.0%} of the tokens are as large as a spike in block {block}: a large scale rather than spikes"
 
 
-def massive_channels(massive: np.ndarray) -> list[MassiveChannel]:
-    """Massive elements, rows (sequence, position, block, channel, magnitude), by channel; most of them first."""
-    found = []
-    for channel in np.unique(massive[:, 3]):
-        own = massive[massive[:, 3] == channel]
-        found.append(
-            MassiveChannel(
-                channel=int(channel),
-                count=len(own),
-                tokens=len(np.unique(own[:, :2], axis=0)),
-                first_block=int(own[:, 2].min()),
-                last_block=int(own[:, 2].max()),
-                largest=float(own[:, 4].max()),
-            )
-        )
-    return sorted(found, key=lambda entry: (-entry.count, entry.channel))
-
-
 @dataclass(frozen=True)
 class SpikeResult:
     """The spike and the verdict."""
@@ -349,5 +377,5 @@ class SpikeResult:
     tokens: np.ndarray
     """Spike tokens, rows (value, sequence, position), largest first."""
     massive: np.ndarray
-    """Massive elements, rows (sequence, position, block, channel, magnitude)."""
+    """Massive elements, rows (sequence, position, block, channel, magnitude), until MAX_MASSIVE are listed."""
     verdict: SpikeVerdict

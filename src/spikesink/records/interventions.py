@@ -82,7 +82,8 @@ class Answer(Frozen):
     """Names of the rows that decided, or that left it open."""
     reason: str
     sensitivity: dict[str, str] = Field(default_factory=dict)
-    """The answer with one threshold changed or one row left out, where that is another one."""
+    """The answer with one threshold changed or one row left out, where that is another one; a decided answer that has
+    any becomes undecided."""
 
 
 class Dissociation(Frozen):
@@ -145,6 +146,8 @@ class KeptSinks(Frozen):
     keep: int | None
     first: int
     """Position of the first kept token; 1 is the control that keeps as many, but not the first."""
+    positions: str = "true"
+    """`true`: those in the text; `reassigned`: places in the cache, as StreamingLLM deploys it."""
     perplexity: Estimate
     loss_difference_nats: Estimate
 
@@ -154,8 +157,11 @@ class KvCache(Section):
     tokens: int = 0
     table: list[KeptSinks] = Field(default_factory=list)
     keep: int | None = None
-    """The fewest kept tokens whose loss is within `tolerance_nats` of the best at the largest window."""
+    """The fewest kept tokens whose loss at true positions is within `tolerance_nats` of the best at the largest
+    window."""
     tolerance_nats: float = 0.0
+    reassigned_reason: str | None = None
+    """Why there are no rows at reassigned positions."""
     note: str | None = None
 
 

@@ -23,7 +23,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import NONE, listed, number, percent, placed
+from spikesink.report.format import NONE, counted, interval, listed, number, percent, placed
 
 NAMED = 8
 """Outliers that get their channel beside them."""
@@ -62,7 +62,15 @@ def _merits(section: sections.Amplifier) -> list[Merit]:
             note = f"the next is {number(step.next_eigenvalue)}; rank one predicts {number(first.ratio)} × the true "
             note += f"output at position 0 (n = {first.n})"
             merits.append(Merit(f"λ* in block {step.block}", step.eigenvalue, note=note, digits=4))
-    return merits
+    return [*merits, *(_shared(found) for found in section.directions if found.mean_cosine is not None)]
+
+
+def _shared(found: sections.SharedDirection) -> Merit:
+    """Whether the channels that spike are amplified in one direction."""
+    control = number(found.control_cosine) if found.control is None else interval(found.control)
+    drawn = "random channels" if found.control is None else f"{found.control.n} random channels"
+    note = f"mean |cos| between the s* of {counted(len(found.channels), 'channel')}; {drawn} {control}"
+    return Merit(f"shared direction in block {found.block}", found.mean_cosine, note=note)
 
 
 def _steps(section: sections.Amplifier) -> Table:

@@ -78,11 +78,15 @@ def _refused(record: Interventions) -> str:
 def _answers(record: Interventions) -> Table:
     """The questions of the double dissociation, with what decided."""
     found = record.dissociation
+    tried = any("left out" in text for text in found.rules.get("in_words", []))
     answers = (found.sinks_need_spikes, found.spikes_need_sinks, found.constant_suffices)
     return Table(
         f"Verdict: {found.verdict}",
         ("question", "answer", "because"),
-        [[item.question, item.answer, _because(item)] for item in answers],
+        [
+            [item.question, item.answer, _because(item) + (_sensitivity(item) if tried and place < 2 else "")]
+            for place, item in enumerate(answers)
+        ],
         words=3,
         aside=_rules(found.rules),
     )
@@ -92,6 +96,16 @@ def _because(answer: Answer) -> str:
     """The reason, and the rows of the table that decided."""
     rows = listed([name.replace("/", ", ").replace("_", " ") for name in answer.evidence], 4)
     return f"{answer.reason} (rows: {rows})" if rows else answer.reason
+
+
+def _sensitivity(answer: Answer) -> str:
+    """Whether the answer stays with other limits and without each row; flips of a decided one are in its reason."""
+    if answer.answer in ("yes", "no"):
+        return "; the same with each limit moved and each row left out"
+    if answer.answer != "undecided" or answer.reason.startswith("the rules alone"):
+        return ""
+    flips = [f"{other} with {name.replace('_', ' ')}" for name, other in answer.sensitivity.items()]
+    return f"; {listed(flips, 4)}" if flips else "; undecided too with each limit moved and each row left out"
 
 
 def _rules(rules: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def kv_cache_part(record: Interventions) -> Section:
         "A cache that forgets the first tokens loses the keys that heads sink on.",
         figures=[_cache(record)] if section.table else [],
         tables=[_table(record)] if section.table else [],
-        note=section.note or "",
+        note=" ".join(filter(None, [section.note, _refused(section.reassigned_reason)])),
         label="KV cache",
     )
 
@@ -39,16 +39,25 @@ def _table(record: Interventions) -> Table:
     section = record.kv_cache
     rows = [
         [
-            "full" if row.window is None else f"{row.window}", _kept(row), number(row.perplexity.value),
+            "full" if row.window is None else f"{row.window}", _kept(row), row.positions, number(row.perplexity.value),
             NONE if row.window is None else cost_text(row.loss_difference_nats),
         ]
         for row in section.table
     ]  # fmt: skip
     styles = [
-        "dim" if row.first else "strong" if row.keep == section.keep and row.window else "" for row in section.table
+        "dim" if row.first else "strong" if row.keep == section.keep and row.window and row.positions == "true" else ""
+        for row in section.table
     ]
     title = f"Streaming KV cache, {section.sequences} × {section.tokens} tokens"
-    return Table(title, ("cache", "kept", "perplexity", "cost in nats"), rows, styles, words=2)
+    return Table(
+        title, ("cache", "kept", "positions", "perplexity", "cost in nats"), rows, styles, words=3,
+        note="Positions: those in the text, or reassigned by the place in the cache, as StreamingLLM and llama.cpp's "
+        "context shift do; the same where no first token is kept.",
+    )  # fmt: skip
+
+
+def _refused(reason: str | None) -> str | None:
+    return f"Reassigned positions do not apply: {reason}." if reason else None
 
 
 def _kept(row: KeptSinks) -> str:
@@ -62,7 +71,8 @@ def _cache(record: Interventions) -> Figure:
     rows: Rows = [
         {
             "window": row.window, "kept": row.keep,
-            "line": f"window {row.window}" + (", not the first" if row.first else ""),
+            "line": f"window {row.window}" + (", not the first" if row.first else "")
+            + (", reassigned" if row.positions == "reassigned" else ""),
             "perplexity": row.perplexity.value, "low": row.perplexity.low, "high": row.perplexity.high,
         }
         for row in section.table

@@ -3,7 +3,7 @@
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.document import Section, Table
-from spikesink.report.format import interval, number, percent
+from spikesink.report.format import counted, interval, number, percent
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not applicable"}
 COLOURS = {"holds": "yes", "does not hold": "no"}
@@ -15,7 +15,7 @@ def properties_part(record: Anatomy, section: sections.Properties) -> Section:
     if section.overlap is not None:
         tables.append(_overlap(section))
     if section.overlap_curve:
-        tables.append(_curve(section.overlap_curve))
+        tables.append(_curve(section.overlap_curve, section.sink_tokens))
     reason = section.overlap_reason
     return Section(
         "properties",
@@ -53,8 +53,10 @@ def _limit(item: sections.Property) -> str:
     return f"{number(item.threshold)} ({number(item.sensitivity[0])}, {number(item.sensitivity[1])})"
 
 
-def _curve(curve: list[sections.OverlapAtShare]) -> Table:
+def _curve(curve: list[sections.OverlapAtShare], rule: sections.SinkTokenRule | None) -> Table:
     """The overlap by the share of heads that makes a sink token."""
+    used = f" Used elsewhere: {counted(rule.heads_min, 'head')}" if rule is not None else ""
+    reason = ", 1 % of all: one odd head makes no sink token, and any share beyond is a choice, hence this table."
     rows = [
         [f"{row.heads_min:,}", percent(row.heads_share) if row.heads_share else "one head", f"{row.sinks:,}",
          number(row.jaccard), percent(row.recall), f"{row.later_sinks:,}", number(row.later_jaccard)]
@@ -64,7 +66,7 @@ def _curve(curve: list[sections.OverlapAtShare]) -> Table:
         "How that depends on the heads that make a sink token",
         ("heads at least", "share", "sink tokens", "Jaccard", "of them spike", "sinks later", "Jaccard later"),
         rows,
-        note="Later: without the first token of each sequence.",
+        note="Later: without the first token of each sequence." + (used and used + reason),
         brief=(),
     )
 
