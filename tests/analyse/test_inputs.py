@@ -1,18 +1,34 @@
 """What `scan` takes besides ids and a bare model: wrapped models, masks of any kind, lists; the rest is refused."""
 
+from collections import UserDict
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
 from tiny import tiny, token_ids
 
-from spikesink import dissociate, scan
+from spikesink import Anatomy, dissociate, find, scan
+from spikesink.data import load_token_ids, read_corpus
 from spikesink.errors import InputError, UnsupportedModelError
+from spikesink.train.monitor import AnatomyMonitor
 
 IDS = token_ids(3, 13)
 
 
 def numbers(record):
     return record.summary.perplexity, record.summary.spike
+
+
+@pytest.fixture
+def unverified(monkeypatch):
+    """No model can be verified: what is refused is refused before."""
+
+    def fails(_accessed):
+        raise AssertionError("the model was verified first")
+
+    monkeypatch.setattr(import_module("spikesink.access.load"), "verify_layers", fails)
+    return tiny("llama", vocab_size=97)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +77,98 @@ def test_masks_of_any_kind(model):
 def test_masks_that_are_none(model, valid, words):
     with pytest.raises(InputError, match=words):
         scan(model, IDS, valid=valid)
+
+
+class Encoding(UserDict):
+    """What a tokenizer returns: attributes are its entries."""
+
+
+def test_what_a_tokenizer_returns(model, expected):
+    """Its attention mask counts, unless another is given."""
+    mask = torch.ones(3, 13, dtype=torch.int64)
+    assert numbers(scan(model, Encoding(input_ids=IDS, attention_mask=mask))) == expected
+    assert numbers(scan(model, {"input_ids": IDS.tolist()})) == expected
+    mask[1, 9:] = 0
+    padded = Encoding(input_ids=IDS, attention_mask=mask)
+    assert numbers(scan(model, padded)) == numbers(scan(model, IDS, valid=mask)) != expected
+    assert numbers(scan(model, padded, valid=torch.ones_like(mask))) == expected
+    with pytest.raises(InputError, match="padded, by their attention_mask"):
+        find(model, padded)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["text"], "Got text as token ids; expected integers.*Tokenise it first"),
+        ("text", "Got text as token ids"),
+        ([["a", "b"]], "Got text as token ids"),
+        ([[[1, 2], [3, 4]]], r"shape \(1, 2, 2\); expected \(sequences, seq_len\)"),
+        ([1, 2, 3], r"shape \(3,\).*For one sequence use ids\[None, :\]"),
+        ([[1, 2], [3]], "expected rows of one length"),
+        ([[1.0, 2.0]], "type float64; expected integers"),
+        (None, "type object; expected integers"),
+        ([[1, -100]], "Padding such as -100"),
+        ([[1, 97]], r"Token id 97 \(sequence 0, position 1\) is outside the model's vocabulary of 97"),
+        ([[1] * 513], "beyond the model's 512 positions"),
+        ({"ids": [[1, 2]]}, "mapping with ids; expected input_ids"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1, 1, 1]]}, r"valid has shape \(1, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("function", [scan, find, dissociate])
+def test_ids_are_refused_before_the_model_is_verified(unverified, function, tokens, words):
+    if function is dissociate and isinstance(tokens, list) and len(tokens) == 1 and not isinstance(tokens[0], str):
+        tokens = tokens * 4
+        words = words.replace("(1, ", "(4, ")
+    with pytest.raises(InputError, match=words):
+        function(unverified, tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"valid": np.ones((3, 12))}, "valid has shape"),
+        ({"epsilon": 1.5}, "epsilon is 1.5"),
+        ({"epsilon": "0.3"}, "epsilon is '0.3'; expected a number"),
+        ({"sink_metric": "sun2025"}, "did you mean 'sun2026'"),
+        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"batch_size": 2.0}, r"batch_size is 2\.0"),
+        ({"measures": ("headz",)}, "Unknown measure 'headz'.*did you mean 'heads'"),
+        ({"measures": "headz"}, "Unknown measure 'headz'"),
+    ],
+)
+def test_options_are_refused_before_the_model_is_verified(unverified, options, words):
+    with pytest.raises(InputError, match=words):
+        scan(unverified, IDS, **options)
+
+
+def test_a_measure_by_its_name_alone(model):
+    assert scan(model, IDS, measures="heads").heads == scan(model, IDS, measures=("heads",)).heads
+
+
+@pytest.mark.parametrize("model", [7, {"a": 1}, IDS.tolist()])
+def test_models_that_are_none(model):
+    with pytest.raises(InputError, match=f"Got a model of type {type(model).__name__}; expected a name or path"):
+        scan(model, IDS)
+
+
+@pytest.mark.parametrize("ids", [["text"], [[1, 97]], [[1, -100]], [1, 2], [[1.5, 2.5]]])
+def test_probe_ids_are_refused_before_the_model_is_verified(unverified, ids):
+    with pytest.raises(InputError):
+        AnatomyMonitor(unverified, ids)
+
+
+def test_paths_as_text(model, tmp_path):
+    folder = str(tmp_path / "record")
+    record = scan(model, IDS)
+    record.save(folder)
+    assert Anatomy.read(folder).summary == record.summary
+    np.save(tmp_path / "ids.npy", IDS.numpy())
+    assert (load_token_ids(str(tmp_path / "ids.npy")).ids == IDS.numpy()).all()
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert list(read_corpus(str(tmp_path / "a.txt")).documents()) == ["one", "two"]
+    targets = find(model, IDS)
+    assert dissociate(model, token_ids(4, 9), which="drop_bos", folder=str(tmp_path / "run")).found
+    assert targets.sequences == len(IDS)
 
 
 def test_positions_of_a_scaled_rotation(expected):

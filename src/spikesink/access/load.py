@@ -21,6 +21,7 @@ from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoin
 from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel
+from spikesink.access.passed import Passed, checkpoint_key, read_passed, remember, remembered, write_passed
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
 from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
@@ -43,6 +44,7 @@ def load(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     base: str | Path | None = None,
+    verify: bool = False,
     progress: Progress = no_progress,
 ) -> AccessedModel:
     """Load a causal LM and verify every layer.
@@ -50,8 +52,10 @@ def load(
     Without a name, the embedded SmolLM2-135M-Instruct. `dtype`: a name in DTYPES; default float32 on CPU, the
     checkpoint's own on a GPU. `device`: `cpu`, `cuda`, `cuda:N` or `auto` (shards over all); default cuda if there is
     one. Only safetensors and GGUF weights are read unless `allow_pickle`; no code of the checkpoint runs unless
-    `trust_remote_code`. A PEFT adapter is merged into its base: the one it names, or `base`. `progress` hears of
-    downloads. Raises ModelError, UnsupportedModelError or VerificationError.
+    `trust_remote_code`. A PEFT adapter is merged into its base: the one it names, or `base`. A checkpoint that was
+    verified before, with the same files, versions, dtype and device, is not verified again (`.verified_before`) unless
+    `verify`, nor unless its code is trusted. `progress` hears of downloads. Raises ModelError, UnsupportedModelError or
+    VerificationError.
     """
     started = time.perf_counter()
     options = _Options(_resolve_device(device), dtype, trust_remote_code, allow_pickle, progress)
@@ -62,7 +66,7 @@ def load(
         loaded = _loaded(name_or_path, revision, options)
     else:
         loaded = _adapted(adapter, base, options)
-    accessed = _accessed(loaded.model, loaded.tokenizer, loaded.checkpoint)
+    accessed = _accessed(loaded, keep=not trust_remote_code, verify=verify)
     accessed.provenance.update(loaded.facts)
     accessed.load_s = time.perf_counter() - started
     return accessed
@@ -127,10 +131,24 @@ def _adapted(adapter: Adapter, base: str | Path | None, options: _Options) -> _L
     return _Loaded(model, tokenizer if tokenizer is not None else loaded.tokenizer, loaded.checkpoint, facts)
 
 
-def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpoint) -> AccessedModel:
+def _accessed(loaded: _Loaded, *, keep: bool, verify: bool) -> AccessedModel:
+    """The model with the verification that held for its checkpoint before, or one that is made now and kept."""
+    key = checkpoint_key(loaded.facts, loaded.model) if keep else None
+    before = None if key is None or verify else read_passed(key)
+    if before is not None:
+        remember(loaded.model, before)
+    accessed = _explained_access(loaded, verify)
+    passed = remembered(loaded.model)
+    if key is not None and before is None and passed is not None:
+        write_passed(key, passed)
+    return accessed
+
+
+def _explained_access(loaded: _Loaded, verify: bool) -> AccessedModel:
     """`access`, where a config that loads but does not run is the checkpoint's fault and not ours."""
+    checkpoint = loaded.checkpoint
     try:
-        return access(model, tokenizer, path=checkpoint.folder)
+        return access(loaded.model, loaded.tokenizer, path=checkpoint.folder, verify=verify)
     except (SpikesinkError, MemoryError):
         raise
     except Exception as error:
@@ -141,10 +159,14 @@ def _accessed(model: PreTrainedModel, tokenizer: Any | None, checkpoint: Checkpo
         ) from error
 
 
-def access(model: nn.Module, tokenizer: Any | None = None, *, path: Path | None = None) -> AccessedModel:
+def access(
+    model: nn.Module, tokenizer: Any | None = None, *, path: Path | None = None, verify: bool = False
+) -> AccessedModel:
     """Find and verify the residual blocks of a model that is already in memory, also one in a wrapper.
 
-    Raises UnsupportedModelError where no layout fits and VerificationError where none holds numerically.
+    The same object is verified once, and again after its config, modules, hooks or weights have changed (`state_of` of
+    `spikesink.access.passed` says what is seen), or always with `verify`. Raises UnsupportedModelError where no layout
+    fits and VerificationError where none holds numerically.
     """
     model = unwrapped(model)
     if not model._can_set_attn_implementation():
@@ -152,16 +174,26 @@ def access(model: nn.Module, tokenizer: Any | None = None, *, path: Path | None 
             f"{type(model).__name__} (model type '{model.config.model_type}') computes attention outside transformers' "
             "attention registry, so its attention cannot be measured exactly. Refused rather than guessed."
         )
+    before = None if verify else remembered(model)
     refusals: list[VerificationError] = []
-    for layers in find_blocks(model):
-        accessed = AccessedModel(model, tokenizer, path, layers)
-        try:
-            verification = verify_layers(accessed)
-        except VerificationError as error:
-            refusals.append(error)
+    for layout, layers in enumerate(find_blocks(model)):
+        accessed = AccessedModel(model, tokenizer, path, layers, verified_before=before is not None)
+        if before is None:
+            try:
+                passed = Passed(layout, verify_layers(accessed))
+            except VerificationError as error:
+                refusals.append(error)
+                continue
+            remember(model, passed)
+        elif layout == before.layout:
+            passed = before
+        else:
             continue
-        accessed.provenance.update(_facts(accessed), verification=verification)
+        accessed.provenance.update(_facts(accessed), verification=dict(passed.verification))
         return accessed
+    if not refusals:
+        # What was kept names a layout that the model does not have.
+        return access(model, tokenizer, path=path, verify=True)
     raise refusals[0]
 
 

@@ -24,6 +24,8 @@ class AccessedModel:
     provenance: dict[str, Any] = field(default_factory=dict)
     load_s: float = 0.0
     """Seconds that loading and verifying took."""
+    verified_before: bool = False
+    """Whether an earlier verification of the same was taken over."""
 
     @property
     def name(self) -> str:

@@ -12,8 +12,8 @@ from spikesink.access import AccessedModel
 from spikesink.access.linears import LinearSite, editing_inputs
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.passes import Progress, Scan, no_progress, stream
-from spikesink.analyse.scan import accessed_model, check_options, measure
-from spikesink.data.tokens import Tokens, as_tokens
+from spikesink.analyse.scan import Ids, accessed_model, check_options, measure
+from spikesink.data.tokens import as_tokens
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene import Targets
 from spikesink.intervene.weights import step_up_output
@@ -27,7 +27,7 @@ AMPLIFIER_SHARE = 0.9
 
 def find(
     model: AccessedModel | PreTrainedModel | str | None,
-    tokens: Tokens | np.ndarray | Tensor,
+    tokens: Ids,
     *,
     epsilon: float = 0.3,
     sink_metric: str = "sun2026",
@@ -41,9 +41,10 @@ def find(
     from which magnitude after the step-up block an element is part of a spike; default a tenth of the largest there,
     and 20 times the median.
     """
-    criteria = check_options(epsilon, sink_metric)
-    accessed = accessed_model(model)
-    ids = torch.from_numpy(np.array(as_tokens(tokens).ids, dtype=np.int64))
+    criteria = check_options(epsilon, sink_metric, batch_size)
+    given = as_tokens(tokens)
+    accessed = accessed_model(model, given)
+    ids = torch.from_numpy(np.array(given.ids, dtype=np.int64))
     scanned, _ = measure(accessed, ids, criteria, batch_size=batch_size, progress=progress)
     return targets_of(scanned, magnitude=magnitude, progress=progress)
 

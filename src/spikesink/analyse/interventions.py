@@ -21,7 +21,7 @@ from spikesink.analyse.passes import Progress, no_progress
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.recommend import recommend
 from spikesink.analyse.resume import FinishedPasses
-from spikesink.analyse.scan import accessed_model, check_options, measure
+from spikesink.analyse.scan import Ids, accessed_model, check_options, measure
 from spikesink.analyse.verdict import dissociation
 from spikesink.data.tokens import Tokens, as_tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
@@ -90,7 +90,7 @@ def _group(name: str) -> tuple[str, ...]:
 
 def dissociate(
     model: AccessedModel | PreTrainedModel | str | None,
-    tokens: Tokens | np.ndarray | Tensor,
+    tokens: Ids,
     *,
     which: str | None = None,
     held_out: int = 16,
@@ -99,8 +99,8 @@ def dissociate(
     sink_metric: str = "sun2026",
     magnitude: float | None = None,
     batch_size: int | None = None,
-    long_tokens: Tokens | np.ndarray | Tensor | None = None,
-    folder: Path | None = None,
+    long_tokens: Ids | None = None,
+    folder: Path | str | None = None,
     progress: Progress = no_progress,
 ) -> Interventions:
     """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
@@ -116,11 +116,12 @@ def dissociate(
     started = time.perf_counter()
     choice = parse_which(which)
     check_magnitude(magnitude)
-    criteria = check_options(epsilon, sink_metric)
-    accessed = accessed_model(model)
-    given = _checked(tokens, accessed)
-    long = given if long_tokens is None else _checked(long_tokens, accessed, beyond=rotates(accessed))
+    criteria = check_options(epsilon, sink_metric, batch_size)
+    given = as_tokens(tokens)
+    long = given if long_tokens is None else as_tokens(long_tokens)
     evaluated, kept_back = split(given, held_out)
+    accessed = accessed_model(model, given)
+    check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
     asked = {
@@ -128,7 +129,7 @@ def dissociate(
         "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
     }  # fmt: skip
     provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
-    finished = FinishedPasses(folder, _identity(provenance))
+    finished = FinishedPasses(None if folder is None else Path(folder), _identity(provenance))
     evaluator = Evaluator(accessed, evaluated, targets, finished, criteria.sinks, batch_size, progress)
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
@@ -154,13 +155,6 @@ def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Choice) -> Qua
     if "quantisation" not in choice.parts:
         return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
     return quantisation(evaluator, held_out, thorough=choice.thorough)
-
-
-def _checked(tokens: Tokens | np.ndarray | Tensor, accessed: AccessedModel, *, beyond: bool = False) -> Tokens:
-    """Token ids that the model takes; beyond its trained positions if told so."""
-    given = as_tokens(tokens)
-    check_ids(given, accessed.vocab_size, None if beyond else accessed.max_positions)
-    return given
 
 
 def _kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray, choice: Choice) -> KvCache:

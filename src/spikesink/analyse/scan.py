@@ -1,7 +1,7 @@
 """Scan: spikes and sinks of a model on given token ids, in one streaming pass, as an `Anatomy` record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from spikesink.access import AccessedModel, access, full_batch, load, observing, watch
+from spikesink.access.load import unwrapped
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Criteria, Progress, Scan, no_progress, stream
-from spikesink.data.tokens import Tokens, as_tokens, as_valid, check_ids
+from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids
+from spikesink.errors import InputError
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
 from spikesink.measure.states import Gather
+from spikesink.measures import check_names, parse_names
 from spikesink.records import (
     Anatomy,
     BlockCycle,
@@ -39,32 +42,37 @@ LISTED_TOKENS = 256
 CONTEXT = 8
 """Tokens before and after a spike token whose text is kept beside it."""
 
+Ids = Tokens | np.ndarray | Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
+"""What the public functions take as tokens: ids (sequence, token)."""
+
 
 def scan(
     model: AccessedModel | nn.Module | str | Path | None,
-    tokens: Tokens | np.ndarray | Tensor | Sequence[Sequence[int]],
+    tokens: Ids,
     *,
     valid: np.ndarray | Tensor | Sequence[Sequence[int]] | None = None,
     epsilon: float = 0.3,
     sink_metric: str = "sun2026",
     batch_size: int | None = None,
-    measures: tuple[str, ...] = (),
+    measures: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> Anatomy:
     """Measure spikes, sinks, life cycle and perplexity; returns a typed record.
 
     model: an accessed model, a Hugging Face causal LM (also wrapped), or what `load` takes. tokens: integer ids
-    (sequence, token), evaluated exactly as given. valid: same shape, False or 0 where padding. epsilon: threshold on
-    importance, in (0, 1). measures: names of further measures (see `spikesink.measures`), or ("all",).
+    (sequence, token), evaluated exactly as given, or what a tokenizer returns. valid: same shape, False or 0 where
+    padding; default the tokenizer's attention mask. epsilon: threshold on importance, in (0, 1). measures: names of
+    further measures (see `spikesink.measures`), or "all". Every argument is checked before the model is verified.
     Raises SpikesinkError subclasses for ids, options or models that cannot be measured. Sun et al. 2026, eq. 27-28.
     """
+    criteria = check_options(epsilon, sink_metric, batch_size)
+    measures = parse_names(measures) if isinstance(measures, str) else tuple(measures)
+    check_names(measures)
+    given, real = as_tokens_and_valid(tokens, valid)
+    mask = None if real is None else torch.from_numpy(real)
     started = time.perf_counter()
-    accessed = accessed_model(model)
+    accessed = accessed_model(model, given)
     load_s = time.perf_counter() - started
-    given = as_tokens(tokens)
-    check_ids(given, accessed.vocab_size, accessed.max_positions)
-    mask = None if valid is None else torch.from_numpy(as_valid(valid, given.ids.shape))
-    criteria = check_options(epsilon, sink_metric)
     # Copied only where torch could not read it in place: there may be more ids than memory holds twice.
     ids = torch.from_numpy(np.require(given.ids, np.int64, ["C", "W"]))
     scanned, forward_s = measure(accessed, ids, criteria, valid=mask, batch_size=batch_size, progress=progress)
@@ -109,15 +117,37 @@ def measure(
     return scanned, seconds
 
 
-def accessed_model(model: AccessedModel | nn.Module | str | Path | None) -> AccessedModel:
-    """A model in any form that the public functions take, as an accessed one."""
-    if isinstance(model, AccessedModel):
-        return model
-    return access(model) if isinstance(model, nn.Module) else load(model)
+def accessed_model(model: AccessedModel | nn.Module | str | Path | None, *texts: Tokens) -> AccessedModel:
+    """A model in any form that the public functions take, as an accessed one that can take the ids of these texts.
+
+    Raises InputError for what is no model, and for the ids, where the model is in memory before it is verified.
+    """
+    if not isinstance(model, AccessedModel | nn.Module | str | Path | None):
+        raise InputError(
+            f"Got a model of type {type(model).__name__}; expected a name or path, a Hugging Face causal LM, or what "
+            "spikesink.load gives."
+        )
+    if isinstance(model, nn.Module):
+        inner = unwrapped(model)
+        check_taken(AccessedModel(inner, None, None, []), texts)
+        return access(inner)
+    accessed = model if isinstance(model, AccessedModel) else load(model)
+    check_taken(accessed, texts)
+    return accessed
 
 
-def check_options(epsilon: float, sink_metric: str) -> Criteria:
+def check_taken(accessed: AccessedModel, texts: Sequence[Tokens]) -> None:
+    """Refuse ids outside the vocabulary, and sequences beyond the positions. Raises InputError."""
+    for text in texts:
+        check_ids(text, accessed.vocab_size, accessed.max_positions)
+
+
+def check_options(epsilon: float, sink_metric: str, batch_size: int | None = None) -> Criteria:
     """The options as criteria. Raises InputError for what is out of range or unknown."""
+    if not isinstance(epsilon, int | float):
+        raise InputError(f"epsilon is {epsilon!r}; expected a number between 0 and 1, e.g. 0.3.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size is {batch_size!r}; expected at least 1 sequence, or None for the default.")
     return Criteria(sinks=SinkCriteria(metric=sink_metric, epsilon=epsilon))
 
 

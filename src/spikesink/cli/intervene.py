@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikesink.cli.options import Loading, Output, Sinking, Text, grouped
+from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Sequences = Annotated[int, typer.Option(min=2, help="Sequences to evaluate.")]
 
 @grouped
 def intervene_command(
-    loading: Loading,
+    loading: LoadingOnce,
     text: Text,
     sinking: Sinking,
     output: Output,

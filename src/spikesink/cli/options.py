@@ -1,6 +1,7 @@
 """Options that several commands share: each group is a class that a command takes as one argument."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -76,17 +77,38 @@ class Loading:
         if is_hub_id(self.model):
             check_reachable(str(self.model), self.revision)
 
-    def load(self, progress: Callable[[str, int, int], None]) -> Any:
-        """The accessed model, as one step of the progress bar."""
+    def load(self, progress: Callable[[str, int, int], None], *, verify: bool = True) -> Any:
+        """The accessed model, as one step of the progress bar; verified also where it was before if `verify`."""
         from spikesink.access import load
 
         progress("load model", 0, 1)
         accessed = load(
             self.model, dtype=self.dtype, device=self.device, revision=self.revision,
             trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle, base=self.base,
-            progress=progress,
+            verify=verify, progress=progress,
         )  # fmt: skip
         progress("load model", 1, 1)
+        return accessed
+
+
+@dataclass(frozen=True)
+class LoadingOnce(Loading):
+    """The same, of a checkpoint that need not be verified each time."""
+
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            metavar=FLAG,
+            help="Verify again what was verified before for the same files and versions.",
+            rich_help_panel=MODEL,
+        ),
+    ] = False
+
+    def load(self, progress: Callable[[str, int, int], None], *, verify: bool = False) -> Any:
+        accessed = super().load(progress, verify=verify or self.verify)
+        if accessed.verified_before:
+            print("Verified before: same files, versions, dtype and device; --verify does it again.", file=sys.stderr)
         return accessed
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spikesink.cli.options import MEASURING, TEXT, Loading, Output, Sinking, Text, grouped
+from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 from spikesink.errors import InputError
 
@@ -32,7 +32,7 @@ Measures = Annotated[
 
 @grouped
 def scan_command(
-    loading: Loading,
+    loading: LoadingOnce,
     text: Text,
     sinking: Sinking,
     output: Output,

@@ -1,7 +1,7 @@
 """From documents to token ids (sequence, token), and from a file of ids; how they were made travels with them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ class Tokens:
     @classmethod
     def from_ids(cls, ids: np.ndarray, source: str = "ids", source_sha256: str | None = None) -> "Tokens":
         """Ids evaluated exactly as given. Raises InputError unless integers >= 0 of shape (sequence, token)."""
+        if ids.dtype.kind in "US" or (ids.dtype.kind == "O" and isinstance(next(iter(ids.flat), None), str)):
+            raise InputError(
+                "Got text as token ids; expected integers of shape (sequence, token). Tokenise it first: "
+                "spikesink.data.tokenise(texts, tokenizer, seq_len=..., sequences=...)."
+            )
         if ids.dtype.kind not in "iu":
             raise InputError(f"Token ids have type {ids.dtype}; expected integers. Convert them: ids.astype('int64').")
         if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
@@ -70,10 +75,29 @@ class Tokens:
 
 
 def as_tokens(tokens: Any) -> Tokens:
-    """Tokens as they are, or ids (sequence, token) as an array, a tensor or lists. Raises InputError."""
-    if isinstance(tokens, Tokens):
-        return tokens
-    return Tokens.from_ids(as_array(tokens, "Token ids"))
+    """Tokens as they are, or ids (sequence, token) as an array, a tensor, lists, or what a tokenizer returns.
+
+    Raises InputError for anything else, and where a tokenizer's attention mask marks padding.
+    """
+    given, valid = as_tokens_and_valid(tokens, None)
+    if valid is not None:
+        raise InputError("The token ids are padded, by their attention_mask; expected sequences of one length here.")
+    return given
+
+
+def as_tokens_and_valid(tokens: Any, valid: Any) -> tuple[Tokens, np.ndarray | None]:
+    """Tokens as `as_tokens` has them, and which of them are real (see `as_valid`), None where all are.
+
+    Of what a tokenizer returns, the attention mask counts unless `valid` is given. Raises InputError.
+    """
+    if isinstance(tokens, Mapping):
+        if "input_ids" not in tokens:
+            raise InputError(f"Got a mapping with {', '.join(map(str, tokens))[:200]}; expected input_ids in it.")
+        valid = tokens.get("attention_mask") if valid is None else valid
+        tokens = tokens["input_ids"]
+    given = tokens if isinstance(tokens, Tokens) else Tokens.from_ids(as_array(tokens, "Token ids"))
+    mask = None if valid is None else as_valid(valid, given.ids.shape)
+    return given, None if mask is None or mask.all() else mask
 
 
 def as_valid(valid: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 
-from spikesink.access import access
 from spikesink.access.load import unwrapped
 from spikesink.analyse.probe import ProbeSums, merged, probe
-from spikesink.data.tokens import Tokens, as_array, check_ids
+from spikesink.analyse.scan import accessed_model
+from spikesink.data.tokens import Tokens, as_array
 from spikesink.errors import InputError, NumericError
 
 PREFIX = "spikesink/"
@@ -53,8 +53,7 @@ class AnatomyMonitor:
         self.every, self.epsilon, self.batch_size = every, epsilon, batch_size
         self.path = Path(path) if path is not None else None
         self.ids = torch.from_numpy(np.require(tokens.ids, requirements=["C", "W"]))
-        self._accessed = access(model)
-        check_ids(tokens, self._accessed.vocab_size, self._accessed.max_positions)
+        self._accessed = accessed_model(model, tokens)
 
     @property
     def model(self) -> nn.Module:
