@@ -24,18 +24,18 @@ def report_command(
     runs: Runs, out: PageOut = None, figures: FigureFolder = None, file_format: Format = "svg", json: AsJson = False
 ) -> None:
     """Write one self-contained page of these runs, and figures for a paper."""
-    from spikesink.report import FORMATS, write_figures, write_page
+    from spikesink.report import FORMATS
+    from spikesink.report.write import write_report
 
     if file_format not in FORMATS:
         raise InputError(f"--format is '{file_format}'; expected {', '.join(FORMATS)}.")
     target = out or default_page(runs)
-    page = write_page(runs, target)
-    files = [] if figures is None else write_figures(runs, figures, file_format)
+    files = write_report(runs, target, figures, file_format)
     if json:
-        written = {"page": str(page), "bytes": page.stat().st_size, "figures": [str(file) for file in files]}
+        written = {"page": str(target), "bytes": target.stat().st_size, "figures": [str(file) for file in files]}
         sys.stdout.write(json_module.dumps(written, indent=1) + "\n")
         return
-    print(f"Page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    print(f"Page: {target} ({target.stat().st_size / 1e6:.1f} MB)")
     if files:
         print(f"Figures: {figures} ({len(files)} files)")
 

@@ -200,3 +200,48 @@ class Interventions(Record):
         if not isinstance(content, dict):
             return content
         return {name: value for name, value in content.items() if name != "skipping"}
+
+
+def advice(has_spikes: bool, quantised: Quantisation, cache: KvCache) -> list[str]:
+    """What was measured of int8 and the KV cache as advice, a sentence each."""
+    sentences = [*([] if has_spikes else ["The model has no spikes."]), *_int8(quantised), *_keep(cache)]
+    return sentences or ["Nothing was measured that calls for a measure."]
+
+
+def _int8(quantised: Quantisation) -> list[str]:
+    if not quantised.applicable or quantised.baseline is None or quantised.worst_kind is None:
+        return []
+    kind = quantised.worst_kind
+    broken = next(row for row in quantised.sites if (row.kind, row.bits, row.granularity) == (kind, 8, "tensor"))
+    if broken.loss_difference_nats.low <= 0.01:
+        return ["Int8 with one scale per tensor does no notable damage at any site."]
+    base = quantised.baseline.value
+    text = f"Int8 with one scale per tensor breaks the input of {kind}: perplexity {base:.1f} to "
+    text += f"{broken.perplexity.value:.1f}"
+    if quantised.worst_blocks:
+        text += f", most of it in block{'s' if len(quantised.worst_blocks) > 1 else ''} "
+        text += ", ".join(map(str, sorted(quantised.worst_blocks)))
+    if quantised.spike_share is not None:
+        text += f"; {quantised.spike_share.value:.0%} of the damage goes when spike tokens are kept in high precision"
+    options = sorted(quantised.remedies, key=lambda row: row.perplexity.value)
+    return [text + ".", f"Remedies, the best first: {', '.join(map(_option, options))}."]
+
+
+def _option(row: Damage) -> str:
+    what = {
+        "worst blocks kept": "keep these blocks in high precision",
+        "per token": "one scale per token",
+        "spike tokens kept": "keep spike tokens in high precision",
+        "spike tokens frozen": "spike tokens from one constant",
+    }.get(row.remedy or "", f"{row.remedy}")
+    return f"{what} ({row.perplexity.value:.1f})"
+
+
+def _keep(cache: KvCache) -> list[str]:
+    if not cache.applicable or cache.keep is None:
+        return []
+    window = max(row.window for row in cache.table if row.window)
+    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.positions == "true"]
+    by_keep = {row.keep: row.perplexity.value for row in rows}
+    text = f"KV cache: keep {cache.keep} first token{'' if cache.keep == 1 else 's'}"
+    return [f"{text} (window {window}: perplexity {by_keep[cache.keep]:.1f}, with none kept {by_keep[0]:.1f})."]

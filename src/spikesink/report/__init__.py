@@ -12,16 +12,17 @@ def write_page(paths: Sequence[Path | str], out: Path | str) -> Path:
     One model gives its page, several give a page that compares them, a study gives its own. Raises RecordError for a
     folder without a record, OutputError for a file that cannot be written or that is no page of ours.
     """
-    from spikesink.report.write import write_page
+    from spikesink.report.write import write_report
 
-    return write_page([Path(path) for path in paths], Path(out))
+    write_report([Path(path) for path in paths], Path(out))
+    return Path(out)
 
 
 def write_figures(paths: Sequence[Path | str], folder: Path | str, file_format: str = "svg") -> list[Path]:
     """Write every chart of these runs as a file for a paper; returns the files. Raises InputError, OutputError."""
-    from spikesink.report.write import write_figures
+    from spikesink.report.write import write_report
 
-    return write_figures([Path(path) for path in paths], Path(folder), file_format)
+    return write_report([Path(path) for path in paths], None, Path(folder), file_format)
 
 
 __all__ = ["FORMATS", "write_figures", "write_page"]

@@ -1,6 +1,5 @@
 """The answer first: what spikes, what sinks, what breaks, what to do, in plain words made from the numbers."""
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from spikesink.positions import first_half
 from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions
+from spikesink.records.interventions import advice as recommended
 from spikesink.report.conditions import argument
 from spikesink.report.document import Statement
 from spikesink.report.format import blocks, counted, listed, number, percent, placed, quantity, quoted
@@ -39,14 +39,15 @@ def minutes(record: Anatomy) -> str:
 
 def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
     points = list(_modules(record.recommendation.blocks, anatomy))
-    points += [part.strip() for part in re.split(r"(?<=[a-z)])\. (?=[A-Z])", record.recommendation.text.rstrip("."))]
+    parts = recommended(bool(record.found.get("has_spikes")), record.quantisation, record.kv_cache)
+    # A record of another version may say it in other words: those are shown as they are.
+    points += parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text]
     sections = {"quantisation": record.quantisation, "kv_cache": record.kv_cache}
     missing = [name for name, section in sections.items() if not section.applicable]
     if missing:
         reasons = sorted({sections[name].reason for name in missing} - {None, ""}, key=str)
         why = "; ".join(map(str, reasons)) or "intervene --which all adds it"
-        points.append(f"Not measured: {listed(missing)} ({why})")
-    points = [f"{point}." for point in points]
+        points.append(f"Not measured: {listed(missing)} ({why}).")
     return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", tuple(points))
 
 
@@ -54,7 +55,7 @@ def _modules(blocks: list[int], anatomy: Anatomy | None) -> list[str]:
     """Blocks that break int8 by the names of their modules, to be pasted into a list of what is left alone."""
     names = module_names(anatomy) if anatomy is not None else {}
     known = [name for block in blocks if (name := names.get(block))]
-    return [f"Keep in high precision: {', '.join(known)}"] if known else []
+    return [f"Keep in high precision: {', '.join(known)}."] if known else []
 
 
 def module_names(record: Anatomy) -> dict[int, str | None]:

@@ -20,22 +20,21 @@ PNG_SCALE = 3
 """Pixels of a PNG per pixel of its chart: about 300 dots per inch at a column's width."""
 
 
-def write_page(paths: Sequence[Path], out: Path) -> Path:
-    """See `spikesink.report.write_page`."""
-    _check_target(out)
-    with _explained(paths):
-        page = render(runs_document(paths)).encode()
-    _write(out, page)
-    return out
-
-
-def write_figures(paths: Sequence[Path], folder: Path, file_format: str) -> list[Path]:
-    """See `spikesink.report.write_figures`."""
+def write_report(
+    paths: Sequence[Path], page: Path | None, figures: Path | None = None, file_format: str = "svg"
+) -> list[Path]:
+    """Page and figures of one document, each where a place is given; returns the figures' files."""
     if file_format not in FORMATS:
         raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
+    if page is not None:
+        _check_target(page)
     with _explained(paths):
-        figures = runs_document(paths).figures()
-    return [_write_figure(figure, folder, file_format) for figure in figures]
+        document = runs_document(paths)
+        html = render(document).encode() if page is not None else b""
+        charts = document.figures() if figures is not None else []
+    if page is not None:
+        _write(page, html)
+    return [_write_figure(chart, figures, file_format) for chart in charts] if figures is not None else []
 
 
 @contextmanager
