@@ -1,6 +1,7 @@
 """Evaluation passes under interventions: loss, sinks and spike of every sequence, each pass run once."""
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikesink import bootstrap
 from spikesink.access import AccessedModel, Batch, editing
 from spikesink.access.prefix import Prefix
 from spikesink.analyse.passes import Progress, no_progress, stream
@@ -18,6 +20,7 @@ from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.states import SpikeStates
+from spikesink.records.interventions import Estimate
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,21 @@ class Evaluator:
         return self._once(f"loss/{key}", (self.prefix.replaying(untouched), *contexts), {"loss_only": True})
 
     def _once(self, key: str, contexts: tuple[AbstractContextManager, ...], options: dict[str, Any]) -> Evaluation:
-        def run() -> dict[str, list]:
-            started = time.perf_counter()
-            result = evaluate(self.accessed, self.ids, *contexts, batch_size=self.batch_size, **options)
-            self.seconds += time.perf_counter() - started
-            return result.to_dict()
+        def run() -> dict[str, Any]:
+            return evaluate(self.accessed, self.ids, *contexts, batch_size=self.batch_size, **options).to_dict()
 
-        return Evaluation(**self.finished.get(key, run))
+        return Evaluation(**self.kept(key, run))
+
+    def kept(self, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a pass found, as JSON; it is run once, and not where an earlier run of the command kept it."""
+
+        def timed() -> dict[str, Any]:
+            started = time.perf_counter()
+            result = run()
+            self.seconds += time.perf_counter() - started
+            return result
+
+        return self.finished.get(key, timed)
 
     def spike_tokens(self) -> Tensor | None:
         """Which tokens spike in the model as it is, (sequence, token) bool; None where it has no spikes."""
@@ -178,3 +189,12 @@ class Evaluator:
         for sequence, position in self.finished.get("spike tokens", run)["spikes"]:
             marked[sequence, position] = True
         return marked
+
+
+def spike_share(broken: Evaluation, kept: Evaluation, baseline: Evaluation) -> Estimate:
+    """Share of the damage, in nats, that is gone when spike tokens are kept in high precision."""
+
+    def gone(damaged: np.ndarray, mended: np.ndarray, plain: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (damaged - mended).mean(axis) / (damaged - plain).mean(axis)
+
+    return bootstrap.estimate(gone, broken.losses, kept.losses, baseline.losses)

@@ -16,6 +16,7 @@ from spikesink.access.rotary import rotates
 from spikesink.analyse.dissociation import dissociation_rows
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import targets_of
+from spikesink.analyse.formats import served_formats
 from spikesink.analyse.kv_cache import kv_cache
 from spikesink.analyse.passes import Progress, no_progress
 from spikesink.analyse.quantisation import quantisation
@@ -33,7 +34,8 @@ from spikesink.records.interventions import Interventions, KvCache, Quantisation
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 ASKED = ("mask_sinks_everywhere", "move_sinks")
 """Run with the core: where sinks are edited from the first block on, spikes may go with them."""
-PARTS = ("quantisation", "kv_cache")
+PARTS = ("quantisation", "kv_cache", "formats")
+DEFAULT_PARTS = ("quantisation", "kv_cache")
 GROUPS = ("default", "all", "core", "spikes", "sinks", "input")
 MIN_SEQUENCES = 4
 PASSES = 2
@@ -62,8 +64,9 @@ def parse_which(text: str | None) -> Choice:
     for name in names:
         if name not in known:
             raise InputError(f"Unknown intervention '{name}'{did_you_mean(name, known)}")
-        if name in PARTS or name in ("default", "all"):
-            parts.update(dict.fromkeys(PARTS if name not in PARTS else (name,)))
+        parts.update(
+            dict.fromkeys({"default": DEFAULT_PARTS, "all": PARTS}.get(name, (name,) if name in PARTS else ()))
+        )
         if name in INTERVENTIONS:
             chosen[name] = None
         chosen.update(dict.fromkeys(_group(name)))
@@ -134,11 +137,13 @@ def dissociate(
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
+    formats = served_formats(evaluator, kept_back) if "formats" in choice.parts else None
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
+        **({"formats": formats} if formats else {}),
         recommendation=recommend(evaluator, quantised, cache),
         found=_facts(targets),
         provenance=provenance,

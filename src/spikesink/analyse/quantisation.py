@@ -4,13 +4,12 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from spikesink import bootstrap
 from spikesink.access import editing, full_batch, observing, run
 from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears
-from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.analyse.evaluation import Evaluation, Evaluator, spike_share
 from spikesink.analyse.passes import stream
 from spikesink.intervene import freeze_spikes
 from spikesink.intervene.quantise import (
@@ -22,7 +21,7 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
-from spikesink.records.interventions import Damage, Estimate, Quantisation
+from spikesink.records.interventions import Damage, Quantisation
 
 STAGE = "quantisation"
 SITE_KINDS = (*KINDS, "kv")
@@ -170,7 +169,9 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
         worst_kind=worst,
         worst_blocks=worst_blocks,
         remedies=[damage for damage, _ in remedies.values()],
-        spike_share=_spike_share(broken, remedies, baseline),
+        spike_share=spike_share(broken, remedies["spike tokens kept"][1], baseline)
+        if "spike tokens kept" in remedies
+        else None,
         rotation_error=_rotation_error(table, worst),
         skipped=[f"{kind}: the model has no such single linear map" for kind in SITE_KINDS if kind not in kinds],
     )
@@ -250,20 +251,6 @@ def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tu
     damage, result = table.activations(kind, replace(plain, granularity="token"))
     rows["per token"] = (damage.model_copy(update={"remedy": "per token"}), result)
     return rows
-
-
-def _spike_share(
-    broken: Evaluation, remedies: dict[str, tuple[Damage, Evaluation]], baseline: Evaluation
-) -> Estimate | None:
-    """Share of the damage, in nats, that is gone when spike tokens are kept in high precision."""
-    if "spike tokens kept" not in remedies:
-        return None
-
-    def gone(damaged: np.ndarray, mended: np.ndarray, plain: np.ndarray, axis: int = -1) -> np.ndarray:
-        return (damaged - mended).mean(axis) / (damaged - plain).mean(axis)
-
-    kept = remedies["spike tokens kept"][1]
-    return bootstrap.estimate(gone, broken.losses, kept.losses, baseline.losses)
 
 
 def _rotation_error(table: _Table, kind: str) -> float | None:

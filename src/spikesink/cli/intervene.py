@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from spikesink.records.interventions import Interventions
 
 Which = Annotated[
-    str, typer.Option(help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, all.")
+    str,
+    typer.Option(
+        help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, formats, all."
+    ),
 ]
 HeldOut = Annotated[int, typer.Option(min=1, help="Further sequences that constants are learned on.")]
 Draws = Annotated[int, typer.Option(min=1, help="Draws of every random control.")]

@@ -88,31 +88,31 @@ class Scheme:
         return largest.max() if self.granularity == "tensor" else largest
 
 
-class _TokenSpares:
-    """Which tokens of the running batch are spared."""
+class TokenMarks:
+    """Which tokens of the running batch are marked, of marks (sequence, token) for all of the run."""
 
-    def __init__(self, spared: Tensor | None) -> None:
-        self.spared = spared
+    def __init__(self, marked: Tensor | None) -> None:
+        self.marked = marked
         self.rows: Tensor | None = None
 
     def edit_batch(self, batch: Batch) -> Batch:
-        if self.spared is not None:
+        if self.marked is not None:
             first = batch.first_sequence
-            self.rows = self.spared[first : first + len(batch.ids), : batch.ids.shape[1]]
+            self.rows = self.marked[first : first + len(batch.ids), : batch.ids.shape[1]]
         return batch
 
 
 @contextmanager
 def quantised_inputs(accessed: AccessedModel, sites: list[LinearSite], scheme: Scheme) -> Iterator[None]:
     """Quantise what enters these linear maps."""
-    spares = _TokenSpares(scheme.spared_tokens)
+    spares = TokenMarks(scheme.spared_tokens)
     with ExitStack() as stack:
         stack.enter_context(editing(accessed, spares))
         stack.enter_context(editing_inputs(sites, lambda site, x: scheme.apply(site.name, x, spares.rows)))
         yield
 
 
-class _KvEditor(_TokenSpares):
+class _KvEditor(TokenMarks):
     def __init__(self, scheme: Scheme, blocks: set[int] | None) -> None:
         super().__init__(scheme.spared_tokens)
         self.scheme, self.blocks = scheme, blocks
@@ -188,7 +188,7 @@ def rotated_inputs(accessed: AccessedModel, sites: list[LinearSite], scheme: Sch
 
     Without quantisation the model computes what it did, up to rounding. The weights come back bit for bit.
     """
-    spares = _TokenSpares(scheme.spared_tokens if scheme else None)
+    spares = TokenMarks(scheme.spared_tokens if scheme else None)
     rotations = {site.name: Rotation.of(site.weight.shape[site.input_dim]) for site in sites}
 
     def turn(site: LinearSite, entering: Tensor) -> Tensor:

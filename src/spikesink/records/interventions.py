@@ -139,6 +139,31 @@ class Quantisation(Section):
     """Site kinds that the model does not have, with the reason."""
 
 
+class FormatDamage(Frozen):
+    """What enters every linear map, or keys and values, in a floating-point format that models are served in."""
+
+    name: str
+    """Of `spikesink.intervene.formats.FORMATS`."""
+    kind: str
+    """inputs or kv."""
+    element: str
+    scales: str
+    static: bool
+    perplexity: Estimate
+    loss_difference_nats: Estimate
+    spike_share: Estimate | None
+    """Share of the damage that is gone when spike tokens are kept in high precision; None where there are none, or
+    where the damage is not told from zero."""
+    lost: float
+    """Share of the other tokens' values that become zero or subnormal."""
+    lost_without_spikes: float | None
+    """The same with spike tokens in high precision and in no scale."""
+
+
+class Formats(Section):
+    rows: list[FormatDamage] = Field(default_factory=list)
+
+
 class KeptSinks(Frozen):
     """Streaming-window perplexity: a cache of `window` tokens, `keep` of them kept; None is full attention."""
 
@@ -187,6 +212,7 @@ class Interventions(Record):
     dissociation: Dissociation
     quantisation: Quantisation
     kv_cache: KvCache
+    formats: Formats = Formats(applicable=False, reason="not asked for (--which formats)")
     recommendation: Recommendation
     found: dict[str, Any]
     """What the scan of the held-out sequences found, without the states (they are in the arrays)."""

@@ -12,6 +12,7 @@ from spikesink.report.answer import answer
 from spikesink.report.conditions import argument, condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Section, Table, Unmeasured
 from spikesink.report.format import counted, number, placed
+from spikesink.report.formats import formats_part
 from spikesink.report.heads import head_details
 from spikesink.report.interventions import interventions_part
 from spikesink.report.kv_cache import kv_cache_part
@@ -130,6 +131,7 @@ def _sections(model: Model) -> list[Section]:
         record = model.interventions
         sections.append(interventions_part(record))
         sections += [quantisation_part(record)] if record.quantisation.applicable else []
+        sections += [formats_part(record)] if record.formats.applicable else []
         sections += [kv_cache_part(record)] if record.kv_cache.applicable else []
     if model.training is not None:
         sections.append(training_part(model.training))
