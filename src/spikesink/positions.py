@@ -1,4 +1,4 @@
-"""Places of tokens in their sequence, padding not counted. For torch tensors and numpy arrays alike."""
+"""Places: of tokens in their sequence, padding not counted, for torch tensors and numpy arrays alike; of blocks."""
 
 from typing import Any
 
@@ -15,3 +15,18 @@ def first_half(valid: Any) -> Any:
     """
     rank = ranks(valid)
     return valid & ((rank == 0) | (rank < valid.sum(-1)[..., None] // 2))
+
+
+def block_kind(block: int) -> str:
+    """Odd blocks are attention, even ones feed-forward, as in the paper."""
+    return "attention" if block % 2 else "FFN"
+
+
+def layer_of(block: int) -> int:
+    """The layer, counted from 0 as in `model.layers`, that a block (counted from 1) is half of."""
+    return (block - 1) // 2
+
+
+def placed(block: int) -> str:
+    """24 (layer 11, FFN)."""
+    return f"{block} (layer {layer_of(block)}, {block_kind(block)})"

@@ -39,7 +39,7 @@ def test_a_write_that_does_not_add_up(monkeypatch):
         return output + 0.01 * output if self is layer else output
 
     monkeypatch.setattr(type(layer), "forward", scaled)
-    with pytest.raises(VerificationError, match=r"Layer_index 1, block 4: .*difference 0\.\d+, limit 1e-05"):
+    with pytest.raises(VerificationError, match=r"Block 4 \(layer 1, FFN\): .*difference 0\.\d+, limit 1e-05"):
         access(model)
 
 
@@ -60,7 +60,7 @@ def test_attention_that_is_not_the_model_s_own(monkeypatch):
         return honest(attention.Call(**{**vars(call), "scaling": 1.1 * call.scaling}), *others)
 
     monkeypatch.setattr(attention, "attend", wrong)
-    with pytest.raises(VerificationError, match=r"Layer_index 0, block 1: attention rebuilt"):
+    with pytest.raises(VerificationError, match=r"Block 1 \(layer 0, attention\): attention rebuilt"):
         access(tiny("llama"))
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command also where a library swallows it."""
+"""Ctrl-C ends a command also where a library swallows it; without a terminal a line now and then says how far it is."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from spikesink.cli import progress
 from spikesink.cli.progress import progress_bar
 
 
@@ -45,3 +46,18 @@ def test_without_one_nothing_is_raised_and_other_handlers_stay():
     with progress_bar() as report:
         report("scan", 1, 1)
         assert signal.getsignal(signal.SIGINT) is mine
+
+
+def test_without_a_terminal_a_line_every_half_minute(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 31.0, 31.0, 40.0, 62.0, 62.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = progress._Lines()
+    for done in range(4):
+        lines.report("scan", done, 9)
+    assert capsys.readouterr() == ("", "scan: 1 of 9\nscan: 3 of 9\n")
+    assert progress.EVERY_S <= 30
+    monkeypatch.undo()
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    with progress_bar() as report:
+        report("scan", 5, 9)
+    assert capsys.readouterr() == ("", "scan: 5 of 9\n"), "a pipe is no terminal"

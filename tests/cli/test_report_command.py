@@ -25,6 +25,15 @@ def test_the_page_lies_in_the_run(cli, folder):
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_records_of_one_folder_have_pages_of_their_own(cli, folder):
+    pages = [folder / "anatomy.html", folder / "interventions.html"]
+    for page in pages:
+        ran = cli("report", page.with_suffix(".json"))
+        assert ran.out.startswith(f"Page: {page} (") and "older" not in ran.out
+    assert len({page.read_bytes() for page in pages}) == 2
+    assert "in place of an older one" in cli("report", folder / "anatomy.json").out
+
+
 def test_several_runs_make_a_page_here(cli, folder, tmp_path):
     anatomy(name="other", measures=()).save(tmp_path / "other")
     ran = cli("report", folder, tmp_path / "other")

@@ -67,12 +67,14 @@ def test_a_click_on_a_head_shows_that_head(watched, page_file):
         cells.nth(2).click()
         page.wait_for_function("document.documentElement.dataset.picked === '3-0'")
         facts = page.locator("#head-facts").inner_text()
-        assert "Block 3, head 0" in facts and "no, in 0 % of the sequences" in facts
+        assert "Block 3 (layer 1, attention), head 0" in facts and "no, in 0 % of the sequences" in facts
         assert "1.5 tokens (uniform 2.5)" in facts and "-0.5 (content -0.3, distance -0.2" in facts
         assert page.locator("#pick-block").input_value() == "3" and page.locator("#pick-head").input_value() == "0"
         bars = page.locator('[data-figure="head_importance"] .mark-rect.role-mark path')
         assert (
-            bars.count() == 6 and "block 3, head 0" in page.locator('[data-figure="head_importance"] h3').inner_text()
+            bars.count() == 6
+            and "block 3 (layer 1, attention), head 0"
+            in page.locator('[data-figure="head_importance"] h3').inner_text()
         )
         assert page.locator('[data-figure="head_plane"] .mark-symbol.role-mark path').count() == 12
         fine(watch, page_file)
@@ -87,7 +89,7 @@ def test_a_head_is_picked_with_the_keyboard(watched, page_file):
         page.keyboard.press("Tab")
         page.keyboard.press("ArrowUp")
         page.wait_for_function("document.documentElement.dataset.picked === '3-0'")
-        assert "Block 3, head 0" in page.locator("#head-facts").inner_text()
+        assert "Block 3 (layer 1, attention), head 0" in page.locator("#head-facts").inner_text()
         assert page.locator("#head-facts").get_attribute("aria-live") == "polite"
 
 

@@ -57,6 +57,19 @@ def test_readings_are_those_of_scan(changes):
     assert len(readings) == 4 * 3
 
 
+def test_runs_that_share_a_file_are_told_apart(tmp_path):
+    """Also where the one before was killed while it wrote."""
+    model, path = model_of(), tmp_path / "anatomy.jsonl"
+    for run in (1, 2):
+        monitor = AnatomyMonitor(model, IDS[:1], path=path)
+        for step in (50, 100):
+            monitor(step)
+        if run == 1:
+            path.write_text(path.read_text() + '{"run": 1, "st')
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [(line["run"], line["step"]) for line in map(json.loads, lines)] == [(1, 50), (1, 100), (2, 50), (2, 100)]
+
+
 def test_parts_merge_into_the_whole():
     accessed = access(model_of())
     whole = probe(accessed, IDS, epsilon=0.2).readings()

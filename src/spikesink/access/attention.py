@@ -19,6 +19,7 @@ from spikesink.access.protocol import check_finite, listeners
 from spikesink.access.tiled_attention import Problem, attend_tiled, segments
 from spikesink.errors import UnsupportedModelError
 from spikesink.observer import AttentionInputs, AttentionRows, AttentionSums
+from spikesink.positions import placed
 
 BACKEND = "spikesink"
 ROW_ELEMENTS = 4_000_000
@@ -100,7 +101,7 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
         output = _attend_rows(call, observers, editors, valid)
     if observers:
         # Scores that overflow make weights that are not numbers, which no threshold would ever count as a sink.
-        check_finite(f"The attention of block {call.block}", output)
+        check_finite(f"The attention of block {placed(call.block)}", output)
     return output
 
 

@@ -24,7 +24,7 @@ from spikesink.access.blocks import BlockSites, LayerSites
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import check_finite, listeners, not_finite
 from spikesink.observer import Batch
-from spikesink.positions import ranks
+from spikesink.positions import placed, ranks
 
 
 @dataclass
@@ -384,9 +384,8 @@ class _LayerHooks:
     def show(self, method: str, block: int, tensor: Tensor) -> None:
         listening = listeners(self.tap.observers, method)
         if listening:
-            check_finite(
-                f"The residual after block {block}" if method == "on_residual" else f"What block {block} writes", tensor
-            )
+            what = f"block {placed(block)}"
+            check_finite(f"The residual after {what}" if method == "on_residual" else f"What {what} writes", tensor)
         for listen in listening:
             listen(block, tensor)
 

@@ -24,6 +24,7 @@ from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError, SpikesinkError, VerificationError, short
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
+from spikesink.positions import placed
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
 LONG_TOKENS = 512
@@ -237,7 +238,7 @@ CHECKS = (
         "writes add up to the next residual",
         lambda passes: Differences(passes.short.sums.differences),
         lambda tolerance: tolerance.sums,
-        "Layer_index {layer_index}, block {block}: the write does not add up to the next residual; relative difference "
+        "Block {placed}: the write does not add up to the next residual; relative difference "
         "{wrong:.2g}, limit {limit:.0e}. The model has an arrangement that spikesink does not know; measuring it would "
         "be wrong.",
     ),
@@ -246,7 +247,7 @@ CHECKS = (
         "attention writes what eager attention writes",
         lambda passes: Differences(passes.short.attention),
         lambda tolerance: tolerance.attention,
-        "Layer_index {layer_index}, block {block}: attention rebuilt from query, key and value differs from the "
+        "Block {placed}: attention rebuilt from query, key and value differs from the "
         "model's own eager attention by {wrong:.2g} (relative), limit {limit:.0e}; refused.",
     ),
     LayerCheck(
@@ -295,8 +296,7 @@ def verify(accessed: AccessedModel) -> dict[str, float]:
         by_block = check.find(passes).by_block
         for block, wrong in sorted(by_block.items()):
             if not wrong <= limit:
-                layer = (block - 1) // 2
-                raise VerificationError(check.refusal.format(layer_index=layer, block=block, wrong=wrong, limit=limit))
+                raise VerificationError(check.refusal.format(placed=placed(block), wrong=wrong, limit=limit))
         largest[check.name] = max(by_block.values(), default=0.0)
     return {
         "largest_sum_difference": largest["sums"],

@@ -30,9 +30,10 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars, _ctrl_c_heard() as raise_if_pressed:
+    lines = None if console.is_terminal else _Lines()
+    shown = Progress(*columns, console=console, transient=True, disable=lines is not None)
+    with shown as bars, _ctrl_c_heard() as raise_if_pressed:
         tasks: dict[str, int] = {}
-        lines = None if console.is_terminal else _Lines()
 
         def report(stage: str, done: int, total: int) -> None:
             raise_if_pressed()

@@ -13,7 +13,7 @@ Runs = Annotated[
     list[Path], typer.Argument(help="Folders of runs: of one model, of several to compare, or of a study.")
 ]
 PageOut = Annotated[
-    Path | None, typer.Option("--out", help="The page; default report.html in the run, or here for several.")
+    Path | None, typer.Option("--out", help="Default: report.html in a folder or, for several, here; FILE.html.")
 ]
 FigureFolder = Annotated[Path | None, typer.Option("--figures", help="Write every chart as a file here too.")]
 Format = Annotated[str, typer.Option("--format", help="Of the figures: svg, pdf or png.")]
@@ -30,27 +30,24 @@ def report_command(
     if file_format not in FORMATS:
         raise InputError(f"--format is '{file_format}'; expected {', '.join(FORMATS)}.")
     target = out or default_page(runs)
+    replaced = target.is_file()
     files = write_report(runs, target, figures, file_format)
     if json:
         written = {"page": str(target), "bytes": target.stat().st_size, "figures": [str(file) for file in files]}
         sys.stdout.write(json_module.dumps(written, indent=1) + "\n")
         return
-    print(f"Page: {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    print(f"Page: {target} ({target.stat().st_size / 1e6:.1f} MB{', in place of an older one' if replaced else ''})")
     if files:
         print(f"Figures: {figures} ({len(files)} files)")
 
 
 def default_page(runs: list[Path]) -> Path:
-    """report.html in the folder of one run, NAME.html beside a study's NAME.json; report.html here for several."""
-    from spikesink.report.runs import FILES
-
+    """report.html in the folder of one run, NAME.html beside one file NAME.json; report.html here for several."""
     if len(runs) > 1:
         return Path("report.html")
     run = runs[0]
-    if not run.is_file():
-        return run / "report.html"
-    # A folder may hold many studies, each a file of its own; of the records of a run it holds one.
-    return run.parent / "report.html" if run.name in FILES else run.with_suffix(".html")
+    # Of the records in a folder each has a page of its own; report.html is of them all.
+    return run.with_suffix(".html") if run.is_file() else run / "report.html"
 
 
 def show(record: Any, json: bool) -> None:

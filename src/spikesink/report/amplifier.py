@@ -3,6 +3,7 @@
 import altair as alt
 import numpy as np
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
@@ -23,7 +24,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import NONE, counted, interval, listed, number, percent, placed
+from spikesink.report.format import NONE, counted, interval, listed, number, percent
 
 NAMED = 8
 """Outliers that get their channel beside them."""
@@ -61,7 +62,7 @@ def _merits(section: sections.Amplifier) -> list[Merit]:
             first = step.rank_one_first
             note = f"the next is {number(step.next_eigenvalue)}; rank one predicts {number(first.ratio)} × the true "
             note += f"output at position 0 (n = {first.n})"
-            merits.append(Merit(f"λ* in block {step.block}", step.eigenvalue, note=note, digits=4))
+            merits.append(Merit(f"λ* in block {placed(step.block)}", step.eigenvalue, note=note, digits=4))
     return [*merits, *(_shared(found) for found in section.directions if found.mean_cosine is not None)]
 
 
@@ -70,7 +71,7 @@ def _shared(found: sections.SharedDirection) -> Merit:
     control = number(found.control_cosine) if found.control is None else interval(found.control)
     drawn = "random channels" if found.control is None else f"{found.control.n} random channels"
     note = f"mean |cos| between the s* of {counted(len(found.channels), 'channel')}; {drawn} {control}"
-    return Merit(f"shared direction in block {found.block}", found.mean_cosine, note=note)
+    return Merit(f"shared direction in block {placed(found.block)}", found.mean_cosine, note=note)
 
 
 def _steps(section: sections.Amplifier) -> Table:
@@ -124,7 +125,7 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
         points = alt.Chart(inline(named)).encode(alt.X("block:Q"), alt.Y("largest:Q"))
         layers.append(points.mark_point(filled=True, color=ORANGE, size=60, opacity=1, shape="diamond"))
         layers.append(points.mark_text(dx=7, align="left").encode(alt.Text("label:N")))
-    text = listed([f"channel {item.channel} in block {item.block}" for item in section.outliers], NAMED)
+    text = listed([f"channel {item.channel} in block {placed(item.block)}" for item in section.outliers], NAMED)
     return Figure(
         name="amplifier_norms",
         wide=True,
@@ -169,7 +170,9 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
     )  # fmt: skip
     shown = sorted({row["block"] for row in rows if row["kind"] == kinds[0]})
     first = [step for step in section.steps if step.channel == spike]
-    text = listed([f"block {s.block}: λ* {number(s.eigenvalue)}, next {number(s.next_eigenvalue)}" for s in first])
+    text = listed(
+        [f"block {placed(s.block)}: λ* {number(s.eigenvalue)}, next {number(s.next_eigenvalue)}" for s in first]
+    )
     ended = f" {text[0].upper()}{text[1:]}." if text else ""
     return Figure(
         name="amplifier_spectra",

@@ -4,13 +4,13 @@ from collections import Counter
 
 import numpy as np
 
-from spikesink.positions import first_half
+from spikesink.positions import first_half, placed
 from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions
 from spikesink.records.interventions import advice as recommended
 from spikesink.report.conditions import argument
 from spikesink.report.document import Statement
-from spikesink.report.format import blocks, counted, listed, number, percent, placed, quantity, quoted
+from spikesink.report.format import blocks, counted, listed, number, percent, quantity, quoted
 from spikesink.report.runs import Model
 from spikesink.report.training import training_statement
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from spikesink.positions import placed
+
 NONE = "–"
 """What stands where a number has no meaning or was not measured."""
 
@@ -85,21 +87,6 @@ def listed(items: Sequence[object], most: int = 8) -> str:
     if len(items) > most:
         return f"{', '.join(shown)} and {len(items) - most} more"
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
-
-
-def block_kind(block: int) -> str:
-    """Odd blocks are attention, even ones feed-forward, as in the paper."""
-    return "attention" if block % 2 else "FFN"
-
-
-def layer_of(block: int) -> int:
-    """The layer, counted from 0 as in `model.layers`, that a block (counted from 1) is half of."""
-    return (block - 1) // 2
-
-
-def placed(block: int) -> str:
-    """24 (layer 11, FFN)."""
-    return f"{block} (layer {layer_of(block)}, {block_kind(block)})"
 
 
 def blocks(numbers: Sequence[int]) -> str:

@@ -3,12 +3,13 @@
 import altair as alt
 import numpy as np
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Section
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, layered, scatter, table
-from spikesink.report.format import interval, number, percent, placed
+from spikesink.report.format import interval, number, percent
 
 KINDS = ("query", "sink key", "other key")
 SHAPES = ("cross", "circle", "triangle-up")

@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy, Peak
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Section, Table
@@ -29,7 +30,7 @@ from spikesink.report.drawing import (
     step_marks,
     table,
 )
-from spikesink.report.format import blocks, counted, number, percent, placed, printable, shown
+from spikesink.report.format import blocks, counted, number, percent, printable, shown
 
 RANKS = ("largest", "second", "third", "median")
 

@@ -6,12 +6,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from spikesink import measures
+from spikesink.positions import placed
 from spikesink.records import Anatomy, NotApplicable
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
 from spikesink.report.conditions import argument, condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Section, Table, Unmeasured
-from spikesink.report.format import counted, number, placed
+from spikesink.report.format import counted, number
 from spikesink.report.formats import formats_part
 from spikesink.report.heads import head_details
 from spikesink.report.interventions import interventions_part

@@ -2,6 +2,7 @@
 
 import altair as alt
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
@@ -21,7 +22,7 @@ from spikesink.report.drawing import (
     step_marks,
     table,
 )
-from spikesink.report.format import counted, number, percent, placed
+from spikesink.report.format import counted, number, percent
 
 KINDS = ("spike tokens", "other tokens")
 

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 
 from spikesink.atomic import cache_folder
 from spikesink.errors import OutputError
+from spikesink.positions import placed
 from spikesink.records.files import write_files
 from spikesink.report.document import Document
 from spikesink.report.drawing import DARK, LIGHT, Figure
@@ -121,7 +122,7 @@ def render(page: Document) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["mathematics"] = mathematics
+    environment.filters.update(mathematics=mathematics, placed=placed)
     return environment.get_template("page.html").render(
         page=page,
         version=version("spikesink"),

@@ -4,6 +4,7 @@ from typing import Any
 
 import altair as alt
 
+from spikesink.positions import placed
 from spikesink.records.interventions import Damage, Interventions, Quantisation
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Section, Table
@@ -18,7 +19,7 @@ from spikesink.report.drawing import (
     layered,
     table,
 )
-from spikesink.report.format import NONE, counted, listed, number, placed, shown, signed
+from spikesink.report.format import NONE, counted, listed, number, shown, signed
 from spikesink.report.interventions import cost_text
 
 WORST = 5

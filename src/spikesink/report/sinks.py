@@ -5,6 +5,7 @@ import math
 import altair as alt
 import numpy as np
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy, SinkHead
 from spikesink.records.scan import SinkRatio
 from spikesink.report.conditions import conditions
@@ -25,7 +26,7 @@ from spikesink.report.drawing import (
     line_legend,
     table,
 )
-from spikesink.report.format import number, percent, placed
+from spikesink.report.format import number, percent
 from spikesink.report.geometry import plane_chart, plane_rows
 
 PICKED = "picked"

@@ -5,6 +5,7 @@ from itertools import pairwise
 import altair as alt
 import numpy as np
 
+from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
@@ -24,7 +25,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import interval, number, percent, placed, quantity, shown
+from spikesink.report.format import interval, number, percent, quantity, shown
 
 BINS = 60
 PLACES = ("alone at position 0", "later, behind random items")
@@ -219,7 +220,7 @@ def _direction(record: Anatomy, first: sections.FirstTokenMap) -> Figure:
         title="How the first token comes to point in the amplified direction",
         chart=layered(line, points, random.encode(alt.Y("cosine:Q"))),
         rows=table(rows),
-        caption=f"Mean |cos| of the residual with s* of channel {first.channel} in block {first.step_block}: "
+        caption=f"Mean |cos| of the residual with s* of channel {first.channel} in block {placed(first.step_block)}: "
         f"{first.n_first} items alone at position 0, {first.n_later} ordinary later tokens; dashed: random directions "
         f"({number(first.random_cosine)}).",
         conditions=conditions(record),

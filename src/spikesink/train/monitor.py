@@ -7,6 +7,7 @@ layer, under names like `spikesink/sink_ratio` and `spikesink/layer_3/spike`.
 import json
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ class AnatomyMonitor:
     """Readings of a model that is being trained.
 
     ids: fixed probe sequences (sequence, token), the same on every rank; ranks share them out and merge. every: steps
-    between readings. path: a JSONL that gets one line a reading. The model is verified once, here, and left as it
-    was after each reading: mode, attention backend, gradients and random state. Raises InputError for ids that the
-    model cannot take, and what `access` raises for a model that cannot be measured.
+    between readings. path: a JSONL that gets one line a reading, with the number of its run: several
+    may append to one file. The model is verified once, here, and left as it was after each reading: mode, attention
+    backend, gradients and random state. Raises InputError for ids that the model cannot take, and what `access` raises
+    for a model that cannot be measured.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class AnatomyMonitor:
             raise InputError(f"every is {every}; expected at least 1 step.")
         self.every, self.epsilon, self.batch_size = every, epsilon, batch_size
         self.path = Path(path) if path is not None else None
+        self._run: int | None = None
         self.ids = torch.from_numpy(np.require(tokens.ids, requirements=["C", "W"]))
         self._accessed = accessed_model(model, tokens)
 
@@ -78,9 +81,11 @@ class AnatomyMonitor:
         sums = self._measured()
         readings = {f"{PREFIX}{name}": value for name, value in sums.readings().items()}
         if self.path is not None and _rank_and_world()[0] == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._run is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._run = _next_run(self.path)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **readings}) + "\n")
+                file.write(json.dumps({"run": self._run, "step": step, **readings}) + "\n")
         return readings
 
     def _measured(self) -> ProbeSums:
@@ -188,6 +193,22 @@ def _trainer_of(state: Any) -> Trainer | None:
             return caller
         frame = frame.f_back
     return None
+
+
+def _next_run(path: Path) -> int:
+    """The number of a run that begins to append to this file: one more than those that did before."""
+    if not path.exists():
+        return 1
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        # A killed run's last line stays one of its own.
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+    runs = [0]
+    for line in text.splitlines():
+        with suppress(ValueError, AttributeError):
+            runs.append(int(json.loads(line).get("run", 1)))
+    return max(runs) + 1
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -105,9 +105,9 @@
     fillHeads(block, head);
     const facts = element("dl");
     for (const [label, value] of page.heads.facts[id]) facts.append(element("dt", label), element("dd", value));
-    document.getElementById("head-facts").replaceChildren(element("h3", `Block ${block}, head ${head}`), facts);
+    const where = `block ${blockField.selectedOptions[0].textContent}, head ${head}`;
+    document.getElementById("head-facts").replaceChildren(element("h3", `B${where.slice(1)}`), facts);
     const { unit, values } = page.heads.importance[id];
-    const where = `block ${block}, head ${head}`;
     const importance = values.map((value, position) => ({ position, importance: value * unit }));
     await replace("head_importance", importance, `Importance by key position: ${where}`);
     const plane = page.heads.planes?.heads[id];
