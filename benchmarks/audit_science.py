@@ -1,9 +1,9 @@
 """The main figures of the embedded model, derived again by plain code of this file, against a scan's.
 
 Sinks, perplexity and spikes come from eager attention maps and plain hooks (tests/naive.py); norms and eigenvalues
-from matrices U_k that are built whole; normalisation and head figures from loops over tokens. Nothing of `measure` or
-`access` is used but to load the model. Prints both numbers and their relative difference; exit code 1 if one exceeds
-the limit.
+from matrices U_k that are built whole; normalisation, head, key and ablation figures from loops over tokens, the
+weights themselves and plain hooks. Nothing of `measure` or `access` is used but to load the model. Prints both numbers
+and their relative difference; exit code 1 if one exceeds the limit.
 
 Run: make audit-science (the embedded model, 24 x 64 committed token ids, two to three minutes on one core).
 """
@@ -18,6 +18,7 @@ from naive import Naive, importance, naive, perplexity, sink_numbers
 from torch import Tensor
 
 from spikesink import Anatomy, load, scan
+from spikesink.analyse.anatomy import trigger
 
 IDS = Path(__file__).parent.parent / "tests" / "golden" / "smollm2_ids.npy"
 LIMIT = 1e-4
@@ -90,19 +91,35 @@ def normalisation_figures(record: Anatomy, reference: Naive) -> Figures:
         for first in vectors for second in vectors if first < second
         for one in vectors[first] for other in vectors[second]
     ]  # fmt: skip
+    before: dict[int, list[np.ndarray]] = {}
+    hidden = reference.residuals[section.implicit.before_block].double()
+    for token in record.summary.spike_tokens:
+        state = hidden[token.sequence, token.position]
+        before.setdefault(token.sequence, []).append((state / (state.square().mean() + epsilon).sqrt()).numpy())
+    without = {prompt: [vector.copy() for vector in own] for prompt, own in vectors.items()}
+    for own in without.values():
+        for vector in own:
+            vector[section.spike_channels] = 0.0
+    ours = next(entry for entry in section.blocks if entry.block == block).spike
+    return {
+        "energy in spike channels": (ours.energy_share, float(energy)),
+        "participation ratio": (ours.participation_ratio, float(participation)),
+        "cosine across prompts": (ours.cosine_across, float(np.mean(cosines))),
+        "explained by other prompts": (section.implicit.explained_spike, explained(vectors)),
+        "the same before the step-up": (section.implicit.explained_spike_before, explained(before)),
+        "the same without spike channels": (section.implicit.explained_spike_without_channels, explained(without)),
+    }
+
+
+def explained(vectors: dict[int, list[np.ndarray]]) -> float:
+    """Share of the energy of each prompt's vectors that the mean of all other prompts' explains."""
     total, left = 0.0, 0.0
     for prompt in vectors:
         mean = np.mean([vector for other in vectors if other != prompt for vector in vectors[other]], axis=0)
         for vector in vectors[prompt]:
             total += float(vector @ vector)
             left += float((vector - mean) @ (vector - mean))
-    ours = next(entry for entry in section.blocks if entry.block == block).spike
-    return {
-        "energy in spike channels": (ours.energy_share, float(energy)),
-        "participation ratio": (ours.participation_ratio, float(participation)),
-        "cosine across prompts": (ours.cosine_across, float(np.mean(cosines))),
-        "explained by other prompts": (section.implicit.explained_spike, 1 - left / total),
-    }
+    return 1 - left / total
 
 
 def sink_mask(record: Anatomy, reference: Naive) -> Tensor:
@@ -141,6 +158,87 @@ def head_figures(record: Anatomy, reference: Naive) -> Figures:
     return figures
 
 
+def normed_before(model, reference: Naive, ids: Tensor, block: int) -> Tensor:
+    """What attention block `block` reads, (sequence, token, channel), in float64."""
+    layer = model.model.layers[(block - 1) // 2]
+    hidden = reference.residuals[block - 1] if block > 1 else model.model.embed_tokens(ids)
+    hidden = hidden.double()
+    normed = hidden / (hidden.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
+    return normed * layer.input_layernorm.weight.double()
+
+
+def write_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> Figures:
+    """Norm of a head's write with the sink's mass dealt to the others, and its correlation with that mass."""
+    mask, figures = sink_mask(record, reference), {}
+    width, groups = model.config.head_dim, model.config.num_attention_heads // model.config.num_key_value_heads
+    ordered = sorted(record.heads.heads, key=lambda head: head.sink_mass)
+    for head in (ordered[-1], ordered[-10], ordered[len(ordered) // 2]):
+        attention = model.model.layers[(head.block - 1) // 2].self_attn
+        shared = slice(head.head // groups * width, (head.head // groups + 1) * width)
+        value = normed_before(model, reference, ids, head.block) @ attention.v_proj.weight.double()[shared].T
+        output = attention.o_proj.weight.double()[:, head.head * width : (head.head + 1) * width]
+        weights = reference.attention[(head.block - 1) // 2][:, head.head].double()
+        rest = weights.masked_fill(mask[:, None], 0.0)
+        left = rest.sum(-1)
+        mass = (weights.sum(-1) - left).numpy()
+        write = (weights @ value @ output.T).norm(dim=-1).numpy()
+        renormalised = (rest @ value @ output.T).norm(dim=-1) / left
+        others = (~mask).int().cumsum(1) > 0
+        counted = (~mask & others).numpy()
+        centred = []
+        for quantity in (mass, write):
+            kept = np.where(counted, quantity, np.nan)
+            centred.append((kept - np.nanmean(kept, axis=0))[counted])
+        some = torch.from_numpy(counted) & (left > 1e-6)
+        place = f"block {head.block}, head {head.head}"
+        figures[f"write renormalised, {place}"] = (head.write_norm_renormalised, float(renormalised[some].mean()))
+        figures[f"mass with write, {place}"] = (head.mass_with_write, float(np.corrcoef(*centred)[0, 1]))
+    return figures
+
+
+def key_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> Figures:
+    """Energy of spike tokens' keys in one and in three columns of W_K. Eq. 26."""
+    mask, figures = sink_mask(record, reference), {}
+    spikes = [(t.sequence, t.position) for t in record.summary.spike_tokens if mask[t.sequence, t.position]]
+    for part in (record.geometry.key_parts[0], record.geometry.key_parts[-1]):
+        layer = model.model.layers[(part.block - 1) // 2]
+        bare = normed_before(model, reference, ids, part.block) / layer.input_layernorm.weight.double()
+        weight = layer.self_attn.k_proj.weight.double() * layer.input_layernorm.weight.double()
+        states = torch.stack([bare[place] for place in spikes])
+        keys = states @ weight.T
+        energy = torch.stack([(states[:, c, None] * weight[:, c]).square().sum() for c in range(states.shape[1])])
+        order = energy.argsort(descending=True).tolist()
+        for count in (1, 3):
+            chosen = order[:count]
+            left = keys - states[:, chosen] @ weight[:, chosen].T
+            share = 1 - float(left.square().sum() / keys.square().sum())
+            figures[f"keys by {count} columns, block {part.block}"] = (part.explained[count - 1], share)
+    return figures
+
+
+def ablation_figures(record: Anatomy, model) -> Figures:
+    """Share of items alone that spike when attention of these layers writes nothing."""
+    found, figures = record.trigger.attention_ablation, {}
+    items = np.random.default_rng(0).permutation(model.config.vocab_size)[: found.items]
+    seen = {}
+    layer = model.model.layers[found.block // 2 - 1]
+    handle = layer.register_forward_hook(lambda _, __, output: seen.update(hidden=output))
+    for row in (found.rows[0], found.rows[len(found.rows) // 2], found.rows[-1]):
+        silenced = [
+            model.model.layers[block // 2].self_attn.o_proj.register_forward_hook(lambda _, __, output: output * 0)
+            for block in range(row.first_block, row.last_block + 1, 2)
+        ]
+        model.model(input_ids=torch.from_numpy(items)[:, None], use_cache=False)
+        hidden = seen["hidden"][0] if isinstance(seen["hidden"], tuple) else seen["hidden"]
+        share = float((hidden.abs().flatten(1).amax(1) > found.threshold).double().mean())
+        name = f"spike without attention {row.first_block} to {row.last_block}"
+        figures[name] = (row.spiking_share, share)
+        for hook in silenced:
+            hook.remove()
+    handle.remove()
+    return figures
+
+
 def geometry_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> Figures:
     """Logit gap q.k_sink - q.k_other before the rotary embedding, from the projections' own weights."""
     mask, figures = sink_mask(record, reference), {}
@@ -149,10 +247,7 @@ def geometry_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> F
     groups = heads // model.config.num_key_value_heads
     for gap in (chosen[-1], chosen[len(chosen) // 2]):
         layer = model.model.layers[(gap.block - 1) // 2]
-        before = reference.residuals[gap.block - 1] if gap.block > 1 else model.model.embed_tokens(ids)
-        before = before.double()
-        normed = before / (before.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt()
-        normed = normed * layer.input_layernorm.weight.double()
+        normed = normed_before(model, reference, ids, gap.block)
         query = normed @ layer.self_attn.q_proj.weight.double()[gap.head * width : (gap.head + 1) * width].T
         place = gap.head // groups
         key = normed @ layer.self_attn.k_proj.weight.double()[place * width : (place + 1) * width].T
@@ -171,7 +266,12 @@ def geometry_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> F
 def main() -> int:
     accessed = load()
     ids = torch.from_numpy(np.load(IDS)).long()
-    record = scan(accessed, ids, epsilon=EPSILON, measures=("amplifier", "normalisation", "geometry", "heads"))
+    # The probe of all 49,152 items has its own check (benchmarks/vocabulary_probe.py).
+    probe = trigger.probe_vocabulary
+    trigger.probe_vocabulary = lambda model, block, progress: probe(model, block, np.arange(0, 49152, 96))
+    record = scan(
+        accessed, ids, epsilon=EPSILON, measures=("amplifier", "trigger", "normalisation", "geometry", "heads")
+    )
     model = accessed.model
     reference = naive(model, "llama", ids)
     with torch.no_grad():
@@ -181,6 +281,9 @@ def main() -> int:
             **normalisation_figures(record, reference),
             **head_figures(record, reference),
             **geometry_figures(record, reference, model, ids),
+            **write_figures(record, reference, model, ids),
+            **key_figures(record, reference, model, ids),
+            **ablation_figures(record, model),
         }
     worst = 0.0
     for name, (theirs, ours) in figures.items():

@@ -1,7 +1,7 @@
 """What models without spikes and sinks show, beside one that has both: the figures behind the verdict's thresholds.
 
 Run: make controls. Prints a markdown table: random initialisations of several families and sizes, a small Llama after
-a few steps, and the embedded SmolLM2.
+a few steps, and the embedded SmolLM2. With arguments, NAME and folders of scans, the row of those alone.
 """
 
 import sys
@@ -69,7 +69,8 @@ def main() -> None:
         "| model | seeds | spike | max / median | token ratio | first key / uniform | sink heads | spikes? | sinks? |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, found in records():
+    kept = [(sys.argv[1], [Anatomy.read(Path(folder)) for folder in sys.argv[2:]])] if sys.argv[2:] else records()
+    for name, found in kept:
         cells = [
             name,
             str(len(found)),
