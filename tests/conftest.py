@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +20,8 @@ torch.set_num_threads(int(os.environ.get("SPIKESINK_TEST_THREADS", "1")))
 from spikesink.access.checkpoint import embedded_gguf
 from spikesink.errors import ModelError
 
+NUMBERS = count()
+
 
 def _embedded_installed() -> bool:
     try:
@@ -34,6 +37,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("embedded"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def verified_anew(monkeypatch, tmp_path_factory):
+    """No test takes over what another, or an earlier run, has verified."""
+    from spikesink.access import passed
+
+    folder = tmp_path_factory.getbasetemp() / f"verified-{next(NUMBERS)}"
+    monkeypatch.setattr(passed, "cache_folder", lambda: folder)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ def verified(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(passed, "cache_folder", lambda: tmp_path / "cache")
     tiny("llama").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -115,11 +115,14 @@ def test_packing_joins_documents(cli, checkpoint, text_file):
 
 
 def test_the_same_command_twice_gives_the_same_record(cli, checkpoint, text_file):
-    ran = [cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json") for _ in range(2)]
+    """The second does not verify again, and says so, unless asked to."""
+    command = ("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json")
+    ran = [cli(*command), cli(*command), cli(*command, "--verify")]
+    assert ["Verified before: same files, versions" in each.err for each in ran] == [False, True, False]
     records = [json.loads(r.out) for r in ran]
     for record in records:
         del record["timing"]
-    assert records[0] == records[1]
+    assert records[0] == records[1] == records[2]
 
 
 def test_a_prompt_is_shown_token_by_token(cli, checkpoint):

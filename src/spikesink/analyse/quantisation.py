@@ -266,7 +266,8 @@ def _rotation_error(table: _Table, kind: str) -> float | None:
 
 
 def _weights_note(evaluator: Evaluator) -> str | None:
-    already = evaluator.accessed.provenance.get("gguf_quantisation")
+    facts = evaluator.accessed.provenance
+    already = facts.get("gguf_quantisation") or facts.get("dequantised_from")
     if not already:
         return None
     return f"The weights come from {already}: they were quantised before, and every figure here is on top of that."

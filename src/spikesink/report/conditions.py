@@ -17,8 +17,9 @@ def sentence(provenance: Provenance) -> str:
     parts = [name(model), shape(provenance), _bos(tokens), f"{model.get('dtype')}"]
     if tokens.get("chat_template"):
         parts.append("chat template")
-    if model.get("gguf_quantisation"):
-        parts.append(f"weights from {model['gguf_quantisation']}")
+    quantised = model.get("gguf_quantisation") or model.get("dequantised_from")
+    if quantised:
+        parts.append(f"weights from {quantised}")
     return ", ".join(part for part in parts if part and part != "None") + "."
 
 
