@@ -35,7 +35,7 @@ _PARTS = (
 )  # fmt: skip
 """Subpackages and modules that `import spikesink` alone makes reachable; each is imported when first used."""
 
-REGISTERING = {"spikesink_decoder": "spikesink.zoo"}
+REGISTERING = {"spikesink_decoder": "spikesink.zoo.decoder"}
 """Model type -> part that registers it with transformers when imported; `load` imports it by name where a config says
 so, since what it builds on may not know it."""
 

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+
+def no_progress(_stage: str, _done: int, _total: int) -> None:
+    """The default: say nothing."""
+
 
 @dataclass(frozen=True)
 class Batch:

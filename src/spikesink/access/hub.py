@@ -14,8 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from transformers.utils.hub import cached_file, cached_files
 
 from spikesink.access.checkpoint import Checkpoint, check_config_size
-from spikesink.access.protocol import Progress
 from spikesink.access.stored import shards_of
+from spikesink.observer import Progress
 from spikesink.reach import check_reachable
 
 MIB = 2**20

@@ -22,12 +22,12 @@ from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel
 from spikesink.access.passed import Passed, checkpoint_key, read_passed, remember, remembered, write_passed
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
 from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean, short
 from spikesink.limits import panics_raised
+from spikesink.observer import Progress, no_progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16",

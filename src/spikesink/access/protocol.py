@@ -4,7 +4,7 @@ Observers and editors are structural: a class satisfies them by having the metho
 those. Blocks are numbered from 1 as in the paper: odd = attention, even = FFN.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -12,13 +12,6 @@ from torch import Tensor
 
 from spikesink.errors import NumericError
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
-
-
-def no_progress(_stage: str, _done: int, _total: int) -> None:
-    """The default: say nothing."""
 
 
 class Editor(Protocol):

@@ -21,9 +21,8 @@ from transformers import PreTrainedModel
 from spikesink.access.capture import Tap, hooked, inputs_of, observing, run, without_gradient
 from spikesink.access.comparison import PROBE_TOKENS, Tolerances, difference, probe_ids, tolerances
 from spikesink.access.model import AccessedModel
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError, SpikesinkError, VerificationError, short
-from spikesink.observer import AttentionInputs, AttentionRows, Batch, full_batch
+from spikesink.observer import AttentionInputs, AttentionRows, Batch, Progress, full_batch, no_progress
 from spikesink.positions import placed
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 

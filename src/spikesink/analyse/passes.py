@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, watch
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.access.verify import check_left_padding
 from spikesink.errors import ModelError
 from spikesink.measure.lifecycle import StepCriteria, StepResult
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import SinkCriteria, SinkResult
 from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure, SpikeResult
+from spikesink.observer import Progress, no_progress
 
 TOKENS_PER_BATCH = 1024
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from spikesink import bootstrap
 from spikesink.access import AccessedModel, access, load
 from spikesink.access.linears import editing_inputs, find_linears
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.probe import probe
@@ -24,7 +23,7 @@ from spikesink.data.encode import Encoder
 from spikesink.errors import InputError, NumericError, OutputError, UnsupportedModelError, VerificationError
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.observer import Observer
+from spikesink.observer import Observer, Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.base import as_json
 from spikesink.records.training import GraftPoint, GraftRecord, Move

@@ -1,4 +1,7 @@
-"""One cell: train the variant, or go on training it, scan it on held-out text, and say what came out."""
+"""One cell: train the variant, or go on training it, scan it on held-out text, and say what came out.
+
+What trains and measures is imported where a cell runs, since whoever hands out cells needs none of it.
+"""
 
 import hashlib
 import json
@@ -10,22 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 
-from spikesink.access import load
-from spikesink.access.protocol import Progress
-from spikesink.analyse.passes import stream
-from spikesink.analyse.scan import scan
-from spikesink.data.tokens import Tokens
 from spikesink.errors import NumericError, RecordError
+from spikesink.observer import Progress
 from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.study import CellRecord, Curve, Measured
 from spikesink.study.grid import Cell
-from spikesink.study.shape import SpikeShape
 from spikesink.train.recipe import Recipe
-from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
-from spikesink.train.streams import open_stream
 
 SINK_TOKENS = 64
 """Sinks are measured at this length, as in the paper."""
@@ -59,6 +54,8 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
 
     Raises SpikesinkError where the cell cannot be run; a loss or an activation that is not finite is a result.
     """
+    from spikesink.train.run import CHECKPOINTS
+
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     # The lock goes with its holder, however that ends.
@@ -75,6 +72,8 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
 
 def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
     """The training record of the folder, made or finished where it is not there yet."""
+    from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
+
     try:
         done = TrainingRun.read(folder)
         if done.recipe_sha256 == recipe.sha256() and (folder / MODEL).is_dir():
@@ -88,6 +87,16 @@ def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
 
 def _measured(cell: Cell, folder: Path, progress: Progress) -> Measured:
     """Sinks on the first tokens, spikes and perplexity on the whole context, of sequences that no cell trained on."""
+    import torch
+
+    from spikesink.access import load
+    from spikesink.analyse.passes import stream
+    from spikesink.analyse.scan import scan
+    from spikesink.data.tokens import Tokens
+    from spikesink.study.shape import SpikeShape
+    from spikesink.train.run import MODEL
+    from spikesink.train.streams import open_stream
+
     held_out = open_stream(cell.base, progress).held_out
     model = load(str(folder / MODEL))
     context = scan(model, Tokens.from_ids(held_out), progress=progress)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.errors import InputError
 from spikesink.measures import resolve
+from spikesink.observer import Progress, no_progress
 from spikesink.records import JsonRecord
 from spikesink.records.study import CellRecord
 from spikesink.study.cell import failed, pack

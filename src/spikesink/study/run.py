@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from spikesink.access.protocol import Progress
 from spikesink.errors import InputError, RecordError
+from spikesink.observer import Progress
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord

@@ -12,13 +12,13 @@ import numpy as np
 from filelock import FileLock
 
 from spikesink.access import AccessedModel, load
-from spikesink.access.protocol import Progress
 from spikesink.analyse.interventions import dissociate
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
 from spikesink.data.tokens import Tokens, load_token_ids, tokenise
 from spikesink.errors import InputError, ModelError, OutputError, SpikesinkError, UnsupportedModelError
+from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
 from spikesink.records.interventions import Damage, Estimate, Interventions

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spikesink.access.protocol import Progress
 from spikesink.atomic import file_sha256
 from spikesink.errors import InputError, RecordError, SpikesinkError
+from spikesink.observer import Progress
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.base import data_frame, rows_of
 from spikesink.records.files import write_files

@@ -1,6 +1,8 @@
 """Training from scratch: recipes, the trainer on the Hugging Face Trainer, and the monitor for anyone's training."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from spikesink.lazy import lazy
 
 if TYPE_CHECKING:
     from spikesink.train.monitor import AnatomyCallback, AnatomyMonitor
@@ -17,10 +19,4 @@ _LAZY = {
 
 __all__ = ["AnatomyCallback", "AnatomyMonitor", "Recipe", "load_recipe", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'spikesink.train' has no attribute '{name}'")
+__getattr__ = lazy(__name__, _LAZY)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from spikesink.access.protocol import Progress
 from spikesink.atomic import write_atomically
 from spikesink.errors import OutputError
+from spikesink.observer import Progress
 from spikesink.train.monitor import PREFIX
 
 KEPT = ("loss", "grad_norm", "learning_rate", "eval_loss")

@@ -9,9 +9,9 @@ import psutil
 import torch
 import transformers
 
-from spikesink.access.protocol import Progress, no_progress
 from spikesink.atomic import replace_folder, write_atomically
 from spikesink.errors import InputError, OutputError, short
+from spikesink.observer import Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
 from spikesink.train.curves import Curves

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spikesink.access.protocol import Progress
 from spikesink.atomic import cache_folder
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
@@ -18,6 +17,7 @@ from spikesink.data.corpus import python_source
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.errors import InputError, short
+from spikesink.observer import Progress
 from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
 
 HELD_OUT_STREAM = 1

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import LongTensor, Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
@@ -248,3 +248,9 @@ def _mark_writers(model: nn.Module) -> None:
 def build(spec: DecoderSpec, **config: Any) -> SpikesinkDecoderForCausalLM:
     """A decoder with fresh weights, from torch's random state; under `torch.device("meta")` without any."""
     return SpikesinkDecoderForCausalLM(SpikesinkDecoderConfig(spec=spec.model_dump(mode="json"), **config))
+
+
+# Not the copy that `export(code=True)` puts beside weights, which would take the place of this one.
+if __name__ == "spikesink.zoo.decoder":
+    AutoConfig.register("spikesink_decoder", SpikesinkDecoderConfig, exist_ok=True)
+    AutoModelForCausalLM.register(SpikesinkDecoderConfig, SpikesinkDecoderForCausalLM, exist_ok=True)
