@@ -7,6 +7,9 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+REFS = ("main", "step20", "step100", "step3")
+"""A branch and tags, all of which stand for the one commit."""
+
 
 class Hub(ThreadingHTTPServer):
     """Serves `folder` as the model `name` at `commit`; `sent` are the names of files that were sent whole."""
@@ -14,6 +17,8 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder: Path, name: str, commit: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.folder, self.name, self.commit = folder, name, commit
+        self.elements = 0
+        """What the hub says of the number of weights."""
         self.sent: list[str] = []
         self.asked: list[str] = []
 
@@ -41,12 +46,26 @@ class Answer(BaseHTTPRequestHandler):
         elif path.startswith(f"/api/models/{self.server.name}/tree/"):
             files = [self._entry(file) for file in sorted(self.server.folder.iterdir())]
             self._send(200, json.dumps(files).encode(), {"Content-Type": "application/json"}, whole)
+        elif path == f"/api/models/{self.server.name}/refs":
+            names = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": self.server.commit} for name in REFS]
+            refs = {"branches": names[:1], "tags": names[1:], "converts": []}
+            self._send(200, json.dumps(refs).encode(), {"Content-Type": "application/json"}, whole)
         elif path.startswith(f"/api/models/{self.server.name}"):
-            files = [{"rfilename": file.name} for file in sorted(self.server.folder.iterdir())]
-            info = {"id": self.server.name, "sha": self.server.commit, "siblings": files, "tags": []}
+            revision = path.partition("/revision/")[2]
+            if revision not in ("", self.server.commit, *REFS):
+                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, whole)
+                return
+            files = [
+                {"rfilename": file.name, "size": file.stat().st_size} for file in sorted(self.server.folder.iterdir())
+            ]
+            info = {
+                "id": self.server.name, "sha": self.server.commit, "siblings": files, "tags": [],
+                "safetensors": {"parameters": {"F32": self.server.elements}, "total": self.server.elements},
+            }  # fmt: skip
             self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, whole)
         else:
-            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, whole)
+            code = "RepoNotFound" if path.startswith("/api/models/") else "EntryNotFound"
+            self._send(404, b"{}", {"X-Error-Code": code}, whole)
 
     def _entry(self, file: Path) -> dict:
         return {

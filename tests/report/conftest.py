@@ -43,7 +43,8 @@ class Watched:
 
     def open(self, path):
         self.page.goto(path.resolve().as_uri())
-        self.page.wait_for_function("document.documentElement.dataset.drawn", timeout=600_000)
+        # By selector: the policy of the page lets no function be made of text, which waiting for one would need.
+        self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=600_000)
         return self.page
 
 

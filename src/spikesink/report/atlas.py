@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from spikesink.records.survey import Move, SurveyRecord, SurveyRow, moves
-from spikesink.report.atlas_charts import atlas_figures, emergence_figures, over, trained
+from spikesink.report.atlas_charts import atlas_figures, emergence_figures, trained
 from spikesink.report.conditions import condition_table
 from spikesink.report.document import Document, Merit, Section, Statement, Table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent, quantity
@@ -168,21 +168,20 @@ APPEARS = (("spikes", lambda row: row.has_spikes), ("sinks", lambda row: row.has
 
 
 def _orders(rows: Sequence[SurveyRow]) -> list[Table]:
-    """For each model with several steps: when what appeared, in the order of appearance."""
-    tables = []
+    """When what appeared in each model that was measured after several steps."""
+    body = []
     for (model, condition), of in trained(rows).items():
-        appeared: list[tuple[float, str, str]] = []
+        appeared: dict[str, SurveyRow | None] = {}
         for what, there in APPEARS:
-            steps = [row for row in of if row.step is not None]
-            last = next((index for index in reversed(range(len(steps))) if not there(steps[index])), -1)
-            if last + 1 < len(steps):
-                row = steps[last + 1]
-                appeared.append((over(row)[0], what, f"step {row.step:,}" + _tokens(row)))
-            else:
-                appeared.append((float("inf"), what, "not up to the last"))
-        body = [[what, where] for _, what, where in sorted(appeared, key=lambda each: each[0])]
-        tables.append(Table(f"Order of appearance: {model} ({condition})", ("what", "from"), body, words=2))
-    return tables
+            last = next((index for index in reversed(range(len(of))) if not there(of[index])), -1)
+            appeared[what] = of[last + 1] if last + 1 < len(of) else None
+        steps = sorted({row.step or 0 for row in appeared.values() if row is not None})
+        together = [[what for what, row in appeared.items() if row is not None and row.step == step] for step in steps]
+        cells = [NONE if row is None else f"step {row.step:,}{_tokens(row)}" for row in appeared.values()]
+        body.append([model, condition, *cells, ", then ".join(listed(whats) for whats in together) or NONE])
+    columns = ("model", "conditions", *(what for what, _ in APPEARS), "order")
+    brief = ("model", "order")
+    return [Table("Order of appearance", columns, body, words=len(columns), brief=brief)] if body else []
 
 
 def _tokens(row: SurveyRow) -> str:

@@ -9,8 +9,9 @@ from spikesink.report.compare import depth_axis, lines
 from spikesink.report.drawing import Figure, colours, drawing, layered, log_scale, magnitude_axis, table
 from spikesink.report.format import counted, listed, number
 
-MOST_LINES = 16
-"""Life cycles in one chart; more cannot be told apart."""
+MOST_LINES = 10
+"""In one chart; more cannot be told apart."""
+MOST_POINTS = 400
 Value = Callable[[SurveyRow], float | None]
 OVER_TRAINING: dict[str, tuple[str, Value]] = {
     "max_over_median": ("Largest magnitude over the median", lambda row: row.max_over_median),
@@ -70,7 +71,7 @@ def _life_cycles(rows: Sequence[SurveyRow]) -> Figure:
     return Figure(
         name="atlas_life_cycles",
         title="Life cycles",
-        chart=lines("model", [row.model for row in shown], depth_axis(), y, tips),
+        chart=lines("model", [row.model for row in shown], depth_axis(), y, tips, points=len(content) <= MOST_POINTS),
         rows=table(content),
         caption=f"Largest magnitude after each block, by depth; of each model its first revision and condition.{more}",
         alternative="Life cycles. Largest: " + listed([f"{row.model} {number(row.spike)}" for row in shown]) + ".",
@@ -94,7 +95,7 @@ def over(row: SurveyRow) -> tuple[float, str]:
 
 def emergence_figures(rows: Sequence[SurveyRow]) -> list[Figure]:
     """Spike, sink ratio, perplexity and step block over training; none without revisions."""
-    groups = trained(rows)
+    groups = dict(list(trained(rows).items())[:MOST_LINES])
     figures = []
     units = sorted({over(row)[1] for of in groups.values() for row in of})
     for name, (title, value) in OVER_TRAINING.items() if groups else ():

@@ -159,15 +159,18 @@ def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
     return [*over_steps, _lifecycles(named), _sinks(named), _numbers(named)]
 
 
-def lines(field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip]) -> alt.LayerChart:
-    """A line with points for each name."""
+def lines(
+    field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip], *, points: bool = True
+) -> alt.LayerChart:
+    """A line for each name, with points that say where they are; many of these take long to draw."""
     base = drawing().encode(
         x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names, legend=line_legend())
     )
     line = base.mark_line(strokeWidth=2).encode(
         alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=names)
     )
-    return layered(line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT)
+    marks = base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips) if points else None
+    return layered(line, marks, height=HEIGHT)
 
 
 def depth_axis() -> alt.X:

@@ -79,7 +79,11 @@
   }
 
   async function drawAll() {
-    for (const name of Object.keys(page.figures)) await draw(name);
+    for (const name of Object.keys(page.figures)) {
+      // A chart takes a tenth of a second: between two of them the page is shown, scrolled and clicked.
+      await new Promise((next) => { setTimeout(next); });
+      await draw(name);
+    }
     if (page.heads) await pick(picked);
     root.dataset.drawn = String(views.size);
   }
