@@ -8,7 +8,7 @@ TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
 .PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
-        soak scale controls audit-science pictures families results lock audit licences wheel release-check clean
+        soak scale controls audit-science pictures families results atlas lock audit licences wheel release-check clean
 
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
@@ -106,6 +106,11 @@ results: $(VENV)/installed-dev
 	$(BIN)/spikesink study normalisation --preset results/recipes/python.yaml --seeds 1 --only sandwich_qk,dynamic_tanh --out results
 	$(BIN)/spikesink study scaling --preset nano --seeds 1 --out results
 	$(BIN)/python docs/tables.py
+
+# A survey of what any machine can measure: the embedded model, three tiny architectures, a nano run's checkpoints, which
+# is trained where it is not there. Writes results/survey, the table of docs/survey.md and docs/atlas.png.
+atlas: $(VENV)/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/atlas.py
 
 wheel: $(VENV)/installed-dev
 	rm -rf dist

@@ -61,6 +61,8 @@ class Model(Choice):
     revisions: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """`all` for every branch and tag, or every folder named after a step."""
     texts: Texts | None = None
+    dtype: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = None
+    """Instead of the survey's, as `texts`."""
     tokens_per_step: PositiveInt | None = None
 
 
@@ -153,7 +155,7 @@ def asked(spec: Spec, model: Model) -> list[Asked]:
         raise InputError(f"The text '{twice[0]}' is named twice; name each text once.")
     found: dict[Asked, None] = {}
     for text, name in zip(texts, called, strict=True):
-        for dtype, length, bos, chat in product(spec.dtype, spec.seq_len, spec.bos, spec.chat_template):
+        for dtype, length, bos, chat in product(model.dtype or spec.dtype, spec.seq_len, spec.bos, spec.chat_template):
             free = {"bos": "as given", "seq_len": None, "chat_template": False}
             given = {"bos": bos, "seq_len": length, "chat_template": chat}
             cell = Asked(

@@ -89,7 +89,7 @@ class Survey:
     def _job(self, model: Model, name: str, plan: Planned, hashes: dict[Asked, str]) -> Job:
         options = {"loading": self.loading, "sinks": self.sinks, "measures": sorted(self.spec.measures)}
         there = {row.identity for row in self._rows(_file(name, plan.revision)) if row.status == "finished"}
-        weights = weight_bytes(plan, list(self.spec.dtype))
+        weights = weight_bytes(plan, list(model.dtype or self.spec.dtype))
         wanted = [Wanted(asked=cell, identity=identity(plan, cell, options, text)) for cell, text in hashes.items()]
         folder = _file(name, plan.revision)
         return Job(
