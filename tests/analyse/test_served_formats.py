@@ -10,16 +10,20 @@ from spikesink.access import access, editing, observing, run
 from spikesink.access.linears import find_linears
 from spikesink.analyse.formats import Rounding
 from spikesink.analyse.interventions import dissociate, parse_which
-from spikesink.intervene.formats import FORMATS, round_to
+from spikesink.intervene.formats import FORMATS
 from spikesink.measure.states import ChannelRange
 from spikesink.observer import full_batch
 
-pytest.importorskip("compressed_tensors")
+quantization = pytest.importorskip("compressed_tensors.quantization")
+
+
+def made():
+    return spiking(num_hidden_layers=2, hidden_size=128, intermediate_size=256, head_dim=32)
 
 
 @pytest.fixture(scope="module")
 def record():
-    return dissociate(spiking(num_hidden_layers=2), token_ids(sequences=7, tokens=21), which="formats", held_out=3)
+    return dissociate(made(), token_ids(sequences=7, tokens=21), which="formats", held_out=3)
 
 
 def test_every_format_has_a_row(record):
@@ -30,21 +34,29 @@ def test_every_format_has_a_row(record):
     assert "formats" not in parse_which(None).parts
 
 
-def test_the_loss_is_that_of_rounded_inputs(record):
-    """By hooks on every linear map but the head, batch by batch as the command's."""
-    model, ids = spiking(num_hidden_layers=2), token_ids(sequences=7, tokens=21)[:4]
-
-    def hook(_module, arguments):
-        flat = arguments[0].flatten(0, -2)
-        return (round_to(flat, "fp8 e4m3 per token")[0].view_as(arguments[0]), *arguments[1:])
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
-            module.register_forward_pre_hook(hook)
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [("FP8_DYNAMIC", "fp8 e4m3 per token"), ("FP8_BLOCK", "fp8 e4m3 per 128"), ("MXFP8", "mxfp8"), ("MXFP4", "mxfp4")],
+)
+def test_the_loss_is_that_of_a_model_that_the_library_quantised(record, preset, name):
+    model, ids = made(), token_ids(sequences=7, tokens=21)[:4]
+    scheme = quantization.preset_name_to_scheme(preset, ["Linear"])
+    scheme.weights = None
+    config = quantization.QuantizationConfig(
+        config_groups={"group": scheme}, ignore=["lm_head"], quantization_status="frozen"
+    )
+    quantization.apply_quantization_config(model, config)
     with torch.no_grad():
         expected = perplexity(model(ids).logits, ids)
-    row = next(row for row in record.formats.rows if row.name == "fp8 e4m3 per token")
+    row = next(row for row in record.formats.rows if (row.kind, row.name) == ("inputs", name))
     assert row.perplexity.value == pytest.approx(expected, rel=1e-4)
+    assert abs(row.loss_difference_nats.value) > 1e-6, "it is not the plain model's"
+
+
+def test_a_format_that_does_not_fit_is_left_out():
+    record = dissociate(spiking(num_hidden_layers=2), token_ids(sequences=7, tokens=21), which="formats", held_out=3)
+    assert "fp8 e4m3 per 128 of inputs: groups of 128 do not divide 24 channels" in record.formats.skipped
+    assert "fp8 e4m3 per token" in [row.name for row in record.formats.rows]
 
 
 def test_values_that_are_lost_are_counted():

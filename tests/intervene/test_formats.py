@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene.formats import FORMATS, round_to
 
 pytest.importorskip("compressed_tensors")
@@ -41,12 +41,13 @@ def test_a_scale_for_each_token():
     assert values == [[448.0, 1.125, 3.25], [0.4375, 104 * 2**-10, 2**-10]]
 
 
-def test_groups_of_128_and_one_that_is_not_full():
-    row = [448.0] + [1.07] * 127 + [0.4375] + [0.1] * 3
-    values, scale = rounded("fp8 e4m3 per 128", [row])
+def test_groups_of_128():
+    values, scale = rounded("fp8 e4m3 per 128", [[448.0] + [1.07] * 127 + [0.4375] + [0.1] * 127])
     assert values[0][1:3] == [1.125, 1.125]
-    assert values[0][128:] == [0.4375] + [104 * 2**-10] * 3
+    assert values[0][128:130] == [0.4375, 104 * 2**-10]
     assert (scale[0][127], scale[0][128]) == (1.0, 2**-10)
+    with pytest.raises(DoesNotApplyError, match="groups of 128 do not divide 130 channels"):
+        rounded("fp8 e4m3 per 128", [[1.0] * 130])
 
 
 def test_mx_groups_have_powers_of_two():
@@ -75,7 +76,7 @@ def test_nvfp4_has_two_scales():
 @pytest.mark.parametrize("name", FORMATS)
 def test_zeros_and_the_dtype_stay(name):
     static = torch.tensor(2.0) if FORMATS[name].static else None
-    zeros = torch.zeros(3, 70, dtype=torch.bfloat16)
+    zeros = torch.zeros(3, 128, dtype=torch.bfloat16)
     values, scale = round_to(zeros, name, static)
     assert values.dtype == torch.bfloat16
     assert torch.equal(values, zeros)

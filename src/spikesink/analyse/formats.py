@@ -11,6 +11,7 @@ from spikesink.access import editing
 from spikesink.access.linears import KINDS, LinearSite, editing_inputs
 from spikesink.analyse.evaluation import Evaluation, Evaluator, evaluate, spike_share
 from spikesink.analyse.quantisation import Calibration, calibrate
+from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name
 from spikesink.measure.states import ChannelRange
@@ -77,12 +78,15 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     calibration = calibrate(evaluator, held_out)
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
     asked = [("inputs", name) for name in FORMATS] + [("kv", name) for name in KV]
-    rows = []
+    rows, skipped = [], []
     for index, (kind, name) in enumerate(asked):
         evaluator.progress(STAGE, index, len(asked))
-        rows.append(_row(evaluator, calibration, baseline, kind, name))
+        try:
+            rows.append(_row(evaluator, calibration, baseline, kind, name))
+        except DoesNotApplyError as reason:
+            skipped.append(f"{name} of {kind}: {reason}")
     evaluator.progress(STAGE, len(asked), len(asked))
-    return Formats(rows=rows)
+    return Formats(rows=rows, skipped=skipped)
 
 
 def _row(evaluator: Evaluator, calibration: Calibration, baseline: Evaluation, kind: str, name: str) -> FormatDamage:

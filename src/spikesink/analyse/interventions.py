@@ -29,7 +29,7 @@ from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention, Targets
 from spikesink.intervene.base import EDITS
 from spikesink.records.base import Provenance, Timing, package_versions
-from spikesink.records.interventions import Interventions, KvCache, Quantisation
+from spikesink.records.interventions import NO_FORMATS, Interventions, KvCache, Quantisation
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 ASKED = ("mask_sinks_everywhere", "move_sinks")
@@ -137,13 +137,13 @@ def dissociate(
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
-    formats = served_formats(evaluator, kept_back) if "formats" in choice.parts else None
+    formats = served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
-        **({"formats": formats} if formats else {}),
+        formats=formats,
         recommendation=recommend(evaluator, quantised, cache),
         found=_facts(targets),
         provenance=provenance,

@@ -168,6 +168,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
         blocks=blocks,
         worst_kind=worst,
         worst_blocks=worst_blocks,
+        worst_modules=[site.name for site in table.sites(worst, set(worst_blocks))],
         remedies=[damage for damage, _ in remedies.values()],
         spike_share=spike_share(broken, remedies["spike tokens kept"][1], baseline)
         if "spike tokens kept" in remedies

@@ -19,6 +19,7 @@ def recommend(evaluator: Evaluator, quantised: Quantisation, cache: KvCache) -> 
         tokens=_tokens(evaluator, evaluator.spike_tokens()),
         channels=list(targets.channels),
         blocks=sorted(quantised.worst_blocks),
+        modules=quantised.worst_modules,
         keep_sink_tokens=cache.keep,
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from spikesink.cli.export import export_command
 from spikesink.cli.graft import graft_command
 from spikesink.cli.intervene import intervene_command
 from spikesink.cli.options import plain
@@ -37,7 +38,9 @@ spikesink study normalisation --preset nano
 
 spikesink survey Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B --bos auto,never
 
-spikesink report runs/mymodel --figures figures"""
+spikesink report runs/mymodel --figures figures
+
+spikesink export runs/mymodel --for llm-compressor --out recipe.yaml"""
 """A line for each command; blank lines keep them lines."""
 
 OURS = {
@@ -72,6 +75,7 @@ app.command("study")(study_command)
 app.command("survey")(survey_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
 app.command("verify")(verify_command)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 
 E5M2 = torch.float8_e5m2
 _E5M2_MAX = torch.finfo(E5M2).max
@@ -49,8 +48,8 @@ FORMATS: dict[str, Format] = {
 def round_to(values: Tensor, name: str, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Values (token, channel) rounded to a format of FORMATS, and the scale of each value; dtype and shape stay.
 
-    largest: magnitude that a static scale is made of; needed where the format is static, refused elsewhere. A group
-    that the channels do not fill is filled with zeros, as kernels do. Raises InputError.
+    largest: magnitude that a static scale is made of; needed where the format is static, refused elsewhere. Raises
+    InputError, and DoesNotApplyError where groups do not divide the channels: kernels refuse that too.
     """
     chosen = FORMATS.get(name)
     if chosen is None:
@@ -71,18 +70,19 @@ def _compressed(exact: Tensor, args: Any, largest: Tensor | None, dtype: torch.d
 
     channels = exact.shape[1]
     size = args.group_size or channels
-    padded = pad(exact, (0, -channels % size))
+    if channels % size:
+        raise DoesNotApplyError(f"groups of {size} do not divide {channels} channels")
     if largest is not None:
         most = largest.float().reshape(1)
     elif args.strategy == "tensor":
-        most = padded.abs().max().reshape(1)
+        most = exact.abs().max().reshape(1)
     else:
-        most = padded.abs().unflatten(1, (-1, size)).amax(2)
-    whole = generate_gparam(-padded.abs().max(), padded.abs().max()) if args.strategy == "tensor_group" else None
+        most = exact.abs().unflatten(1, (-1, size)).amax(2)
+    whole = generate_gparam(-exact.abs().max(), exact.abs().max()) if args.strategy == "tensor_group" else None
     scale, zero = calculate_qparams(-most, most, args, global_scale=whole)
-    rounded = fake_quantize(padded, scale, zero, args, global_scale=whole)[:, :channels]
+    rounded = fake_quantize(exact, scale, zero, args, global_scale=whole)
     unit = scale.float() if whole is None else scale.float() / whole
-    units = unit.repeat_interleave(size, 1)[:, :channels] if unit.ndim == 2 else unit
+    units = unit.repeat_interleave(size, 1) if unit.ndim == 2 else unit
     return rounded.to(dtype), units.expand_as(exact)
 
 

@@ -130,6 +130,8 @@ class Quantisation(Section):
     """The site kind that int8 per tensor damages most (keys and values apart)."""
     worst_blocks: list[int] = Field(default_factory=list)
     """Blocks whose worst site alone does a notable share of that damage, the worst first."""
+    worst_modules: list[str] = Field(default_factory=list)
+    """Their linear maps of the worst site kind, as `named_modules` calls them."""
     remedies: list[Damage] = Field(default_factory=list)
     spike_share: Estimate | None = None
     """Share of the per-tensor damage that is gone when spike tokens are kept in high precision."""
@@ -162,6 +164,11 @@ class FormatDamage(Frozen):
 
 class Formats(Section):
     rows: list[FormatDamage] = Field(default_factory=list)
+    skipped: list[str] = Field(default_factory=list)
+    """Formats that the model's sizes do not allow, with the reason."""
+
+
+NO_FORMATS = Formats(applicable=False, reason="not asked for (--which formats)")
 
 
 class KeptSinks(Frozen):
@@ -197,6 +204,8 @@ class Recommendation(Frozen):
     tokens: list[dict[str, Any]]
     channels: list[int]
     blocks: list[int]
+    modules: list[str] = Field(default_factory=list)
+    """Linear maps of these blocks at whose input the damage is done, as `named_modules` calls them."""
     keep_sink_tokens: int | None
 
 
@@ -212,7 +221,7 @@ class Interventions(Record):
     dissociation: Dissociation
     quantisation: Quantisation
     kv_cache: KvCache
-    formats: Formats = Formats(applicable=False, reason="not asked for (--which formats)")
+    formats: Formats = NO_FORMATS
     recommendation: Recommendation
     found: dict[str, Any]
     """What the scan of the held-out sequences found, without the states (they are in the arrays)."""

@@ -2,7 +2,7 @@
 
 from spikesink.records.interventions import FormatDamage, Interventions
 from spikesink.report.document import Section, Table
-from spikesink.report.format import NONE, interval, number, percent
+from spikesink.report.format import NONE, interval, listed, number, percent
 from spikesink.report.interventions import cost_text
 
 
@@ -24,7 +24,12 @@ def formats_part(record: Interventions) -> Section:
             ),
             *([Table("Keys and values", columns, [_cells(row) for row in cache], words=1)] if cache else []),
         ],
-        note="Weights stay as they are. Lost: share of the other tokens' values that become zero or subnormal.",
+        note=" ".join(
+            [
+                "Weights stay as they are. Lost: share of the other tokens' values that become zero or subnormal.",
+                *(f"Left out: {listed(record.formats.skipped)}." for _ in record.formats.skipped[:1]),
+            ]
+        ),
     )
 
 
