@@ -112,9 +112,8 @@ def dissociate(
     sinks and constants on, the others are evaluated. which: names of interventions, groups and parts, with commas
     (`parse_which`). draws: of every random control. epsilon, sink_metric: as in `scan`; magnitude: as in `find`.
     long_tokens: for the KV cache, of at least 128 tokens each, where positions are rotations also more than the model
-    was trained on; default the evaluated ones. folder: where finished
-    passes are kept, so that a run that was killed goes on; `resume.remove_partial` removes them. Raises SpikesinkError
-    subclasses.
+    was trained on; default the evaluated ones. folder: where finished passes are kept, so that a run that was killed
+    goes on; `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
     """
     started = time.perf_counter()
     choice = parse_which(which)
@@ -137,13 +136,12 @@ def dissociate(
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
-    formats = served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
-        formats=formats,
+        formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
         recommendation=recommend(evaluator, quantised, cache),
         found=_facts(targets),
         provenance=provenance,
