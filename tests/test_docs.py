@@ -351,9 +351,10 @@ def ran_with(source: Path, code: str) -> str:
     return done.stdout
 
 
-def test_the_measure_that_the_architecture_page_adds(tmp_path):
-    """Its diff is all that is needed: the number is right, and terminal, page and notebook show it."""
-    source = with_diff(tmp_path, diff_of("Adding a measure"))
+def test_the_measure_and_the_norm_that_the_architecture_page_adds(tmp_path):
+    """Their diffs are all that is needed: the number is right, and terminal, page and notebook show it; a decoder with
+    the norm is built, computes what the norm says and is measured."""
+    source = with_diff(tmp_path, diff_of("Adding a measure") + diff_of("Adding a norm"))
     out = ran_with(
         source,
         "import torch, spikesink\n"
@@ -364,6 +365,13 @@ def test_the_measure_that_the_architecture_page_adds(tmp_path):
         "model, ids = tiny('llama'), token_ids(3, 13)\n"
         "record = spikesink.scan(model, ids, measures=('tilt',))\n"
         "states = model(ids, output_hidden_states=True).hidden_states[1].float()\n"
+        "from spikesink.zoo import DecoderSpec, build\n"
+        "sizes = dict(vocab_size=97, d_model=24, n_layers=2, n_heads=3, n_kv_heads=3, d_head=8)\n"
+        "spec = DecoderSpec.parse({**sizes, 'norm': 'unit'})\n"
+        "given = torch.randn(2, 5, 24)\n"
+        "by_hand = given / (given.square().mean(-1, keepdim=True) + 1e-5).sqrt()\n"
+        "assert torch.allclose(spec.norm.build(24)(given), by_hand, atol=1e-6)\n"
+        "assert spikesink.scan(build(spec), ids % 97).summary.spike > 0\n"
         "wanted = float((states.mean(-1).abs() / states.std(-1)).mean())\n"
         "assert abs(record.tilt.by_block[2] - wanted) < 1e-5 * wanted, (record.tilt, wanted)\n"
         f"folder = record.save(Path({str(tmp_path / 'run')!r}))\n"

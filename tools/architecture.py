@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "spikesink"
 TARGET = ROOT / "docs" / "architecture.svg"
 ROWS = (
     ("cli",),
+    ("survey",),
     ("graft", "study", "report"),
     ("train", "analyse"),
     ("intervene", "measure", "zoo"),

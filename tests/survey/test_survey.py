@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from planted import around, row, survey
+from survey_rows import around, row, survey
 from tiny import spiking, tiny, token_ids
 
 from spikesink import scan
