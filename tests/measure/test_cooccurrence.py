@@ -170,6 +170,20 @@ def test_rank_correlation_is_spearmans():
     assert within_groups(one + 100 * groups, groups) == pytest.approx(within_groups(one, groups), abs=1e-9)
 
 
+def test_units_of_one_group_are_drawn_together():
+    """Heads of a layer that all say the same say no more than one of them; taken one by one they would."""
+    generator = np.random.default_rng(4)
+    one, groups = generator.normal(size=9), np.repeat(np.arange(9), 5)
+    other = one + generator.normal(size=9)
+    alone = rank_correlation(one, other)
+    repeated = np.repeat(one, 5), np.repeat(other, 5)
+    layers, heads = rank_correlation(*repeated, groups), rank_correlation(*repeated)
+    assert (layers.value, layers.low, layers.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert heads.high - heads.low < 0.6 * (layers.high - layers.low)
+    mean = bootstrap_mean(repeated[0], groups=groups)
+    assert (mean.low, mean.high) == pytest.approx((bootstrap_mean(one).low, bootstrap_mean(one).high))
+
+
 def test_clustered_p_value():
     """One unit a cluster is the t-test; the same values repeated within clusters say nothing new."""
     values = np.random.default_rng(3).normal(0.6, 1, 17)

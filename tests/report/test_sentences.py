@@ -133,7 +133,7 @@ def test_a_shared_direction_has_its_control_with_an_interval():
         update={"control": sections.Interval(value=0.4, low=0.35, high=0.45, n=24)}
     )
     part = amplifier_part(RECORD, changed("amplifier", directions=[found]))
-    assert said(part, "shared direction in block 2") == (
+    assert said(part, "shared direction in block 2 (layer 0, FFN)") == (
         "0.99", "mean |cos| between the s* of 2 channels; 24 random channels 0.4 [0.35, 0.45]"
     )  # fmt: skip
 

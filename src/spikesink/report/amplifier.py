@@ -176,7 +176,7 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
     ended = f" {text[0].upper()}{text[1:]}." if text else ""
     return Figure(
         name="amplifier_spectra",
-        title=f"One eigenvalue does it: the spectrum of channel {spike}",
+        title=f"Does one eigenvalue do it? The spectrum of channel {spike}",
         chart=layered(chart),
         rows=table(rows),
         caption="The largest eigenvalues of S_k = (U_k + U_kᵀ)/2 of the spike channel, one line a block; "

@@ -144,7 +144,7 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
     correlation = section.gap_and_sink
     return Figure(
         name="logit_gap",
-        title="A head sinks when its queries lie closer to the sink key",
+        title="Do heads sink whose queries lie closer to the sink key?",
         chart=layered(chart),
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
@@ -180,7 +180,7 @@ def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
     medians = _median_ranks(section)
     return Figure(
         name="key_ranks",
-        title="Sink keys span few directions",
+        title="How many directions sink keys span",
         chart=layered(chart),
         rows=table(rows),
         caption="One point a KV head; effective rank is exp of the entropy of the singular values. Medians: sink keys "

@@ -40,7 +40,7 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
     return Section(
         "heads",
         "What the sink does to its head",
-        "The mass on the sink turns the head's output down; what is left decides where the head looks.",
+        "Whether the mass on the sink turns the head's output down, and where the head looks with what is left.",
         merits=merits,
         figures=heads_figures(record, section),
         note=f"The effect on the loss does not apply: {section.loss_reason}." if section.loss_reason else "",

@@ -56,8 +56,8 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Sect
     return Section(
         "normalisation",
         "What normalisation makes of it",
-        "Behind the norm a spike is bounded and sparse: the token becomes nearly the same vector everywhere, "
-        "an implicit parameter.",
+        "How sparse a spike token is behind the norm, and how far it is the same vector in "
+        "every text, as an implicit parameter would be.",
         merits=merits,
         figures=normalisation_figures(record, section),
     )
@@ -76,19 +76,19 @@ def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> l
     where = f"after block {placed(at.block)}"
     cosine = _figure(
         record, section, "norm_cosine", "cosine_across", "cosine between prompts",
-        "Spike tokens become the same vector in every prompt",
+        "Are spike tokens the same vector in every prompt?",
         f"Mean cosine between normed states of different prompts; {where}: spike tokens "
         f"{number(at.spike.cosine_across)}, others {number(at.other.cosine_across)}.",
     )  # fmt: skip
     energy = _figure(
         record, section, "norm_energy", "energy_share", "share of energy in the spike channels",
-        "Their energy sits in the spike channels",
+        "How much of their energy sits in the spike channels",
         f"Share of ‖h̃‖² in {counted(len(section.spike_channels), 'spike channel')}; {where}: spike tokens "
         f"{percent(at.spike.energy_share)}, others {percent(at.other.energy_share)}.",
     )  # fmt: skip
     persistence = _figure(
         record, section, "norm_persistence", "persistence", "cosine with the block before",
-        "They persist from block to block",
+        "Do they persist from block to block?",
         f"Mean cosine of a token's normed state with the same token's after the block before; {where}: spike tokens "
         f"{number(at.spike.persistence)}, others {number(at.other.persistence)}.",
     )  # fmt: skip

@@ -189,7 +189,7 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
     text += f"{percent(count.later_ratio)} at a later position"
     return Figure(
         name="vocabulary_probe",
-        title="The place makes the spike, not the token",
+        title="The place or the token: what makes the spike?",
         chart=layered(bars, rule),
         rows=table(rows),
         caption=f"{text} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
