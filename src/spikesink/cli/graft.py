@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spikesink.cli.options import DATASET, RESULT, TEXT, Json, safe_name
+from spikesink.cli.options import RESULT, TEXT, Dataset, Json, TextFile, safe_name
 from spikesink.cli.report import page_beside, show
 from spikesink.errors import InputError
 
@@ -22,15 +22,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="What to replace, e.g. arrangement=sandwich; or of the recipe, e.g. optimiser.lr=1e-4."),
 ]
-TextFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--text",
-        help="Documents: .txt (one a line), .jsonl, .json, .csv or .parquet, also .gz and .zst.",
-        rich_help_panel=TEXT,
-    ),
-]
-Dataset = Annotated[str | None, typer.Option(help=DATASET, rich_help_panel=TEXT)]
 SeqLen = Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)]
 Bos = Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)]
 Sequences = Annotated[int, typer.Option(min=2, help="Held-out sequences to evaluate on.", rich_help_panel=TEXT)]

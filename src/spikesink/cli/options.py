@@ -20,6 +20,18 @@ DATASET = "Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed."
 """Help of an option; brackets without a backslash would be markup."""
 FLAG = " "
 """What the help shows as the value of an option that takes none."""
+TextFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Documents: a .txt (one a line), .jsonl, .json, .csv, .parquet (also .gz, .zst) or saved data set.",
+        rich_help_panel=TEXT,
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(help=DATASET, rich_help_panel=TEXT),
+]
 
 
 @dataclass(frozen=True)
@@ -116,17 +128,8 @@ class LoadingOnce(Loading):
 class Text:
     """Which text to measure on, and how it becomes token ids."""
 
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            help="Documents: a .txt (one a line), .jsonl, .json, .csv, .parquet (also .gz, .zst) or saved data set.",
-            rich_help_panel=TEXT,
-        ),
-    ] = None
-    dataset: Annotated[
-        str | None,
-        typer.Option(help=DATASET, rich_help_panel=TEXT),
-    ] = None
+    text: TextFile = None
+    dataset: Dataset = None
     field: Annotated[
         str | None,
         typer.Option(help="Field with the text; default text, else messages or conversations.", rich_help_panel=TEXT),
