@@ -102,8 +102,7 @@ def read_passed(key: dict[str, Any]) -> Passed | None:
     """The verification that held for this key, None where none is kept or what is kept is damaged."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(_path(key).read_text(encoding="utf-8"))
-        passed = Passed(**content["passed"])
-        if content["key"] == key and all(isinstance(each, float) for each in passed.verification.values()):
+        if content == _content(key, passed := Passed(**content["passed"])):
             return passed
     return None
 
@@ -113,12 +112,20 @@ def write_passed(key: dict[str, Any], passed: Passed) -> None:
     with suppress(OSError):
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"key": key, "passed": asdict(passed)}, indent=1).encode())
+        write_atomically(path, json.dumps(_content(key, passed), indent=1).encode())
+
+
+def _content(key: dict[str, Any], passed: Passed) -> dict[str, Any]:
+    """What the file holds, with its own hash, so that a damaged one is not read."""
+    return {"key": key, "passed": asdict(passed), "sha256": _sha256([key, asdict(passed)])}
 
 
 def _path(key: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "verified" / f"{digest}.json"
+    return cache_folder() / "verified" / f"{_sha256(key)}.json"
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @cache
