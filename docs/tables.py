@@ -1,31 +1,41 @@
 """Puts the tables of results/ into README and docs, between their markers: python docs/tables.py [--check]
 
 A place looks like `<!-- table: results/NAME.json -->` ... `<!-- end -->`, `study:` for table, verdicts and claims,
-or `grafts:` for a folder of grafts; what stands between is made from the record.
+`grafts:` for a folder of grafts, `findings:` for
+a folder of all of them (a summary in README); what stands between is made from the record.
 """
 
 import re
 import sys
 from pathlib import Path
 
+from spikesink.records.files import write_files
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
+from spikesink.report.findings import finding_figures, findings_markdown, read_evidence, summary_markdown
 from spikesink.report.format import interval, number, percent, signed
 from spikesink.report.graft import NAMES
+from spikesink.report.write import drawn
 from spikesink.study.table import markdown, table_markdown
 
 ROOT = Path(__file__).parent.parent
-PLACE = re.compile(r"(<!-- (table|study|grafts): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURES = "findings"
+"""Folder of the pictures of docs/findings.md, beside it."""
+PLACE = re.compile(r"(<!-- (table|study|grafts|findings): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(text: str) -> str:
+def filled(page: Path) -> str:
     """The page with every table as its record has it."""
-    return PLACE.sub(lambda place: f"{place[1]}{_made(place[2], ROOT / place[3])}\n{place[4]}", text)
+    text = page.read_text(encoding="utf-8")
+    return PLACE.sub(lambda place: f"{place[1]}{_made(place[2], ROOT / place[3], page)}\n{place[4]}", text)
 
 
-def _made(what: str, path: Path) -> str:
+def _made(what: str, path: Path, page: Path) -> str:
     if what == "grafts":
         return grafts(path)
+    if what == "findings":
+        evidence = read_evidence(path)
+        return summary_markdown(evidence) if page.name == "README.md" else findings_markdown(evidence, PICTURES)
     study = StudyRecord.read_file(path)
     return table_markdown(study) if what == "table" else markdown(study).partition("\n\n")[2]
 
@@ -53,12 +63,14 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    stale = [page for page in pages() if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    stale = [page for page in pages() if filled(page) != page.read_text(encoding="utf-8")]
     if "--check" in sys.argv:
         sys.exit(f"stale: {', '.join(page.name for page in stale)}; run python docs/tables.py" if stale else 0)
     for page in stale:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(filled(page), encoding="utf-8")
         print(f"filled {page.name}")
+    for figure in finding_figures(read_evidence(ROOT / "results")):
+        write_files(ROOT / "docs" / PICTURES, {f"{figure.name}.svg": drawn(figure, "svg")}, force=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,17 @@ from naive import perplexity
 from tiny import VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
+from spikesink.analyse.dose import doses, parse_dose
+from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import find
 from spikesink.analyse.interventions import dissociate, parse_which, split
 from spikesink.analyse.kv_cache import _note
+from spikesink.analyse.resume import FinishedPasses
 from spikesink.cli.intervene import _long_tokens
 from spikesink.cli.options import Text
 from spikesink.data.tokens import Tokens
 from spikesink.errors import InputError
+from spikesink.measure.sinks import SinkCriteria
 from spikesink.records.interventions import Interventions
 
 
@@ -158,6 +163,39 @@ def test_draws_are_kept_apart_and_paired():
     assert control.perplexity.value == pytest.approx(math.exp(mean))
     base = math.log(found["baseline"].perplexity.value)
     assert control.loss_difference_nats.value == pytest.approx(mean - base, abs=1e-9)
+
+
+def test_a_sweep_says_where_the_other_stays_and_falls():
+    """Attention of a random model is nearly uniform, and then the first keys are sinks, whatever spikes."""
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
+    asked = ["shrink_spikes=1,4,1000", "mask_sinks_everywhere=0,1"]
+    targets = replace(find(lively, ids[4:]), has_sinks=True, sink_positions=(0,))
+    evaluator = Evaluator(access(lively), ids[:4], targets, FinishedPasses(), SinkCriteria(epsilon=0.1))
+    spikes, sinks = doses(evaluator, parse_dose(asked))
+    assert [(row.name, row.strength) for row in spikes.levels] == [
+        ("shrink_spikes", 1),
+        *((f"shrink_spikes{control}", k) for k in (4, 1000) for control in ("", "/random_tokens", "/random_blocks")),
+    ]
+    by_level = {row.strength: row for row in spikes.levels if row.control_of is None}
+    base = by_level[1]
+    assert base.loss_difference_nats.value == 0 and base.plateau_kept.value == 1
+    # The one block writes next to all of the spike, in one channel.
+    assert by_level[4].plateau_kept.value == pytest.approx(1 / 4, rel=0.02)
+    assert by_level[4].norm_ratio.value == pytest.approx(base.norm_ratio.value / 4, rel=0.02)
+    control = next(row for row in spikes.levels if row.name.endswith("random_tokens"))
+    assert control.norm_ratio.value == pytest.approx(base.norm_ratio.value, rel=0.02)
+    assert (spikes.stays_to, sinks.stays_to) == (1000, 1), "neither needs the other in this model"
+    assert "Up to a divisor of 1000 the sinks stay" in spikes.sentence and "last level tried" in spikes.sentence
+    assert "but no level removes the sinks" in sinks.sentence, "others of these keys take their place"
+
+
+def test_a_sweep_without_sinks_is_refused_and_an_unknown_one_named():
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
+    (dose,) = dissociate(lively, ids, which="none", dose=["mask_sinks"], held_out=3).dose
+    assert (dose.applicable, dose.reason, dose.levels) == (False, "the model has no sinks", [])
+    for wrong in ("shrink_spike", "freeze_spikes", "mask_sinks=0,2", "mask_sinks=some"):
+        with pytest.raises(InputError, match=r"shrink_spikes|without a strength|expected 0 to 1|numbers with commas"):
+            parse_dose([wrong])
 
 
 def test_rows_with_other_targets_have_their_own_reference():

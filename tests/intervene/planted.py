@@ -35,6 +35,7 @@ class Case:
             edit_block=EDIT_BLOCK,
             step_up_block=EDIT_BLOCK,
             step_down_block=STEP_DOWN,
+            step_blocks=(EDIT_BLOCK, STEP_DOWN),
             channels=channels,
             magnitude_min=limit,
             has_sinks=True,

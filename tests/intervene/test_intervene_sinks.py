@@ -45,12 +45,13 @@ def on_sinks(case, block, heads, change, tensor):
     return result
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
 @pytest.mark.parametrize(("intervention", "heads"), [(mask_sinks, "all"), (mask_sinks_in_sink_heads, "sinks")])
-def test_mask(case, intervention, heads):
+def test_mask(case, intervention, heads, strength):
     def change(row, sinks, t):
-        row[sinks] = -math.inf
+        row[sinks] = row[sinks] + math.log(1 - strength) if strength < 1 else -math.inf
 
-    ours = case.logits(intervention(case.accessed, case.found))
+    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
     hand = Hand(case.model, scores=lambda block, scores: on_sinks(case, block, heads, change, scores))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
@@ -86,14 +87,15 @@ def test_move(case):
         move_sinks(case.accessed, case.found, position=0)
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
 @pytest.mark.parametrize(
     ("intervention", "heads"), [(zero_sink_values, "all"), (zero_sink_values_in_sink_heads, "sinks")]
 )
-def test_zero_values(case, intervention, heads):
+def test_zero_values(case, intervention, heads, strength):
     def change(row, sinks, t):
-        row[sinks] = 0.0
+        row[sinks] *= 1 - strength
 
-    ours = case.logits(intervention(case.accessed, case.found))
+    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
     hand = Hand(case.model, weights=lambda block, _, weights: on_sinks(case, block, heads, change, weights))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
@@ -121,19 +123,20 @@ def test_zeroed_values_keep_their_weight(case):
     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
 @pytest.mark.parametrize(
     ("intervention", "heads"), [(spread_sink_weight, "all"), (spread_sink_weight_in_sink_heads, "sinks")]
 )
-def test_spread(case, intervention, heads):
+def test_spread(case, intervention, heads, strength):
     def change(row, sinks, t):
-        taken = sum(float(row[key]) for key in sinks)
+        taken = strength * sum(float(row[key]) for key in sinks)
         others = [key for key in range(t + 1) if key not in sinks]
-        row[sinks] = 0.0
+        row[sinks] *= 1 - strength
         # A sink that sees only sinks keeps its own weight beside what it would have given away.
         for key in others or [t]:
             row[key] += taken / max(1, len(others))
 
-    ours = case.logits(intervention(case.accessed, case.found))
+    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
     hand = Hand(case.model, weights=lambda block, _, weights: on_sinks(case, block, heads, change, weights))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)

@@ -8,7 +8,7 @@ from hand_llama import Hand
 from planted import EDIT_BLOCK, STEP_DOWN, close
 
 from spikesink.access import full_batch, observing, run
-from spikesink.errors import DoesNotApplyError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene import (
     clip_spikes,
     cut_amplifier,
@@ -17,8 +17,10 @@ from spikesink.intervene import (
     normalise_write,
     pin_spikes,
     project_out_direction,
+    shrink_spikes,
     zero_spikes,
 )
+from spikesink.intervene.base import random_tokens, seeded
 
 
 def after_edit_block(change):
@@ -127,6 +129,31 @@ def test_normalise_write(case):
     ours = case.logits(normalise_write(case.accessed, case.found))
     assert close(ours, Hand(case.model, write=write)(case.ids))
     assert not close(ours, case.plain)
+
+
+@pytest.mark.parametrize("control", [None, "random_tokens", "random_blocks"])
+def test_shrink_spikes(case, control):
+    """At the tokens that spike without it, the step blocks' writes are divided; a control takes as many others."""
+    chosen, blocks = case.spikes, [EDIT_BLOCK, STEP_DOWN]
+    if control == "random_tokens":
+        chosen = random_tokens(case.spikes, seeded(3))
+        assert chosen.sum(1).tolist() == case.spikes.sum(1).tolist() and not bool((chosen & case.spikes).any())
+    if control == "random_blocks":
+        later = [3, 4, 5]
+        blocks = [later[index] for index in torch.randperm(3, generator=seeded(3))[:2].tolist()]
+
+    def write(block, written):
+        return torch.where(chosen[..., None], written / 7, written) if block in blocks else written
+
+    ours = case.logits(shrink_spikes(case.accessed, case.found, strength=7, control=control, seed=3))
+    assert case.accessed.n_blocks == 6 and close(ours, Hand(case.model, write=write)(case.ids))
+    assert not close(ours, case.plain)
+
+
+@pytest.mark.parametrize("strength", [0.5, float("nan"), float("inf")])
+def test_a_strength_that_means_nothing_is_refused(case, strength):
+    with pytest.raises(InputError, match="expected 1 or more"):
+        shrink_spikes(case.accessed, case.found, strength=strength)
 
 
 class Residual:

@@ -40,20 +40,26 @@ def dissociation_rows(evaluator: Evaluator, chosen: list[Intervention], draws: i
     }
     rows = [_row(evaluator, [baseline], baseline, description)]
     for made in chosen:
-        rows.append(_intervention_row(evaluator, made, baseline, step))
-        rows += [_control_row(evaluator, made, control, baseline, draws, step) for control in made.controls]
+        rows.append(intervention_row(evaluator, made, baseline, step))
+        rows += [control_row(evaluator, made, control, baseline, draws, step) for control in made.controls]
     return rows
 
 
-def _intervention_row(
-    evaluator: Evaluator, made: Intervention, baseline: Evaluation, step: Callable[[], None]
+def intervention_row(
+    evaluator: Evaluator,
+    made: Intervention,
+    baseline: Evaluation,
+    step: Callable[[], None],
+    strength: float | None = None,
 ) -> InterventionRow:
+    """The row of one intervention, at a strength where one is given."""
     description: dict[str, Any] = {"name": made.name, "control_of": None, "target": made.edits, "summary": made.summary}
     try:
-        context = made(evaluator.accessed, evaluator.targets)
-        row = _row(evaluator, [_measured(evaluator, made, made.name, context)], baseline, description)
+        context = made(evaluator.accessed, evaluator.targets, **_at(strength))
+        result = _measured(evaluator, made, _key(made.name, strength), context)
+        row = _row(evaluator, [result], baseline, description, strength)
     except REFUSALS as reason:
-        row = InterventionRow(**description, applicable=False, reason=str(reason))
+        row = InterventionRow(**description, applicable=False, reason=str(reason), strength=strength)
     step()
     return row
 
@@ -62,9 +68,30 @@ def _measured(evaluator: Evaluator, made: Intervention, key: str, context: Conte
     return evaluator.measure(key, context, untouched=made.untouched_layers(evaluator.targets))
 
 
-def _control_row(
-    evaluator: Evaluator, made: Intervention, control: str, baseline: Evaluation, draws: int, step: Callable[[], None]
+def _at(strength: float | None) -> dict[str, float]:
+    return {} if strength is None else {"strength": strength}
+
+
+def _key(name: str, strength: float | None) -> str:
+    return name if strength is None else f"{name} at {strength:g}"
+
+
+def level_row(evaluator: Evaluator, made: Intervention, result: Evaluation, strength: float) -> InterventionRow:
+    """The row of an intervention whose strength changes nothing: the baseline's."""
+    description = {"name": made.name, "control_of": None, "target": made.edits, "summary": made.summary}
+    return _row(evaluator, [result], result, description, strength)
+
+
+def control_row(
+    evaluator: Evaluator,
+    made: Intervention,
+    control: str,
+    baseline: Evaluation,
+    draws: int,
+    step: Callable[[], None],
+    strength: float | None = None,
 ) -> InterventionRow:
+    """The row of one of its controls, the mean over draws."""
     name = f"{made.name}/{control}"
     summary = f"Control of {made.name}: {control.replace('_', ' ')}, as many."
     description: dict[str, Any] = {"name": name, "control_of": made.name, "target": made.edits, "summary": summary}
@@ -73,18 +100,22 @@ def _control_row(
     for seed in range(1, draws + 1):
         if reason is None:
             try:
-                context = made(evaluator.accessed, evaluator.targets, control=control, seed=seed)
-                results.append(_measured(evaluator, made, f"{name}/{seed}", context))
+                context = made(evaluator.accessed, evaluator.targets, control=control, seed=seed, **_at(strength))
+                results.append(_measured(evaluator, made, f"{_key(name, strength)}/{seed}", context))
             except REFUSALS as refusal:
                 reason = str(refusal)
         step()
     if reason is not None:
-        return InterventionRow(**description, applicable=False, reason=reason)
-    return _row(evaluator, results, baseline, description)
+        return InterventionRow(**description, applicable=False, reason=reason, strength=strength)
+    return _row(evaluator, results, baseline, description, strength)
 
 
 def _row(
-    evaluator: Evaluator, results: list[Evaluation], baseline: Evaluation, description: dict[str, Any]
+    evaluator: Evaluator,
+    results: list[Evaluation],
+    baseline: Evaluation,
+    description: dict[str, Any],
+    strength: float | None = None,
 ) -> InterventionRow:
     """The row of one pass, or of the mean over the draws of a control."""
     result = Evaluation.average(results)
@@ -94,6 +125,7 @@ def _row(
         reference = evaluator.measure(f"baseline/last {last}", score_last=last)
     return InterventionRow(
         **description,
+        strength=strength,
         perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
         loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, reference.losses),
         sink_ratio=bootstrap.estimate(bootstrap.mean, result.sink_ratios),
@@ -104,6 +136,7 @@ def _row(
         sequence_spike=bootstrap.estimate(bootstrap.mean, result.spikes),
         plateau_kept=bootstrap.estimate(bootstrap.share, result.plateaus, baseline.plateaus),
         plateau_ratio_kept=bootstrap.estimate(bootstrap.share, result.plateau_ratios, baseline.plateau_ratios),
+        norm_ratio=_share(bootstrap.mean, result.norm_ratios),
         max_over_median=max(result.ratios) if math.isfinite(max(result.ratios)) else None,
         spike_tokens=float(np.mean(result.spike_tokens)) if result.spike_tokens else None,
         spike_tokens_kept=_tokens_kept(result, baseline),
@@ -114,7 +147,7 @@ def _row(
 
 
 def _share(statistic: bootstrap.Statistic, *samples: list[float]) -> Estimate | None:
-    """None where no block after the spikes' attends."""
+    """None where there is nothing to estimate: no spikes, or no block after theirs that attends."""
     return bootstrap.estimate(statistic, *samples) if samples[0] else None
 
 

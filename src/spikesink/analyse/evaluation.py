@@ -45,6 +45,8 @@ class Evaluation:
     """Number of tokens that hold a spike after the step-up block."""
     spike_positions: list[float]
     """Share of the sequences whose token at this position does; not by sequence."""
+    norm_ratios: list[float] = field(default_factory=list)
+    """Largest norm of a token over the median token's, after the block where spikes are complete; empty without."""
 
     @property
     def losses(self) -> np.ndarray:
@@ -69,6 +71,7 @@ class Evaluation:
             plateaus=np.max([drawn.plateaus for drawn in draws], axis=0).tolist(),
             ratios=np.max([drawn.ratios for drawn in draws], axis=0).tolist(),
             spike_tokens=np.mean([drawn.spike_tokens for drawn in draws], axis=0).tolist(),
+            norm_ratios=np.mean([drawn.norm_ratios for drawn in draws], axis=0).tolist(),
         )
 
 
@@ -114,6 +117,7 @@ def evaluate(
         plateaus=spikes.plateaus,
         plateau_ratios=spikes.plateau_ratios,
         ratios=spikes.ratios,
+        norm_ratios=spikes.norm_ratios,
         spike_positions=torch.cat(tokens.spikes).float().mean(0).tolist() if tokens and not loss_only else [],
         spike_tokens=[float(row.sum()) for rows in tokens.spikes for row in rows] if tokens and not loss_only else [],
     )

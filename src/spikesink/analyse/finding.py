@@ -65,6 +65,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "edit_block": block,
         "step_up_block": step_up,
         "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
+        "step_blocks": (*steps.step_up, *steps.step_down) if steps else (),
         "channels": tuple(spike.channels),
         "magnitude_min": default if magnitude is None else magnitude,
         "massive_channels": _massive(scanned, block, steps.step_down[0] if steps and steps.step_down else None),

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from spikesink.access import AccessedModel
 from spikesink.access.rotary import rotates
 from spikesink.analyse.dissociation import dissociation_rows
+from spikesink.analyse.dose import doses, parse_dose
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import targets_of
 from spikesink.analyse.formats import served_formats
@@ -36,9 +38,9 @@ ASKED = ("mask_sinks_everywhere", "move_sinks")
 """Run with the core: where sinks are edited from the first block on, spikes may go with them."""
 PARTS = ("quantisation", "kv_cache", "formats")
 DEFAULT_PARTS = ("quantisation", "kv_cache")
-GROUPS = ("default", "all", "core", "spikes", "sinks", "input")
+GROUPS = ("default", "all", "core", "spikes", "sinks", "input", "none")
 MIN_SEQUENCES = 4
-PASSES = 2
+PASSES = 3
 """Rises when a pass keeps something else, so that what a killed run of an earlier version left is not taken over."""
 
 
@@ -53,7 +55,7 @@ class Choice:
 
 
 def parse_which(text: str | None) -> Choice:
-    """Names of interventions, of groups (default, all, core, spikes, sinks, input) and of parts, with commas.
+    """Names of interventions, of groups (default, all, core, spikes, sinks, input, none) and of parts, with commas.
 
     Raises InputError for unknown ones.
     """
@@ -96,6 +98,7 @@ def dissociate(
     tokens: Ids,
     *,
     which: str | None = None,
+    dose: Sequence[str] = (),
     held_out: int = 16,
     draws: int = 2,
     epsilon: float = 0.3,
@@ -109,14 +112,14 @@ def dissociate(
     """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
 
     tokens: integer ids (sequence, token); the last `held_out` sequences (at most half) are held out to find spikes,
-    sinks and constants on, the others are evaluated. which: names of interventions, groups and parts, with commas
-    (`parse_which`). draws: of every random control. epsilon, sink_metric: as in `scan`; magnitude: as in `find`.
-    long_tokens: for the KV cache, of at least 128 tokens each, where positions are rotations also more than the model
-    was trained on; default the evaluated ones. folder: where finished passes are kept, so that a run that was killed
-    goes on; `resume.remove_partial` removes them. Raises SpikesinkError subclasses.
+    sinks and constants on, the others are evaluated. which: names of interventions, groups and parts (`parse_which`).
+    dose: sweeps of strength (`parse_dose`). draws: of every random control; a sweep takes one. epsilon, sink_metric: as
+    in `scan`; magnitude: as in `find`. long_tokens: for the KV cache, of at least 128 tokens each, where positions are
+    rotations also more than the model was trained on; default the evaluated ones. folder: where finished passes are
+    kept, so that a run that was killed goes on (`resume.remove_partial`). Raises SpikesinkError subclasses.
     """
     started = time.perf_counter()
-    choice = parse_which(which)
+    choice, sweeps = parse_which(which), parse_dose(dose)
     check_magnitude(magnitude)
     criteria = check_options(epsilon, sink_metric, batch_size)
     given = as_tokens(tokens)
@@ -127,8 +130,8 @@ def dissociate(
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
     asked = {
-        "which": which, "held_out": held_out, "draws": draws, "epsilon": epsilon, "sink_metric": sink_metric,
-        "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
+        "which": which, "dose": list(dose), "held_out": held_out, "draws": draws, "epsilon": epsilon,
+        "sink_metric": sink_metric, "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
     }  # fmt: skip
     provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
     finished = FinishedPasses(None if folder is None else Path(folder), _identity(provenance))
@@ -143,15 +146,17 @@ def dissociate(
         kv_cache=cache,
         formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
         recommendation=recommend(evaluator, quantised, cache),
+        dose=doses(evaluator, sweeps),
         found=_facts(targets),
         provenance=provenance,
-        timing=Timing.now(
-            load_s=accessed.load_s,
-            forward_s=evaluator.seconds,
-            total_s=time.perf_counter() - started + accessed.load_s,
-        ),
+        timing=_timing(evaluator, started),
         arrays=_arrays(targets),
     )
+
+
+def _timing(evaluator: Evaluator, started: float) -> Timing:
+    load_s = evaluator.accessed.load_s
+    return Timing.now(load_s=load_s, forward_s=evaluator.seconds, total_s=time.perf_counter() - started + load_s)
 
 
 def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Choice) -> Quantisation:
@@ -192,7 +197,7 @@ def _provenance(accessed: AccessedModel, tokens: Tokens, settings: dict[str, Any
 def _identity(provenance: Provenance) -> dict[str, Any]:
     """What makes a pass: everything but which passes are asked for, so that a later run may ask for more."""
     identity = provenance.model_dump(mode="json")
-    for name in ("which", "draws"):
+    for name in ("which", "dose", "draws"):
         del identity["settings"][name]
     return {**identity, "passes": PASSES}
 

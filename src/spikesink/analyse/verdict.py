@@ -107,15 +107,13 @@ def _needs(rows: list[InterventionRow], removed: str, question: str, thresholds:
     """What the rules say of these rows."""
     real = [row for row in rows if row.target == removed and row.control_of is None and row.applicable]
     asked = [row for row in real if removed == "spikes" or row.cannot_answer is None]
-    removing = [row for row in asked if _removes(row, thresholds)]
+    removing = [row for row in asked if removes(row, thresholds)]
     other = "sinks" if removed == "spikes" else "spikes"
     if not removing:
         evidence, reason = [row.name for row in asked or real], _none_removed(real, asked, removed)
         return Answer(question=question, answer="undecided", evidence=evidence, reason=reason)
-    left = [row for row in removing if _kept(row).low >= thresholds.left_min]
-    fell = [
-        row for row in removing if _kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)
-    ]
+    left = [row for row in removing if kept(row).low >= thresholds.left_min]
+    fell = [row for row in removing if kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)]
     if left:
         answer, decided, reason = "no", left, f"with the {removed} gone, {other} stay"
     elif len(fell) == len(removing):
@@ -148,10 +146,10 @@ def _none_removed(real: list[InterventionRow], asked: list[InterventionRow], rem
 
 
 def _numbers(row: InterventionRow, other: str) -> str:
-    kept = _kept(row)
+    left = kept(row)
     whole = row.sink_ratio_kept
     both = f", in all blocks {whole.value:.0%}" if other == "sinks" and row.downstream_sink_ratio_kept and whole else ""
-    return f"{row.name} leaves {kept.value:.0%} [{kept.low:.0%}, {kept.high:.0%}] of the {other}{both}{_price(row)}"
+    return f"{row.name} leaves {left.value:.0%} [{left.low:.0%}, {left.high:.0%}] of the {other}{both}{_price(row)}"
 
 
 def _price(row: InterventionRow) -> str:
@@ -164,7 +162,8 @@ def _nats(value: float) -> str:
     return f"{round(value, 4) + 0.0:+.3g}"
 
 
-def _removes(row: InterventionRow, thresholds: Thresholds) -> bool:
+def removes(row: InterventionRow, thresholds: Thresholds) -> bool:
+    """Whether a row removes what it aims at."""
     assert row.plateau_kept is not None and row.sink_ratio_kept is not None
     if row.target == "sinks":
         return row.sink_ratio_kept.value <= thresholds.sinks_removed_max
@@ -174,7 +173,7 @@ def _removes(row: InterventionRow, thresholds: Thresholds) -> bool:
     return tokens <= thresholds.tokens_removed_max and sizes <= thresholds.spike_removed_max
 
 
-def _kept(row: InterventionRow) -> Estimate:
+def kept(row: InterventionRow) -> Estimate:
     """What is left of the quantity that the row does not aim at: of sinks behind the edit; of spikes the smaller of
     size and number."""
     if row.target == "spikes":
@@ -190,7 +189,7 @@ def _kept(row: InterventionRow) -> Estimate:
 
 def _controls_leave(row: InterventionRow, rows: list[InterventionRow], thresholds: Thresholds) -> bool:
     controls = [other for other in rows if other.control_of == row.name and other.applicable]
-    return all(_kept(control).value >= thresholds.left_min for control in controls)
+    return all(kept(control).value >= thresholds.left_min for control in controls)
 
 
 def _combined(sinks_need_spikes: str, spikes_need_sinks: str) -> str:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 Which = Annotated[
     str,
     typer.Option(
-        help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, formats, all."
+        help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, formats, all, none."
     ),
+]
+DoseOption = Annotated[
+    list[str] | None,
+    typer.Option("--dose", help="Sweep a strength: default, NAME, or NAME=LEVELS with commas; again for more."),
 ]
 HeldOut = Annotated[int, typer.Option(min=1, help="Further sequences that constants are learned on.")]
 Draws = Annotated[int, typer.Option(min=1, help="Draws of every random control.")]
@@ -35,6 +39,7 @@ def intervene_command(
     sinking: Sinking,
     output: Output,
     which: Which = "default",
+    dose: DoseOption = None,
     sequences: Sequences = 24,
     held_out: HeldOut = 16,
     cache_sequences: CacheSequences = 6,
@@ -56,16 +61,18 @@ def intervene_command(
     if output.out is not None:
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
+        from spikesink.analyse.dose import parse_dose
         from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
 
         choice = parse_which(which)
+        parse_dose(dose or ())
         check_magnitude(magnitude)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
         ids = text.read(accessed, sequences + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(
-            accessed, ids, which=which, held_out=held_out, draws=draws, epsilon=sinking.epsilon,
+            accessed, ids, which=which, dose=dose or (), held_out=held_out, draws=draws, epsilon=sinking.epsilon,
             sink_metric=sinking.sink_metric, magnitude=magnitude, batch_size=sinking.batch_size, long_tokens=long,
             folder=folder, progress=progress,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from spikesink.intervene.sinks import (
     zero_sink_values_in_sink_heads,
 )
 from spikesink.intervene.states import freeze_spikes, pin_spikes
-from spikesink.intervene.weights import cut_amplifier, normalise_write, project_out_direction
+from spikesink.intervene.weights import cut_amplifier, normalise_write, project_out_direction, shrink_spikes
 
 __all__ = [
     "INTERVENTIONS",
@@ -41,6 +41,7 @@ __all__ = [
     "pin_spikes",
     "project_out_direction",
     "repeat_bos",
+    "shrink_spikes",
     "softmax_off_by_one",
     "spread_sink_weight",
     "spread_sink_weight_in_sink_heads",

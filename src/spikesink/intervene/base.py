@@ -4,6 +4,7 @@ An intervention is a function decorated with `intervention`, in the file of what
 inputs, weights. The decorator puts it into the table, `--which`, the record and the restore tests.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class Targets:
     """s* of the largest spike channel, a unit vector (channel,), where the step-up block is a gated FFN."""
     direction_missing: str | None = None
     """Why there is no s*."""
+    step_blocks: tuple[int, ...] = ()
+    """Every step-up and step-down block: all that write the spike, or take it away."""
     sequences: int = 0
     """Held-out sequences that all this was learned on."""
     spike_tokens: int = 0
@@ -78,6 +81,21 @@ Context = AbstractContextManager[Any]
 
 
 @dataclass(frozen=True)
+class Strength:
+    """What the option `strength` of an intervention means, and the levels that a sweep takes by default."""
+
+    meaning: str
+    nothing: float
+    """The level that changes nothing."""
+    most: float
+    levels: tuple[float, ...]
+
+
+DIVISOR = Strength("divided by", 1.0, math.inf, (1.0, 5.0, 10.0, 20.0, 40.0, 100.0))
+SHARE = Strength("share taken away", 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 0.9, 1.0))
+
+
+@dataclass(frozen=True)
 class Intervention:
     """A named change of a model. Calling it gives a context manager: `with zero_spikes(model, targets): ...`.
 
@@ -93,12 +111,16 @@ class Intervention:
     function: Callable[..., Context]
     reach: str
     """Where the model begins to be another, of REACHES."""
+    strength: Strength | None = None
+    """What its option `strength` means; None where it has none."""
 
     def __call__(
         self, model: AccessedModel | PreTrainedModel, targets: Targets, *, control: str | None = None, **options: Any
     ) -> Context:
         if control is not None and control not in self.controls:
             raise InputError(f"Unknown control '{control}' of {self.name}{did_you_mean(control, self.controls)}")
+        if "strength" in options:
+            self.check_strength(options["strength"])
         accessed = model if isinstance(model, AccessedModel) else access(model)
         if self.edits == "spikes" and not targets.has_spikes:
             raise DoesNotApplyError("the model has no spikes")
@@ -111,8 +133,17 @@ class Intervention:
         if self.reach == "residual" and targets.has_spikes:
             return targets.edit_block // 2
         if self.reach == "block" and targets.step_up_block is not None:
-            return (targets.step_up_block - 1) // 2
+            return (min([targets.step_up_block, *targets.step_blocks]) - 1) // 2
         return 0
+
+    def check_strength(self, level: float) -> None:
+        """Raises InputError for a level that means nothing here."""
+        of = self.strength
+        if of is None:
+            raise InputError(f"{self.name} has no strength.")
+        if not (of.nothing <= level <= of.most and math.isfinite(level)):
+            most = f"to {of.most:g}" if math.isfinite(of.most) else "or more"
+            raise InputError(f"strength of {self.name} is {level:g}; expected {of.nothing:g} {most} ({of.meaning}).")
 
 
 INTERVENTIONS: dict[str, Intervention] = {}
@@ -120,11 +151,11 @@ INTERVENTIONS: dict[str, Intervention] = {}
 EDITS = ("spikes", "sinks", "tokens", "input")
 """What interventions edit, in the order of the table."""
 REACHES = ("start", "block", "residual")
-"""The first place an intervention may change: the first block, the step-up block, the residual after `edit_block`."""
+"""The first place an intervention may change: the first block, the first step-up block, what follows `edit_block`."""
 
 
 def intervention(
-    edits: str, controls: tuple[str, ...], reach: str = "start"
+    edits: str, controls: tuple[str, ...], reach: str = "start", strength: Strength | None = None
 ) -> Callable[[Callable[..., Context]], Intervention]:
     """Register a function (accessed, targets, *, control, seed, ...) -> context manager as an intervention.
 
@@ -136,7 +167,7 @@ def intervention(
 
     def register(function: Any) -> Intervention:
         summary = function.__doc__.strip().splitlines()[0]
-        made = Intervention(function.__name__, edits, summary, controls, function, reach)
+        made = Intervention(function.__name__, edits, summary, controls, function, reach, strength)
         INTERVENTIONS[made.name] = made
         return made
 

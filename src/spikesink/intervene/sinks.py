@@ -1,11 +1,13 @@
 """Edits of attention: on sinks, in the softmax, and on what one token may see."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, AttentionRows, Batch, editing
 from spikesink.errors import InputError
-from spikesink.intervene.base import Context, Targets, intervention, random_tokens, seeded
+from spikesink.intervene.base import SHARE, Context, Targets, intervention, random_tokens, seeded
 
 KEY_CONTROL = "random_keys"
 HEAD_CONTROL = "random_heads"
@@ -16,17 +18,24 @@ class SinkEditor:
 
     It acts after `edit_block` where the model has spikes, unless from_start, else in every block. Before `edit_block`
     there are no spike tokens yet, and an edit can make the next token attend to itself, spike and become the sink. A
-    sink keeps attending to itself, so that its own state stays. heads: `all`, or `sinks` for sink heads only. Controls:
-    as many random other keys of the first half of each sequence; or, with `heads="sinks"`, as many random other heads
-    of each block.
+    sink keeps attending to itself, so that its own state stays. strength: share of the sink weight taken away,
+    before what is left is dealt with. heads: `all`, or `sinks` for sink heads only. Controls: as many random other keys
+    of the first half of each sequence; or, with `heads="sinks"`, as many random other heads of each block.
     """
 
     def __init__(
-        self, targets: Targets, heads: str, control: str | None, seed: int, *, from_start: bool = False
+        self,
+        targets: Targets,
+        heads: str,
+        control: str | None,
+        seed: int,
+        *,
+        strength: float = 1.0,
+        from_start: bool = False,
     ) -> None:
         if heads not in ("all", "sinks"):
             raise InputError(f"Unknown heads '{heads}'; expected all or sinks.")
-        self.targets, self.heads, self.control = targets, heads, control
+        self.targets, self.heads, self.control, self.strength = targets, heads, control, strength
         self.start = targets.edit_block if targets.has_spikes and not from_start else 0
         self._generator = seeded(seed)
         self._tokens: Tensor | None = None
@@ -80,58 +89,73 @@ class SinkEditor:
         return self._drawn[block]
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def mask_sinks(
-    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    heads: str = "all",
+    strength: float = 1.0,
+    control: str | None = None,
+    seed: int = 0,
 ) -> Context:
     """Mask the sink keys for every other token, so that the remaining weights are renormalised.
 
     heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, MaskEditor(targets, heads, control, seed))
+    return editing(accessed, MaskEditor(targets, heads, control, seed, strength=strength))
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,))
+@intervention(edits="sinks", controls=(KEY_CONTROL,), strength=SHARE)
 def mask_sinks_everywhere(
-    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
 ) -> Context:
     """Mask the sink keys for every other token from the first block on: do the spikes go, stay or move?"""
-    return editing(accessed, MaskEditor(targets, "all", control, seed, from_start=True))
+    return editing(accessed, MaskEditor(targets, "all", control, seed, strength=strength, from_start=True))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
 def mask_sinks_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
 ) -> Context:
     """Mask the sink keys in sink heads only; the remaining weights are renormalised."""
-    return editing(accessed, MaskEditor(targets, "sinks", control, seed))
+    return editing(accessed, MaskEditor(targets, "sinks", control, seed, strength=strength))
 
 
 class MaskEditor(SinkEditor):
-    """Sets the masked logits of sink keys to -inf."""
+    """Lowers the masked logits of sink keys so that exp of them keeps 1 - strength: to -inf where all is taken."""
 
     def edit_scores(self, block: int, query_start: int, key_start: int, scores: Tensor) -> Tensor:
         sinks = self.sink_weights(block, query_start, key_start, scores)
-        return scores if sinks is None else scores.masked_fill(sinks, float("-inf"))
+        if sinks is None:
+            return scores
+        lowered = math.log1p(-self.strength) if self.strength < 1 else -math.inf
+        return torch.where(sinks, scores + lowered, scores)
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def zero_sink_values(
-    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    heads: str = "all",
+    strength: float = 1.0,
+    control: str | None = None,
+    seed: int = 0,
 ) -> Context:
     """Keep the weight on sink keys and zero their value for every other token.
 
     heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, ZeroValueEditor(targets, heads, control, seed))
+    return editing(accessed, ZeroValueEditor(targets, heads, control, seed, strength=strength))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
 def zero_sink_values_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
 ) -> Context:
     """Keep the weight on sink keys and zero their value, in sink heads only."""
-    return editing(accessed, ZeroValueEditor(targets, "sinks", control, seed))
+    return editing(accessed, ZeroValueEditor(targets, "sinks", control, seed, strength=strength))
 
 
 class ZeroValueEditor(SinkEditor):
@@ -143,26 +167,32 @@ class ZeroValueEditor(SinkEditor):
             return rows.output
         heads = rows.weights.shape[1]
         value = rows.value.repeat_interleave(heads // rows.value.shape[1], dim=1)
-        return rows.output - torch.where(sinks, rows.weights, 0.0).to(value.dtype) @ value
+        return rows.output - self.strength * torch.where(sinks, rows.weights, 0.0).to(value.dtype) @ value
 
 
-@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual")
+@intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def spread_sink_weight(
-    accessed: AccessedModel, targets: Targets, *, heads: str = "all", control: str | None = None, seed: int = 0
+    accessed: AccessedModel,
+    targets: Targets,
+    *,
+    heads: str = "all",
+    strength: float = 1.0,
+    control: str | None = None,
+    seed: int = 0,
 ) -> Context:
     """Spread the weight on sink keys evenly over the other keys that a query sees; no value is touched.
 
     Unlike masking, this does not sharpen what is left. heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, SpreadEditor(targets, heads, control, seed))
+    return editing(accessed, SpreadEditor(targets, heads, control, seed, strength=strength))
 
 
-@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual")
+@intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
 def spread_sink_weight_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
 ) -> Context:
     """Spread the weight on sink keys evenly over the other visible keys, in sink heads only."""
-    return editing(accessed, SpreadEditor(targets, "sinks", control, seed))
+    return editing(accessed, SpreadEditor(targets, "sinks", control, seed, strength=strength))
 
 
 class SpreadEditor(SinkEditor):
@@ -179,7 +209,7 @@ class SpreadEditor(SinkEditor):
         if sinks is None or self._visible is None:
             return weights
         others = self._visible & ~sinks
-        taken = torch.where(sinks, weights, 0.0)
+        taken = self.strength * torch.where(sinks, weights, 0.0)
         share = taken.sum(-1, keepdim=True) / others.sum(-1, keepdim=True).clamp(min=1)
         return weights - taken + share * others
 

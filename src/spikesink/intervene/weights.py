@@ -12,7 +12,7 @@ from spikesink.access.blocks import BlockSites
 from spikesink.access.linears import LinearSite, find_linears
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.errors import DoesNotApplyError
-from spikesink.intervene.base import Context, Targets, intervention, seeded
+from spikesink.intervene.base import DIVISOR, Context, Targets, intervention, random_tokens, seeded
 
 
 @intervention(edits="spikes", controls=("random_entries",), reach="block")
@@ -141,6 +141,70 @@ class WriteNorm:
         rms = write.float().pow(2).mean(-1, keepdim=True).sqrt()
         typical = rms.median(dim=1, keepdim=True).values
         return write * (typical / rms.clamp_min(1e-12)).to(write)
+
+
+@intervention(edits="spikes", controls=("random_tokens", "random_blocks"), reach="block", strength=DIVISOR)
+def shrink_spikes(
+    accessed: AccessedModel, targets: Targets, *, strength: float = 10.0, control: str | None = None, seed: int = 0
+) -> Context:
+    """Divide what the step-up and step-down blocks write at spike tokens by a number; direction and all else stay.
+
+    The step-down blocks too, since what they write would else take away a spike that is not there. Controls: the same
+    blocks at as many random other tokens; or as many random other blocks behind the step-up block, at spike tokens.
+    """
+    blocks = targets.step_blocks
+    if targets.step_up_block is None or not blocks:
+        raise DoesNotApplyError("no single block makes the spikes")
+    if accessed.post_norm:
+        raise DoesNotApplyError("the residual of a post-norm model is normed, so its writes have no size of their own")
+    up = tuple(block for block in blocks if block <= targets.edit_block)
+    if control == "random_blocks":
+        later = [block for block in range(targets.edit_block + 1, accessed.n_blocks + 1) if block not in blocks]
+        if len(later) < len(blocks):
+            raise DoesNotApplyError("the model has too few other blocks behind the step-up block")
+        order = torch.randperm(len(later), generator=seeded(seed))[: len(blocks)]
+        blocks = tuple(later[int(index)] for index in order)
+    return editing(accessed, WriteScale(targets, up, blocks, strength, control, seed))
+
+
+class WriteScale:
+    """Divides the writes of `blocks` at spike tokens, those that spike after one of the blocks `up` as it is."""
+
+    def __init__(
+        self,
+        targets: Targets,
+        up: tuple[int, ...],
+        blocks: tuple[int, ...],
+        divisor: float,
+        control: str | None,
+        seed: int,
+    ) -> None:
+        self.targets, self.up, self.blocks, self.divisor, self.control = targets, up, blocks, divisor, control
+        self._generator = seeded(seed)
+        self._state = self._spikes = self._chosen = torch.zeros(0)
+
+    def edit_residual(self, block: int, hidden: Tensor) -> Tensor:
+        self._state = hidden
+        if block == 0:
+            self._spikes = self._chosen = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return hidden
+
+    def edit_write(self, block: int, write: Tensor) -> Tensor:
+        # Of a parallel layer both writes are added to the same residual.
+        self._state = self._state + write
+        if block in self.up:
+            self._choose()
+        if block not in self.blocks:
+            return write
+        return torch.where(self._chosen.to(write.device)[..., None], write / self.divisor, write)
+
+    def _choose(self) -> None:
+        """Add the tokens that spike now."""
+        new = self.targets.is_spike(self._state) & ~self._spikes
+        self._spikes = self._spikes | new
+        if self.control == "random_tokens":
+            new = random_tokens(new, self._generator, among=~self._spikes & ~self._chosen)
+        self._chosen = self._chosen | new
 
 
 @contextmanager

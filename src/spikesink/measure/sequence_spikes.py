@@ -24,6 +24,9 @@ class SequenceSpikes(Observer):
         """Largest over the plateau's blocks of (largest magnitude / median magnitude of that block), by sequence."""
         self.ratios: list[float] = []
         """Largest over blocks of (largest magnitude / median magnitude of that block), by sequence."""
+        self.norm_ratios: list[float] = []
+        """Largest norm of a token over the median token's, after the first block of the plateau, by sequence; empty
+        without a plateau."""
         self._first = 0
 
     def on_batch(self, batch: Batch) -> None:
@@ -49,3 +52,6 @@ class SequenceSpikes(Observer):
                 self.plateaus[index] = max(self.plateaus[index], largest)
                 self.plateau_ratios[index] = max(self.plateau_ratios[index], ratio)
             self.ratios[index] = max(self.ratios[index], ratio)
+            if self.plateau is not None and block == self.plateau[0]:
+                norms = kept.norm(dim=-1)
+                self.norm_ratios.append(float(norms.max() / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)))

@@ -39,6 +39,8 @@ class InterventionRow(Frozen):
     applicable: bool = True
     reason: str | None = None
     """Why it does not apply."""
+    strength: float | None = None
+    """Of a sweep: the level, in what the sweep's `strength` says."""
     perplexity: Estimate | None = None
     loss_difference_nats: Estimate | None = None
     """Mean over sequences of the loss minus the baseline's on the same tokens; controls: mean over draws first."""
@@ -60,6 +62,8 @@ class InterventionRow(Frozen):
     """
     plateau_ratio_kept: Estimate | None = None
     """Largest magnitude over the median of its block, on the same blocks, as a share of the baseline's."""
+    norm_ratio: Estimate | None = None
+    """Largest norm of a token over the median token's, after the block where spikes are complete."""
     max_over_median: float | None = None
     """Largest over sequences and blocks; None where a median is 0."""
     spike_tokens: float | None = None
@@ -97,6 +101,24 @@ class Dissociation(Frozen):
     constant_suffices: Answer
     rules: dict[str, Any]
     """Every threshold, and the rules in words."""
+
+
+class Dose(Frozen):
+    """One intervention at several strengths, and the strengths at which what it does not aim at stays and falls."""
+
+    name: str
+    target: str
+    strength: str
+    """What a level means: `divided by`, or `share taken away`."""
+    levels: list[InterventionRow]
+    """The intervention at each level, weakest first, each followed by its controls."""
+    stays_to: float | None = None
+    """The other quantity stays at this level and every weaker one; None where it stays at none."""
+    falls_from: float | None = None
+    """It has fallen at this level and every stronger one; None where it falls at none."""
+    sentence: str
+    applicable: bool = True
+    reason: str | None = None
 
 
 class Damage(Frozen):
@@ -223,6 +245,8 @@ class Interventions(Record):
     kv_cache: KvCache
     formats: Formats = NO_FORMATS
     recommendation: Recommendation
+    dose: list[Dose] = Field(default_factory=list)
+    """Sweeps of strength; empty where none was asked for."""
     found: dict[str, Any]
     """What the scan of the held-out sequences found, without the states (they are in the arrays)."""
     provenance: Provenance

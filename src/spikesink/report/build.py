@@ -15,6 +15,7 @@ from spikesink.report.atlas import atlas_document, moves_document
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
+from spikesink.report.findings import findings_document, is_findings
 from spikesink.report.graft import graft_document
 from spikesink.report.model import model_document
 from spikesink.report.runs import Model, Source, group, read_runs, read_studies
@@ -51,6 +52,8 @@ def runs_document(paths: Sequence[Path]) -> Document:
         if len(surveys) != len(paths) or len(surveys) > 2:
             raise InputError("Give one survey for its atlas, two for what moved between them, or runs alone.")
         return moves_document(*surveys) if len(surveys) == 2 else atlas_document(surveys[0])
+    if len(paths) == 1 and is_findings(paths[0]):
+        return findings_document(paths[0])
     studies = read_studies(paths)
     document = study_document(studies) if studies else _models_document(paths)
     # By their names alone: a page is sent to others, whom the folders of this machine say nothing.

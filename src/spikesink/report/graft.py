@@ -36,7 +36,7 @@ def graft_document(record: GraftRecord) -> Document:
         merits=_merits(record),
         sections=[
             Section("models", "Before and after", tables=[_points(record)], note=_failures(record)),
-            Section("curves", "While it healed", figures=_figures(record)),
+            Section("curves", "While it healed", figures=graft_figures(record)),
         ],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
@@ -139,7 +139,7 @@ def _failures(record: GraftRecord) -> str:
     return " ".join(f"{NAMES[name]}: {reason}" for name, reason in record.failed.items())
 
 
-def _figures(record: GraftRecord) -> list[Figure]:
+def graft_figures(record: GraftRecord) -> list[Figure]:
     return [figure for name in CURVES if (figure := _curve(record, name)) is not None]
 
 

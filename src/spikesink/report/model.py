@@ -12,6 +12,7 @@ from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
 from spikesink.report.conditions import argument, condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Section, Table, Unmeasured
+from spikesink.report.dose import dose_part
 from spikesink.report.format import counted, number
 from spikesink.report.formats import formats_part
 from spikesink.report.heads import head_details
@@ -131,6 +132,7 @@ def _sections(model: Model) -> list[Section]:
     if model.interventions is not None:
         record = model.interventions
         sections.append(interventions_part(record))
+        sections += [dose_part(record)] if record.dose else []
         sections += [quantisation_part(record)] if record.quantisation.applicable else []
         sections += [formats_part(record)] if record.formats.applicable else []
         sections += [kv_cache_part(record)] if record.kv_cache.applicable else []

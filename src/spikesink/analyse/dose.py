@@ -1,0 +1,165 @@
+"""The sweep of strengths: how far can one of spikes and sinks be weakened before the other falls, and at what cost?"""
+
+from collections.abc import Callable, Sequence
+
+from spikesink.analyse.dissociation import control_row, intervention_row, level_row
+from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.analyse.verdict import Thresholds, kept, removes
+from spikesink.errors import InputError, did_you_mean
+from spikesink.intervene import INTERVENTIONS, Intervention
+from spikesink.records.interventions import Dose, Estimate, InterventionRow
+
+STAGE = "dose"
+DEFAULT = ("shrink_spikes", "mask_sinks_everywhere")
+"""One on spikes; one on sinks that acts before spikes are written."""
+Sweep = tuple[Intervention, tuple[float, ...]]
+
+
+def parse_dose(asked: Sequence[str]) -> list[Sweep]:
+    """Each of `default`, NAME or NAME=LEVELS with commas, as interventions and their levels, weakest first.
+
+    Raises InputError for an intervention that is unknown or has no strength, and for levels that mean nothing.
+    """
+    known = [name for name, made in INTERVENTIONS.items() if made.strength is not None]
+    chosen: dict[str, tuple[float, ...]] = {}
+    for one in asked:
+        name, _, levels = (part.strip() for part in one.partition("="))
+        for named in DEFAULT if name == "default" else (name.replace("-", "_"),):
+            if named not in known:
+                of = "an intervention without a strength" if named in INTERVENTIONS else "no intervention"
+                raise InputError(f"--dose: '{named}' is {of}{did_you_mean(named, ['default', *known])}")
+            chosen[named] = _levels(INTERVENTIONS[named], levels)
+    return [(INTERVENTIONS[name], levels) for name, levels in chosen.items()]
+
+
+def _levels(made: Intervention, text: str) -> tuple[float, ...]:
+    strength = made.strength
+    assert strength is not None
+    if not text:
+        return strength.levels
+    try:
+        levels = sorted({float(level) for level in text.split(",")})
+    except ValueError:
+        raise InputError(f"--dose {made.name}={text}: expected numbers with commas.") from None
+    for level in levels:
+        made.check_strength(level)
+    return tuple(levels)
+
+
+def doses(evaluator: Evaluator, sweeps: Sequence[Sweep]) -> list[Dose]:
+    """Every intervention at each of its levels, with one draw of each control; the baseline is measured once."""
+    if not sweeps:
+        return []
+    baseline = evaluator.baseline()
+    passes = sum(len(levels) * (1 + len(made.controls)) for made, levels in sweeps)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        evaluator.progress(STAGE, done, passes)
+
+    evaluator.progress(STAGE, 0, passes)
+    found = []
+    targets = evaluator.targets
+    missing = [name for name, there in (("spikes", targets.has_spikes), ("sinks", targets.has_sinks)) if not there]
+    for made, levels in sweeps:
+        if missing:
+            found.append(_refused(made, [], f"the model has no {' and no '.join(missing)}"))
+            continue
+        rows: list[InterventionRow] = []
+        for level in levels:
+            rows += _level(evaluator, made, level, baseline, step)
+        found.append(_dose(made, rows))
+    return found
+
+
+def _level(
+    evaluator: Evaluator, made: Intervention, level: float, baseline: Evaluation, step: Callable[[], None]
+) -> list[InterventionRow]:
+    assert made.strength is not None
+    if level == made.strength.nothing:
+        return [level_row(evaluator, made, baseline, level)]
+    controls = [control_row(evaluator, made, control, baseline, 1, step, level) for control in made.controls]
+    return [intervention_row(evaluator, made, baseline, step, level), *controls]
+
+
+def _dose(made: Intervention, rows: list[InterventionRow]) -> Dose:
+    """Where the other quantity stays and where it has fallen, by the table's own rules."""
+    assert made.strength is not None
+    rules = Thresholds()
+    real = [row for row in rows if row.control_of is None]
+    refused = next((row.reason for row in real if not row.applicable), None)
+    if refused is not None:
+        return _refused(made, rows, refused)
+    stays, falls = None, None
+    for row in real:
+        if kept(row).low < rules.left_min:
+            break
+        stays = row
+    for row in reversed(real):
+        if kept(row).high > rules.fell_max:
+            break
+        falls = row
+    return Dose(
+        name=made.name,
+        target=made.edits,
+        strength=made.strength.meaning,
+        levels=rows,
+        stays_to=stays.strength if stays else None,
+        falls_from=falls.strength if falls else None,
+        sentence=_sentence(made, rows, stays, falls, rules),
+    )
+
+
+def _refused(made: Intervention, rows: list[InterventionRow], reason: str) -> Dose:
+    assert made.strength is not None
+    return Dose(
+        name=made.name, target=made.edits, strength=made.strength.meaning, levels=rows,
+        sentence=f"It does not apply: {reason}.", applicable=False, reason=reason,
+    )  # fmt: skip
+
+
+def _sentence(
+    made: Intervention,
+    rows: list[InterventionRow],
+    stays: InterventionRow | None,
+    falls: InterventionRow | None,
+    rules: Thresholds,
+) -> str:
+    """What the sweep says, with intervals, costs and controls."""
+    other = "sinks" if made.edits == "spikes" else "spikes"
+    real = [row for row in rows if row.control_of is None]
+    staying = f"At no level the {other} stay"
+    if stays is not None:
+        staying = f"Up to {_named(made, stays)} the {other} stay: {_numbers(stays, other)}"
+    falling = f"they fall at no level tried (the last, {_named(made, real[-1])}: {_numbers(real[-1], other)})"
+    if falls is not None:
+        falling = f"they have fallen from {_named(made, falls)} on: {_numbers(falls, other)}"
+    elif stays is real[-1]:
+        falling = "that is the last level tried"
+    if made.edits == "sinks" and not any(removes(row, rules) for row in real):
+        left = min(row.sink_ratio_kept.value for row in real if row.sink_ratio_kept)
+        falling += f"; but no level removes the sinks, of which {left:.0%} or more are left: others take their place"
+    controls = [row for row in rows if row.control_of is not None and row.applicable]
+    least = min((kept(row) for row in controls), key=lambda found: found.low, default=None)
+    beside = "" if least is None else f" Controls of the same strength leave {_share(least)} or more."
+    limits = f" (Stay: at least {rules.left_min:.0%} left, lower end; fall: at most {rules.fell_max:.0%}, upper end.)"
+    return f"{staying}; {falling}.{beside}{limits}"
+
+
+def _named(made: Intervention, row: InterventionRow) -> str:
+    assert made.strength is not None and row.strength is not None
+    return f"{row.strength:.0%} taken away" if made.strength.most <= 1 else f"a divisor of {row.strength:g}"
+
+
+def _numbers(row: InterventionRow, other: str) -> str:
+    cost, norm = row.loss_difference_nats, row.norm_ratio
+    price = f", at {cost.value:+.3g} [{cost.low:+.3g}, {cost.high:+.3g}] nats" if cost else ""
+    ratio = f", norm ratio {norm.value:.3g}" if norm else ""
+    sinks = f", sink ratio {row.sink_ratio.value:.1%}" if row.sink_ratio else ""
+    return f"{_share(kept(row))} of the {other} left{sinks}{ratio}{price}"
+
+
+def _share(found: Estimate) -> str:
+    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"

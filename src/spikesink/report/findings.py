@@ -1,0 +1,342 @@
+"""What a folder of records says about each claim of the study: one verdict, three routes of evidence, contradictions
+first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spikesink.records.interventions import Dose, Interventions
+from spikesink.records.study import StudyRecord, VariantVerdict
+from spikesink.records.training import GraftRecord
+from spikesink.report.document import Document, Section, Statement, Table
+from spikesink.report.dose import dose_figure
+from spikesink.report.drawing import Figure
+from spikesink.report.format import counted, number
+from spikesink.report.graft import cost_words, graft_figures, sink_words, spike_words
+from spikesink.report.runs import read_studies
+from spikesink.report.study import study_figures
+
+DOSES, GRAFTS = "dose", "graft"
+"""Folders of runs of `intervene --dose` and of `graft`, beside the studies."""
+ROUTES = ("finished model", "graft", "from scratch")
+ORDER = ("contradicted", "mixed", "supported", "undecided", "not tested")
+SEEDS_MIN = 3
+"""Grafts of one kind that decide something, as seeds do."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One of the paper's claims in our words, what the paper reports, and what each route can show about it."""
+
+    claim: int
+    part: str | None
+    text: str
+    paper: str
+    finished: str
+    """What can be seen in a finished model."""
+
+
+CLAIMS = (
+    Claim(
+        1, None, "Spikes and sinks meet because of the pre-norm design, not by necessity.",
+        "At 7B parameters a norm on the writes takes the spike from 3,818 to 520 (92 with QK-norm) and leaves the sink "
+        "ratio at 45 to 42 % (46 % before).",
+        "A finished model cannot say what training another would give; it says what its own sinks need.",
+    ),
+    Claim(
+        2, None, "Spikes act globally: near-constant vectors, the same for every prompt.",
+        "Spike tokens' states after the norm are nearly parallel, whatever the prompt.",
+        "One constant in place of every spike token's state, against zero and a random constant.",
+    ),
+    Claim(
+        3, None, "Sinks act locally: they turn heads down and keep them short-sighted.",
+        "Sink heads write less where the sink takes more, and look near with what is left.",
+        "`spikesink scan --measure heads`; a folder of findings holds no such record yet.",
+    ),
+    Claim(
+        4, "spikes", "Spikes can be suppressed alone at no cost in perplexity.",
+        "Sandwich norms lower the spike and the perplexity does not rise (9.8 against 10.1).",
+        "Weakening a finished spike has a cost that training would heal; the sweep gives it.",
+    ),
+    Claim(
+        4, "sinks", "Sinks can be suppressed alone at no cost in perplexity.",
+        "A gate by head takes the sink ratio to 4.5 % at no cost.",
+        "Weakening finished sinks has a cost that training would heal; the sweep gives it.",
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class Evidence:
+    """The records of a folder, by name where there are several of a kind."""
+
+    studies: list[StudyRecord]
+    doses: dict[str, Interventions]
+    grafts: dict[str, GraftRecord]
+
+
+@dataclass
+class Line:
+    """What one record says about a claim."""
+
+    route: str
+    source: str
+    n: str
+    says: str
+    verdict: str
+
+
+@dataclass
+class Finding:
+    """A claim with its verdict, and everything that led there."""
+
+    title: str
+    text: str
+    verdict: str
+    lines: list[Line]
+    change: str
+    """What would change the verdict."""
+    paper: str
+    figures: list[Figure] = field(default_factory=list)
+
+
+def is_findings(folder: Path) -> bool:
+    """Whether a folder holds studies, and grafts or sweeps beside them."""
+    return (
+        folder.is_dir() and any((folder / name).is_dir() for name in (DOSES, GRAFTS)) and bool(read_studies([folder]))
+    )
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """The studies of the folder, judged by the newest rules only, its grafts and its sweeps. Raises RecordError."""
+    studies = read_studies([folder])
+    newest = max((study.rules_version for study in studies), default=0)
+    return Evidence(
+        [study for study in studies if study.rules_version == newest],
+        {run.parent.name: Interventions.read(run.parent) for run in _runs(folder / DOSES, Interventions.file)},
+        {run.parent.name: GraftRecord.read(run.parent) for run in _runs(folder / GRAFTS, GraftRecord.file)},
+    )
+
+
+def _runs(folder: Path, file: str) -> list[Path]:
+    return sorted(folder.glob(f"*/{file}"))
+
+
+def findings(evidence: Evidence) -> list[Finding]:
+    """Contradictions first; then what is decided, then the rest."""
+    made = [_finding(claim, evidence) for claim in CLAIMS]
+    swept = _direction(evidence)
+    return sorted([*made, *([swept] if swept else [])], key=lambda one: ORDER.index(one.verdict))
+
+
+def _finding(claim: Claim, evidence: Evidence) -> Finding:
+    lines = [*_finished(claim, evidence), *_grafted(claim, evidence), *_trained(claim, evidence)]
+    decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
+    verdict = decided.pop() if len(decided) == 1 else "mixed" if decided else "undecided"
+    if not decided and not any(line.verdict for line in lines):
+        verdict = "not tested"
+    part = f" ({claim.part})" if claim.part else ""
+    return Finding(
+        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim, verdict, evidence), claim.paper,
+        _figures(claim, evidence),
+    )  # fmt: skip
+
+
+def _finished(claim: Claim, evidence: Evidence) -> list[Line]:
+    """Route 1: it answers claim 2 by its own rule; of the others it shows what a finished model needs."""
+    lines = []
+    for name, record in evidence.doses.items():
+        n = counted(record.provenance.settings["evaluated_sequences"], "sequence")
+        answer = record.dissociation.constant_suffices
+        if claim.claim == 2 and answer.evidence:
+            verdict = {"yes": "supported", "no": "contradicted"}.get(answer.answer, "undecided")
+            lines.append(Line(ROUTES[0], _source(name, record), n, f"{answer.question} {answer.reason}.", verdict))
+        wanted = {(1, None): ("spikes", "sinks"), (4, "spikes"): ("spikes",), (4, "sinks"): ("sinks",)}
+        for dose in record.dose:
+            if dose.target in wanted.get((claim.claim, claim.part), ()):
+                lines.append(Line(ROUTES[0], _source(name, record), n, f"{dose.name}: {_shortly(dose)}", ""))
+    return lines or [Line(ROUTES[0], "–", "0", f"Nothing in this folder. {claim.finished}", "")]
+
+
+def _shortly(dose: Dose) -> str:
+    """Without the limits, which docs/interventions.md states."""
+    return dose.sentence.partition(" (Stay")[0]
+
+
+def _source(name: str, record: Interventions) -> str:
+    tokens = record.provenance.tokens
+    length = tokens.get("tokens") or tokens.get("seq_len")
+    return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
+
+
+def _grafted(claim: Claim, evidence: Evidence) -> list[Line]:
+    """Route 2: each graft beside its control; as many as there must be seeds decide."""
+    if claim.claim not in (1, 4) or claim.part == "sinks":
+        return []
+    lines = []
+    for name, record in evidence.grafts.items():
+        words = [spike_words(record), sink_words(record), cost_words(record.cost_nats) if record.cost_nats else None]
+        says = " ".join(word for word in words if word) or "It was not trained."
+        few = f" One graft decides nothing: {SEEDS_MIN} do."
+        lines.append(Line(ROUTES[1], f"{record.model}, {name}", f"1 ({record.steps} steps)", says + few, "undecided"))
+    return lines
+
+
+def _trained(claim: Claim, evidence: Evidence) -> list[Line]:
+    """Route 3: what the rules of the studies say, with the effects of who speaks for the claim."""
+    lines = []
+    for study in evidence.studies:
+        for judged in study.claims:
+            if (judged.claim, judged.part) != (claim.claim, claim.part) or judged.verdict == "not tested":
+                continue
+            seeds = sorted({len(row.seeds) for row in study.rows})
+            n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
+            effects = " ".join(
+                f"{found.variant}: {_effects(found)}." for found in study.verdicts if found.variant in judged.evidence
+            )
+            says = f"{judged.evidence} {effects}".strip()
+            lines.append(Line(ROUTES[2], f"{study.study} at {study.preset}", n, says, judged.verdict))
+    return lines or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
+
+
+def _effects(found: VariantVerdict) -> str:
+    """Interval of what decides: max / median, norm ratio, sinks, perplexity."""
+    names = {"spike_max_over_median": "max / median", "norm_ratio": "norm ratio", "sink_ratio": "sink ratio",
+             "first_token_importance": "first-token importance", "perplexity": "perplexity"}  # fmt: skip
+    return ", ".join(
+        f"{names[effect.metric]} x {number(effect.ratio)} "
+        f"[{number(effect.low)}, {number(effect.high) if effect.high < 1e30 else 'unbounded'}] {effect.change}"
+        for effect in found.effects
+        if effect.metric in names
+    )
+
+
+def _change(claim: Claim, verdict: str, evidence: Evidence) -> str:
+    """What would change the verdict."""
+    if verdict == "not tested":
+        return f"Any run that speaks for it. {claim.finished}"
+    needed = [
+        effect.seeds_needed
+        for study in evidence.studies
+        for found in study.verdicts
+        for effect in found.effects
+        if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
+    ]
+    if verdict == "undecided":
+        seeds = f"; at this spread {max(needed)} seeds a variant would decide" if needed else ""
+        return (
+            f"More seeds of the variants that speak for it{seeds}; three grafts of one kind; a size that grows spikes."
+        )
+    return "A variant with at least three seeds that shows the decided opposite; a larger size; another text."
+
+
+def _figures(claim: Claim, evidence: Evidence) -> list[Figure]:
+    """A picture of each route."""
+    if claim.claim in (2, 3):
+        return []
+    shown = [study_figures(study)[0] for study in evidence.studies[:1] if study_figures(study)]
+    target = "sinks" if claim.part == "sinks" else "spikes"
+    record = next(iter(evidence.doses.values()), None)
+    doses = [dose for dose in record.dose if dose.applicable and dose.target == target] if record else []
+    grafts = [figure for graft in evidence.grafts.values() for figure in graft_figures(graft) if "sink" in figure.name]
+    return [*[dose_figure(record, dose) for dose in doses if record], *(grafts[:1] if claim.claim == 1 else []), *shown]
+
+
+def _direction(evidence: Evidence) -> Finding | None:
+    """Our own finding, from the sweeps of the spike: sinks of a finished model need its direction, not its size."""
+    sweeps = [(name, record, dose) for name, record in evidence.doses.items() for dose in record.dose]
+    sweeps = [one for one in sweeps if one[2].target == "spikes" and one[2].applicable]
+    if not sweeps:
+        return None
+    shown = [dose.stays_to is not None and dose.stays_to >= 10 for _, _, dose in sweeps]
+    verdict = "supported" if all(shown) else "mixed" if any(shown) else "contradicted"
+    lines = [
+        Line(
+            ROUTES[0], _source(name, record), counted(record.provenance.settings["evaluated_sequences"], "sequence"),
+            _shortly(dose), verdict if holds == all(shown) else "mixed",
+        )
+        for (name, record, dose), holds in zip(sweeps, shown, strict=True)
+    ]  # fmt: skip
+    return Finding(
+        "Finding", "In a finished pre-norm model sinks need a direction that dominates, not a massive size: a tenfold "
+        "smaller spike leaves them.", verdict, lines,
+        "Another model or text whose sinks fall at a spike divided by ten or less.",
+        "It reports that both meet in pre-norm models; it has no sweep of the spike's size.",
+        [dose_figure(sweeps[0][1], sweeps[0][2])],
+    )  # fmt: skip
+
+
+def findings_document(folder: Path) -> Document:
+    """Of a folder of studies, grafts and sweeps."""
+    evidence = read_evidence(folder)
+    found = findings(evidence)
+    runs = sum(len(row.seeds) for study in evidence.studies for row in study.rows)
+    shown: set[str] = set()
+    return Document(
+        kind="findings",
+        title="What is decided about spikes and sinks",
+        lead=f"{counted(runs, 'training run')} under the newest rules, {counted(len(evidence.grafts), 'graft')}, "
+        f"{counted(len(evidence.doses), 'sweep')} of a finished model",
+        statements=[
+            Statement(f"{one.title}: {one.verdict}", one.text, measured=one.verdict not in ("undecided", "not tested"))
+            for one in found
+        ],
+        sections=[_section(index, one, shown) for index, one in enumerate(found)],
+        command=f"spikesink report {folder.name}",
+    )
+
+
+def _section(index: int, found: Finding, shown: set[str]) -> Section:
+    figures = [figure for figure in found.figures if figure.name not in shown]
+    shown.update(figure.name for figure in figures)
+    return Section(
+        f"finding-{index + 1}",
+        f"{found.title}: {found.verdict}",
+        found.text,
+        figures=figures,
+        tables=[
+            Table(
+                "Evidence", ("route", "of", "n", "what it says", "verdict"),
+                [[one.route, one.source, one.n, one.says.replace("`", ""), one.verdict or "–"] for one in found.lines],
+                words=5,
+            )
+        ],
+        note=f"What would change it: {found.change} The paper: {found.paper}".replace("`", ""),
+        label=found.title,
+    )  # fmt: skip
+
+
+def findings_markdown(evidence: Evidence, pictures: str) -> str:
+    """Every finding as markdown; `pictures`: folder of the charts, as a page beside it names it."""
+    parts, shown = [], set()
+    for one in findings(evidence):
+        lines = ["| route | of | n | what it says | verdict |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {line.route} | {line.source} | {line.n} | {line.says} | {line.verdict or '–'} |" for line in one.lines
+        ]
+        new = [figure for figure in one.figures if figure.name not in shown]
+        shown.update(figure.name for figure in new)
+        drawn = [f"![{figure.alternative}]({pictures}/{figure.name}.svg)" for figure in new]
+        parts.append(
+            "\n\n".join(
+                [f"## {one.title}: {one.verdict}", f"**{one.text}**", "\n".join(lines), *drawn,
+                 f"What would change it: {one.change}", f"The paper: {one.paper}"]
+            )
+        )  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def summary_markdown(evidence: Evidence) -> str:
+    """A row a claim."""
+    rows = [f"| {one.title}: {one.text} | **{one.verdict}** | {_briefly(one.lines)} |" for one in findings(evidence)]
+    return "\n".join(["| claim | verdict | evidence |", "| --- | --- | --- |", *rows])
+
+
+def _briefly(lines: Sequence[Line]) -> str:
+    return "; ".join(f"{line.route}: {line.n}" for line in lines if line.verdict or line.n != "0") or "none"
+
+
+def finding_figures(evidence: Evidence) -> list[Figure]:
+    """Every picture once."""
+    by_name = {figure.name: figure for one in findings(evidence) for figure in one.figures}
+    return list(by_name.values())

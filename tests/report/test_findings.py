@@ -1,0 +1,64 @@
+"""The findings of a folder: what each route says of each claim, and which verdict follows."""
+
+from pathlib import Path
+
+import pytest
+
+from spikesink.report.build import runs_document
+from spikesink.report.findings import ORDER, findings, read_evidence, summary_markdown
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    return read_evidence(RESULTS)
+
+
+def test_every_claim_has_a_verdict_and_contradictions_come_first(evidence):
+    found = findings(evidence)
+    assert {one.title for one in found} >= {"Claim 1", "Claim 2", "Claim 3", "Claim 4 (spikes)", "Claim 4 (sinks)"}
+    places = [ORDER.index(one.verdict) for one in found]
+    assert places == sorted(places)
+    assert all(one.change and one.paper and one.lines for one in found)
+    assert summary_markdown(evidence).count("\n") == 1 + len(found)
+
+
+def test_only_the_newest_rules_speak(evidence):
+    assert {study.rules_version for study in evidence.studies} == {2}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["undecided", "supported"], "supported"),
+        (["contradicted", "undecided"], "contradicted"),
+        (["supported", "contradicted"], "mixed"),
+        (["undecided", "undecided"], "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_what_is_decided(evidence, verdicts, expected):
+    """One grid says one thing, another another: a contradiction is never hidden behind a support."""
+    study = evidence.studies[0]
+    claim = next(claim for claim in study.claims if claim.claim == 1)
+    said = [
+        study.model_copy(update={"claims": [claim.model_copy(update={"verdict": verdict})]}) for verdict in verdicts
+    ]
+    changed = type(evidence)(said, {}, {})
+    (one,) = [one for one in findings(changed) if one.title == "Claim 1"]
+    assert one.verdict == expected
+
+
+def test_a_sweep_whose_sinks_fall_early_contradicts_the_finding(evidence):
+    name, record = next(iter(evidence.doses.items()))
+    early = [dose.model_copy(update={"stays_to": 5.0}) for dose in record.dose]
+    changed = type(evidence)(evidence.studies, {name: record.model_copy(update={"dose": early})}, {})
+    assert findings(changed)[0].verdict == "contradicted"
+    assert findings(changed)[0].title == "Finding"
+
+
+def test_the_folder_makes_one_page():
+    document = runs_document([RESULTS])
+    assert document.kind == "findings" and len(document.sections) == len(document.statements)
+    names = [figure.name for figure in document.figures()]
+    assert "dose_shrink_spikes" in names and len(names) == len(set(names))
