@@ -7,7 +7,7 @@ import pytest
 
 from spikesink.measures import BUILT_IN
 
-COMMANDS = ("scan", "intervene", "train", "graft", "study", "report", "verify")
+COMMANDS = ("scan", "intervene", "train", "graft", "study", "survey", "report", "verify")
 
 
 def words(ran):
