@@ -336,6 +336,18 @@ def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
     assert len(heads) == 270
     maps = eager_maps(embedded, golden_ids[:8])
     tokens, mass = naive_sinks(maps, found.heads.sink_tokens)
+    curve = found.properties.overlap_curve
+    assert [row.heads_min for row in curve] == [1, 3, 9, 27, 54]
+    for row in curve:
+        rule = found.heads.sink_tokens.model_copy(update={"heads_min": row.heads_min})
+        assert row.sinks == naive_sinks(maps, rule)[0]
+    assert curve[1].jaccard == found.properties.overlap.jaccard
+    assert curve[-1].recall > curve[0].recall
+    first, later = (
+        np.median([rank.rank for key in found.geometry.keys if (rank := getattr(key, name)) is not None])
+        for name in ("first", "later")
+    )
+    assert first < 1.5 < 2 < later, "sinks on the first token have one key, others their own"
     assert found.heads.sink_tokens.tokens == tokens >= 8
     for (block, head), trace in heads.items():
         assert trace.sink_mass == pytest.approx(float(mass[block // 2, head]), abs=1e-4)
