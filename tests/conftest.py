@@ -64,6 +64,32 @@ def golden_ids() -> torch.Tensor:
     return torch.from_numpy(np.load(Path(__file__).parent / "golden" / "smollm2_ids.npy")).long()
 
 
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """A tokenizer of VOCAB whole words w0 ... and an unknown one."""
+    from tiny import VOCAB
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, word_tokenizer):
+    """A tiny Llama on disk, with its tokenizer."""
+    from tiny import tiny
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-llama"
+    tiny("llama", max_position_embeddings=128).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Ran:
     code: int

@@ -9,11 +9,45 @@ import torch
 from tiny import tiny, token_ids
 
 from spikesink import Anatomy, dissociate, find, scan
+from spikesink.access import access
 from spikesink.data import load_token_ids, read_corpus
 from spikesink.errors import InputError, UnsupportedModelError
 from spikesink.train.monitor import AnatomyMonitor
 
 IDS = token_ids(3, 13)
+
+
+def test_texts_are_whole_sequences_of_their_own(word_tokenizer):
+    """By hand: BOS is not what this tokenizer puts first; shorter texts are padded on the right."""
+    model = tiny("llama")
+    record = scan(model, text=["w5 w6 w7 w8 w9", "w40 w41 w42"], tokenizer=word_tokenizer)
+    ids, valid = [[5, 6, 7, 8, 9], [40, 41, 42, 0, 0]], [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+    by_ids = scan(model, ids, valid=valid)
+    assert record.summary.perplexity == pytest.approx(by_ids.summary.perplexity)
+    assert record.summary.spike == pytest.approx(by_ids.summary.spike)
+    assert record.sinks.heads == by_ids.sinks.heads
+    tokens = record.provenance.tokens
+    assert (tokens["source"], tokens["sequences"], tokens["seq_len"], tokens["bos_added"]) == ("text", 2, 5, False)
+    one = scan(access(model, word_tokenizer), text="w5 w6 w7 w8 w9")
+    assert one.summary.perplexity == pytest.approx(scan(model, ids[:1]).summary.perplexity)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": "w5 w6"}, "no tokenizer; expected one for text"),
+        ({"text": "w5 w6", "tokens": [[1, 2]]}, "one source of text"),
+        ({}, "neither token ids nor text="),
+        ({"text": ["w5 w6", "w5"], "tokenizer": True}, "Text 1 has 1 token"),
+        ({"text": [], "tokenizer": True}, "expected a string, or a list of strings"),
+        ({"text": [["w5"]], "tokenizer": True}, "expected a string, or a list of strings"),
+    ],
+)
+def test_text_that_cannot_be_taken(given, message, word_tokenizer):
+    if given.get("tokenizer"):
+        given = {**given, "tokenizer": word_tokenizer}
+    with pytest.raises(InputError, match=message):
+        scan(tiny("llama"), **given)
 
 
 def numbers(record):
@@ -106,7 +140,7 @@ def test_what_a_tokenizer_returns(model, expected):
         ([1, 2, 3], r"shape \(3,\).*For one sequence use ids\[None, :\]"),
         ([[1, 2], [3]], "expected rows of one length"),
         ([[1.0, 2.0]], "type float64; expected integers"),
-        (None, "type object; expected integers"),
+        (None, "type object; expected integers|neither token ids nor text="),
         ([[1, -100]], "Padding such as -100"),
         ([[1, 97]], r"Token id 97 \(sequence 0, position 1\) is outside the model's vocabulary of 97"),
         ([[1] * 513], "beyond the model's 512 positions"),

@@ -35,6 +35,10 @@ def test_rows_become_a_frame_with_dotted_columns():
     ]
 
 
+def test_a_list_of_nothing_is_a_frame_of_nothing():
+    assert len(Part(median=0.25).to_dataframe("rows")) == 0
+
+
 def test_values_alone_are_one_row():
     assert ROWS[1].to_dataframe().to_dict("records") == [{"head": 5, "span.low": 2.5, "span.high": 10.0}]
 

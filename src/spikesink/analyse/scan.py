@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from spikesink.access import AccessedModel, access, full_batch, load, observing,
 from spikesink.access.load import unwrapped
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Criteria, Progress, Scan, no_progress, stream
-from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids
+from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids, whole_texts
 from spikesink.errors import InputError
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
@@ -48,8 +48,10 @@ Ids = Tokens | np.ndarray | Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
 
 def scan(
     model: AccessedModel | nn.Module | str | Path | None,
-    tokens: Ids,
+    tokens: Ids | None = None,
     *,
+    text: str | Sequence[str] | None = None,
+    tokenizer: Any | None = None,
     valid: np.ndarray | Tensor | Sequence[Sequence[int]] | None = None,
     epsilon: float = 0.3,
     sink_metric: str = "sun2026",
@@ -61,17 +63,27 @@ def scan(
 
     model: an accessed model, a Hugging Face causal LM (also wrapped), or what `load` takes. tokens: integer ids
     (sequence, token), evaluated exactly as given, or what a tokenizer returns. valid: same shape, False or 0 where
-    padding; default the tokenizer's attention mask. epsilon: threshold on importance, in (0, 1). measures: names of
-    further measures (see `spikesink.measures`), or "all". Every argument is checked before the model is verified.
+    padding; default the tokenizer's attention mask. text: instead of tokens, a text or a list of texts, each measured
+    whole as a sequence of its own. tokenizer: for text, and for the text of tokens in the record; default the accessed
+    model's. epsilon: threshold on importance, in (0, 1). measures: names of further measures (see
+    `spikesink.measures`), or "all". Every argument is checked before the model is verified.
     Raises SpikesinkError subclasses for ids, options or models that cannot be measured. Sun et al. 2026, eq. 27-28.
     """
     criteria = check_options(epsilon, sink_metric, batch_size)
     measures = parse_names(measures) if isinstance(measures, str) else tuple(measures)
     check_names(measures)
+    started = time.perf_counter()
+    if text is not None:
+        # A model that is named brings its tokenizer; one in memory is verified when its ids have been checked.
+        model = model if isinstance(model, nn.Module) else accessed_model(model)
+        tokens, valid = _of_text(model, tokens, text, tokenizer, valid)
+    elif tokens is None:
+        raise InputError("Got neither token ids nor text=; expected one of them.")
     given, real = as_tokens_and_valid(tokens, valid)
     mask = None if real is None else torch.from_numpy(real)
-    started = time.perf_counter()
     accessed = accessed_model(model, given)
+    if tokenizer is not None:
+        accessed = replace(accessed, tokenizer=tokenizer)
     load_s = time.perf_counter() - started
     # Copied only where torch could not read it in place: there may be more ids than memory holds twice.
     ids = torch.from_numpy(np.require(given.ids, np.int64, ["C", "W"]))
@@ -93,6 +105,17 @@ def scan(
             "arrays": {**_arrays(scanned), **arrays},
         }
     )
+
+
+def _of_text(
+    model: AccessedModel | nn.Module, tokens: Ids | None, text: str | Sequence[str], tokenizer: Any, valid: Any
+) -> tuple[Tokens, np.ndarray]:
+    if tokens is not None or valid is not None:
+        raise InputError("Got text= and token ids or valid=; expected one source of text.")
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError("The model has no tokenizer; expected one for text: scan(model, text=..., tokenizer=...).")
+    return whole_texts(text, tokenizer)
 
 
 def measure(

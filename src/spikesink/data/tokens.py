@@ -238,6 +238,34 @@ def tokenise(
     )
 
 
+def whole_texts(texts: str | Sequence[str], tokenizer: Any) -> tuple[Tokens, np.ndarray]:
+    """Each text whole as a sequence of its own, with the BOS that the tokenizer puts there by itself, and which tokens
+    are real: shorter texts are padded on the right.
+
+    Raises InputError for what is no text, and for texts of fewer than two tokens.
+    """
+    documents = [texts] if isinstance(texts, str) else list(texts)
+    if not documents or not all(isinstance(text, str) for text in documents):
+        raise InputError(f"Got {texts!r:.200} as text; expected a string, or a list of strings.")
+    encoder = Encoder(tokenizer, "auto", False)
+    rows = [encoder.prefix + encoder.body(text) for text in documents]
+    few = next((place for place, row in enumerate(rows) if len(row) < 2), None)
+    if few is not None:
+        raise InputError(f"Text {few} has {len(rows[few])} token(s); expected at least 2. Give a longer text.")
+    ids = np.full((len(rows), max(map(len, rows))), rows[0][0], dtype=np.int64)
+    valid = np.arange(ids.shape[1]) < np.array([len(row) for row in rows])[:, None]
+    ids[valid] = np.concatenate(rows)
+    return Tokens(
+        ids=ids,
+        source="text",
+        source_sha256=hashlib.sha256("\n".join(documents).encode()).hexdigest(),
+        source_description="a text as given, whole",
+        bos="auto",
+        bos_added=encoder.bos_id is not None and bool((ids[:, 0] == encoder.bos_id).all()),
+        documents=len(documents),
+    ), valid
+
+
 @dataclass
 class _Made:
     """Sequences so far and what was read for them; `longest` and `total` count tokens, for the error message."""

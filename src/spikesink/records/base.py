@@ -31,6 +31,8 @@ def rows_of(part: BaseModel, name: str | None = None) -> Rows:
     """
     content = part.model_dump(mode="json", by_alias=True)
     lists = [key for key, value in content.items() if _is_rows(value)]
+    if name is not None and content.get(name) == []:
+        return []
     if name is not None and name not in lists:
         raise InputError(f"No rows called '{name}'{did_you_mean(name, lists)}")
     if name is None and len(lists) > 1:
