@@ -4,10 +4,11 @@
     python docs/pictures.py SCAN                            # the first two alone
 
 The terminal output of the plain scan SCAN becomes DOCS/scan.svg, the top of its page DOCS/page.png. The charts of ALL
-(`--measure all`) and INTERVENTIONS that a page of DOCS/concepts names become DOCS/figures/NAME.svg, and their captions
-go between its markers.
+(`--measure all`) and INTERVENTIONS that DOCS/gallery.md or a page of DOCS/concepts names become DOCS/figures/NAME.svg,
+and their captions go between its markers.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from spikesink.report.terminal import print_record
 from spikesink.report.write import drawn
 
 PLACE = re.compile(r"<!-- figure: (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
-"""Where a page of docs/concepts shows a chart."""
+"""Where a page shows a chart."""
 
 # The stock format fetches a font from the network; a reader's own monospace font does as well.
 FORMAT = (
@@ -48,7 +49,7 @@ def screenshot(page: Path, picture: Path) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": 1100, "height": 1150})
         shown.goto(page.resolve().as_uri())
-        shown.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
+        shown.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
         shown.screenshot(path=picture)
         browser.close()
 
@@ -58,7 +59,7 @@ def shown(page: str) -> list[str]:
     return [place["name"] for place in PLACE.finditer(page)]
 
 
-def placed(page: str, charts: dict[str, Figure]) -> str:
+def placed(page: str, charts: dict[str, Figure], figures: str = "../figures") -> str:
     """The page with picture, words and caption of every chart as the record has them."""
 
     def place(found: re.Match) -> str:
@@ -67,7 +68,7 @@ def placed(page: str, charts: dict[str, Figure]) -> str:
         # Sentences that point at what stands below a chart are about the report's page.
         told = ". ".join(sentence for sentence in figure.alternative.split(". ") if " below" not in sentence)
         words, title, caption = (escape(text) for text in (told, figure.title, f"{figure.caption} {figure.conditions}"))
-        picture = f"![{words}](../figures/{name}.svg)"
+        picture = f"![{words}]({figures}/{name}.svg)"
         return f"<!-- figure: {name} -->\n{picture}\n\n**{title}.** {caption}\n<!-- end -->"
 
     return PLACE.sub(place, page)
@@ -82,12 +83,12 @@ def main(scan: str, everything: str = "", interventions: str = "", docs: str = "
     charts = {figure.name: figure for record in records for figure in record_document(record).figures()}
     folder = Path(docs) / "figures"
     folder.mkdir(exist_ok=True)
-    for page in sorted((Path(docs) / "concepts").glob("*.md")):
+    for page in (*sorted((Path(docs) / "concepts").glob("*.md")), Path(docs) / "gallery.md"):
         text = page.read_text(encoding="utf-8")
         missing = [name for name in shown(text) if name not in charts]
         if missing:
             sys.exit(f"{page.name}: the records have no {', '.join(missing)}; scan with --measure all.")
-        page.write_text(placed(text, charts), encoding="utf-8")
+        page.write_text(placed(text, charts, os.path.relpath(folder, page.parent)), encoding="utf-8")
         for name in shown(text):
             (folder / f"{name}.svg").write_bytes(drawn(charts[name], "svg"))
 

@@ -216,7 +216,7 @@ def _overlap(record: Anatomy) -> str:
         return ""
     text = f" {overlap.both:,} of {counted(overlap.spikes, 'spike token')} are among the {overlap.sinks:,} sink tokens"
     later = getattr(properties, "overlap_later", None)
-    if later is not None:
+    if later is not None and later.spikes:
         text += f"; without first tokens, {later.both:,} of {later.spikes:,}"
     return f"{text}."
 
