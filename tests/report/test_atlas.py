@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from survey.planted import row, survey, two_hundred
+from survey_rows import row, survey, two_hundred
 
 from spikesink.records.survey import SurveyRecord
 from spikesink.report import write_page
