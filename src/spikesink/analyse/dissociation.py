@@ -68,7 +68,7 @@ def _measured(evaluator: Evaluator, made: Intervention, key: str, context: Conte
     return evaluator.measure(key, context, untouched=made.untouched_layers(evaluator.targets))
 
 
-def _at(strength: float | None) -> dict[str, float]:
+def _at(strength: float | None) -> dict[str, Any]:
     return {} if strength is None else {"strength": strength}
 
 
