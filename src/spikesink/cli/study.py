@@ -9,6 +9,7 @@ import typer
 
 from spikesink.cli import options
 from spikesink.cli.report import page_beside
+from spikesink.cli.report import show as show_record
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
 StudyName = Annotated[
