@@ -66,6 +66,27 @@ class Measured(Frozen):
     """alpha_1 of a head that attends uniformly, at the length that sinks were measured at."""
 
 
+class CellFunction(Frozen):
+    """What spikes and sinks do in a cell's model, on held-out sequences; claims 2 and 3 are judged by it."""
+
+    spike_tokens: float
+    """Per sequence; 0 without spikes."""
+    freeze_nats: float | None = None
+    """Cost of one learned constant in place of every spike token's state."""
+    zero_nats: float | None = None
+    """Cost of setting spike elements to zero."""
+    random_constant_nats: float | None = None
+    """Cost of a random constant of the learned one's norm."""
+    spikes_missing: str | None = None
+    """Why there are no costs."""
+    write_with_mass: float | None = None
+    """Correlation, over queries at one place, of the sink's mass with the norm of a head's write; mean over heads."""
+    sink_head_distance: float | None = None
+    """Distance that sink heads look with the sink taken out, over that of uniform attention; mean over sink heads."""
+    sinks_missing: str | None = None
+    """Why the heads were not traced."""
+
+
 class Curve(Frozen):
     """One quantity while training."""
 
@@ -92,6 +113,8 @@ class CellRecord(JsonRecord):
     tokens: int
     """Seen in training."""
     measured: Measured | None = None
+    function: CellFunction | None = None
+    """None where it was not measured: in earlier records, and where the cell has no result."""
     curves: dict[str, Curve] = Field(default_factory=dict)
     """`loss_nats`, `spike`, `max_over_median`, `sink_ratio`, `first_token_importance` by step."""
     provenance: Provenance

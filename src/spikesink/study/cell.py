@@ -18,7 +18,7 @@ from filelock import FileLock
 from spikesink.errors import NumericError, RecordError
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
-from spikesink.records.study import CellRecord, Curve, Measured
+from spikesink.records.study import CellFunction, CellRecord, Curve, Measured
 from spikesink.study.grid import Cell
 from spikesink.train.recipe import Recipe
 
@@ -63,11 +63,14 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
         try:
             run = _trained(cell.recipe, folder, progress)
             measured = _measured(cell, folder, progress)
+            function = measured_function(cell, folder, progress)
         except NumericError as error:
             return _record(cell, started, status="diverged", error=str(error))
         # What a resumed run would need; the model stays.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return _record(cell, started, parameters=run.parameters, measured=measured, curves=_curves(run.arrays))
+        return _record(
+            cell, started, parameters=run.parameters, measured=measured, function=function, curves=_curves(run.arrays)
+        )
 
 
 def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
@@ -106,6 +109,19 @@ def _measured(cell: Cell, folder: Path, progress: Progress) -> Measured:
     shape = SpikeShape()
     stream(model, torch.from_numpy(held_out), [shape], stage="shape of the spikes", progress=progress)
     return measured(context, sinks, held_out.size, shape.compute())
+
+
+def measured_function(cell: Cell, folder: Path, progress: Progress) -> CellFunction:
+    """What spikes and sinks do in the model of the folder, at the length that sinks are measured at."""
+    import torch
+
+    from spikesink.access import load
+    from spikesink.analyse.function import function_of
+    from spikesink.train.run import MODEL
+    from spikesink.train.streams import open_stream
+
+    held_out = open_stream(cell.base, progress).held_out[:, :SINK_TOKENS]
+    return function_of(load(str(folder / MODEL)), torch.from_numpy(np.ascontiguousarray(held_out)), progress)
 
 
 def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, Any]) -> Measured:

@@ -8,8 +8,8 @@ from spikesink.observer import Progress
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord
-from spikesink.study import claims, table, verdict
-from spikesink.study.cell import evaluation_sha256
+from spikesink.study import claims, function, table, verdict
+from spikesink.study.cell import evaluation_sha256, measured_function
 from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cells, impossible
 from spikesink.train.recipe import Recipe
@@ -41,6 +41,7 @@ class Study:
         for record in shared.values():
             self._keep(record)
         todo = [cell for cell in todo if cell.name not in shared]
+        self._complete(work, progress)
         total = len(self.cells)
         progress(f"{self.title}: cells", total - len(todo), total)
         for left, record in enumerate(executor.run(todo, work / self.title, progress), start=1):
@@ -48,6 +49,17 @@ class Study:
             self.write()
             progress(f"{self.title}: cells", total - len(todo) + left, total)
         return self.write()
+
+    def _complete(self, work: Path, progress: Progress) -> None:
+        """Measure what records of earlier versions lack, where the trained model is still there."""
+        from spikesink.train.run import MODEL
+
+        for cell in self.cells:
+            folder = work / self.title / cell.name
+            if self._path(cell).exists() and (folder / MODEL).is_dir():
+                record = CellRecord.read_file(self._path(cell))
+                if record.status == "finished" and record.function is None:
+                    self._keep(record.model_copy(update={"function": measured_function(cell, folder, progress)}))
 
     def write(self) -> StudyRecord:
         """Make table and verdicts from the records, and write them as JSON, markdown, CSV and LaTeX."""
@@ -62,6 +74,8 @@ class Study:
         """The study as a record, from the records of all cells that have one: also of seeds not asked for now."""
         found = self.found()
         rows = table.rows(self.grid, self.base, found)
+        of_baseline = [record for record in found if record.variant == self.grid.baseline]
+        rules = function.FunctionRules()
         has_baseline = any(row.variant == self.grid.baseline for row in rows)
         verdicts = verdict.verdicts(rows, self.grid.baseline) if has_baseline else []
         return StudyRecord(
@@ -71,8 +85,8 @@ class Study:
             baseline=self.grid.baseline,
             rows=rows,
             verdicts=verdicts,
-            claims=claims.claims(self.grid.claims, verdicts),
-            rules=verdict.rules_as_numbers(),
+            claims=function.judged(claims.claims(self.grid.claims, verdicts), of_baseline, rules),
+            rules={**verdict.rules_as_numbers(), **function.rules_as_numbers(rules)},
             rules_version=verdict.VERSION,
             errors=verdict.errors(found),
             left_out=self.left_out,

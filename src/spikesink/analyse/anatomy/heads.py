@@ -154,20 +154,22 @@ def _random_like(part: Tensor, seed: int) -> Tensor:
 CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
 
 
-def measure_heads(scanned: Scan, progress: Progress) -> tuple[record.Heads, dict[str, np.ndarray]]:
-    """Two passes: the heads over the whole text, the loss on some of it."""
+def measure_heads(
+    scanned: Scan, progress: Progress, *, effects: bool = True
+) -> tuple[record.Heads, dict[str, np.ndarray]]:
+    """Two passes: the heads over the whole text, and with `effects` the loss on some of it."""
     found = sink_tokens(scanned, progress)
     seen = probe(scanned.accessed)
     projections, writes_reason = _projections(scanned, seen)
     measure = HeadMeasure(found.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
     scanned.replay([measure], "heads", progress)
-    effects, loss_test, loss_reason = {}, None, writes_reason
-    if not writes_reason:
+    rises, loss_test, loss_reason = {}, None, writes_reason if effects else "not asked for"
+    if effects and not writes_reason:
         try:
-            effects, loss_test = loss_effects(scanned, found, seen, projections, progress)
+            rises, loss_test = loss_effects(scanned, found, seen, projections, progress)
         except DoesNotApplyError as reason:
             loss_reason = str(reason)
-    heads = _traces(measure, effects)
+    heads = _traces(measure, rises)
     section = record.Heads(
         sink_tokens=rule(found),
         queries=int(next(iter(measure.blocks.values())).count),
@@ -175,7 +177,7 @@ def measure_heads(scanned: Scan, progress: Progress) -> tuple[record.Heads, dict
         heads=heads,
         correlations=[_correlation(heads, "sink_mass", other) for other in CORRELATED],
         modulation=[_modulation(heads, other) for other in ("write", "distance")],
-        loss_tokens=max((effect.n for effect in effects.values()), default=0),
+        loss_tokens=max((effect.n for effect in rises.values()), default=0),
         loss_test=loss_test,
         writes_reason=writes_reason,
         loss_reason=loss_reason,

@@ -1,0 +1,63 @@
+"""Claims 2 and 3 from cells: by hand, with every threshold on both sides."""
+
+import pytest
+
+from spikesink.records.study import CellFunction, ClaimVerdict
+from spikesink.study.function import FunctionRules, Interval, judged, over_seeds
+
+
+class Cell:
+    """What is looked at of a cell's record."""
+
+    def __init__(self, **facts):
+        self.function = CellFunction(spike_tokens=1.0, **facts) if facts else None
+
+
+def cells(**columns):
+    return [Cell(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def verdict(number, baseline):
+    claims = [ClaimVerdict(claim=n, text="", verdict="not tested", evidence="") for n in (1, 2, 3)]
+    found = judged(claims, baseline, FunctionRules())
+    assert found[0] is claims[0], "the others are left alone"
+    return found[number - 1].verdict
+
+
+def test_the_interval_is_students():
+    """1, 2, 6: mean 3, standard deviation sqrt(7), t(0.975, 2) = 4.3027."""
+    found = over_seeds([CellFunction(spike_tokens=1, freeze_nats=x) for x in (1, 2, 6)], "freeze_nats", FunctionRules())
+    half = 4.302653 * (7 / 3) ** 0.5
+    assert found == Interval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "zero", "random", "expected"),
+    [
+        ((0.01, 0.011, 0.012), (2.0, 2.1, 2.2), (1.0, 1.1, 1.2), "supported"),
+        ((0.04, 0.041, 0.042), (2.0, 2.1, 2.2), (1.0, 1.1, 1.2), "undecided"),
+        ((0.01, 0.011, 0.012), (2.0, 2.1, 2.2), (0.01, 0.011, 0.012), "undecided"),
+        ((0.01, 0.011, 0.012), (0.001, 0.002, 0.003), (1.0, 1.1, 1.2), "contradicted"),
+        ((0.2, 0.21, 0.22), (2.0, 2.1, 2.2), (1.0, 1.1, 1.2), "contradicted"),
+        ((0.01, 0.011), (2.0, 2.1), (1.0, 1.1), "not tested"),
+    ],
+)
+def test_claim_2(freeze, zero, random, expected):
+    assert verdict(2, cells(freeze_nats=freeze, zero_nats=zero, random_constant_nats=random)) == expected
+
+
+@pytest.mark.parametrize(
+    ("write", "reach", "expected"),
+    [
+        ((-0.5, -0.49, -0.51), (0.8, 0.81, 0.82), "supported"),
+        ((-0.5, -0.49, -0.51), (1.2, 1.21, 1.22), "mixed"),
+        ((0.5, 0.49, 0.51), (1.2, 1.21, 1.22), "contradicted"),
+        ((-0.5, -0.49, -0.51), (0.7, 1.0, 1.3), "undecided"),
+    ],
+)
+def test_claim_3(write, reach, expected):
+    assert verdict(3, cells(write_with_mass=write, sink_head_distance=reach)) == expected
+
+
+def test_cells_without_the_measure_leave_the_claims_as_they_are():
+    assert verdict(2, [Cell(), Cell()]) == "not tested"
