@@ -5,14 +5,14 @@ import statistics
 from torch import Tensor
 
 from spikesink.access import AccessedModel
-from spikesink.access.protocol import Progress
 from spikesink.analyse.anatomy.heads import measure_heads
 from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.finding import targets_of
-from spikesink.analyse.passes import Criteria, Scan, no_progress
+from spikesink.analyse.passes import Criteria, Scan
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import Targets, freeze_spikes, zero_spikes
+from spikesink.observer import Progress, no_progress
 from spikesink.records.study import CellFunction
 
 SEQUENCES = 64
