@@ -192,7 +192,9 @@ def _trained(claim: Claim, evidence: Evidence) -> list[Line]:
             seeds = sorted({len(row.seeds) for row in study.rows})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
             effects = " ".join(
-                f"{found.variant}: {_effects(found)}." for found in study.verdicts if found.variant in judged.evidence
+                f"{found.variant}: {found.verdict} ({_effects(found)})."
+                for found in study.verdicts
+                if found.variant in judged.evidence
             )
             says = f"{judged.evidence} {effects}".strip()
             lines.append(Line(ROUTES[2], f"{study.study} at {study.preset}", n, says, judged.verdict))
