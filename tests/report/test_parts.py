@@ -2,14 +2,17 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from made import anatomy, interventions, study
 from rich.console import Console
 
 from spikesink.records.interventions import Estimate
+from spikesink.records.study import StudyRecord
 from spikesink.report import write_page
 from spikesink.report.build import record_document
+from spikesink.report.conditions import sentence
 from spikesink.report.document import Merit, Section, Table
 from spikesink.report.model import fields_part
 from spikesink.report.page import EQUATIONS, mathematics
@@ -158,3 +161,8 @@ def test_a_section_without_a_part_shows_all_its_fields():
     (table,) = section.tables
     assert isinstance(table, Table) and isinstance(section, Section)
     assert (table.caption, table.columns, table.rows) == ("Blocks", ["block", "mean"], [["2", "–"]])
+
+
+def test_the_text_of_a_study_is_that_of_its_recipe():
+    record = StudyRecord.read_file(Path(__file__).parents[2] / "results" / "normalisation-sinks-700.json")
+    assert sentence(record.provenance) == "normalisation-sinks-700, 32-token sequences of bigram_backcopy."

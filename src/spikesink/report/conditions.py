@@ -37,6 +37,10 @@ def argument(model: dict[str, Any]) -> str:
 def shape(provenance: Provenance) -> str:
     """24 × 64 tokens of pydoc_data.topics: the sequences that were evaluated."""
     tokens, settings = provenance.tokens, provenance.settings
+    if isinstance(tokens.get("source"), dict):
+        # A study's are those of its recipe.
+        data = tokens["source"]
+        tokens = {"seq_len": data.get("seq_len"), "source": (data.get("source") or {}).get("kind")}
     sequences = settings.get("evaluated_sequences", tokens.get("sequences"))
     text = f"{sequences} × {tokens.get('seq_len')} tokens" if sequences else f"{tokens.get('seq_len')}-token sequences"
     return f"{text} of {tokens['source']}" if tokens.get("source") else text
