@@ -39,12 +39,16 @@ class Interval:
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}], n = {self.n}"
 
 
-def judged(claims: list[ClaimVerdict], baseline: list[CellRecord], rules: FunctionRules) -> list[ClaimVerdict]:
+def judged(
+    claims: list[ClaimVerdict], baseline: list[CellRecord], rules: FunctionRules, *, spikes: bool = True
+) -> list[ClaimVerdict]:
     """The claims of a study with 2 and 3 judged by its baseline's cells, where these have measured them."""
     cells = [cell.function for cell in baseline if cell.function is not None]
     if not cells:
         return claims
     own = {2: _constant(cells, rules), 3: _local(cells, rules)}
+    if not spikes:
+        own[2] = ("not tested", f"The baseline has no spikes by the definition. {own[2][1]}")
     return [
         claim.model_copy(update=dict(zip(("verdict", "evidence"), own[claim.claim], strict=True)))
         if claim.claim in own

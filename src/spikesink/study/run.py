@@ -85,7 +85,12 @@ class Study:
             baseline=self.grid.baseline,
             rows=rows,
             verdicts=verdicts,
-            claims=function.judged(claims.claims(self.grid.claims, verdicts), of_baseline, rules),
+            claims=function.judged(
+                claims.claims(self.grid.claims, verdicts),
+                of_baseline,
+                rules,
+                spikes=any(row.variant == self.grid.baseline and verdict.has_spikes(row) for row in rows),
+            ),
             rules={**verdict.rules_as_numbers(), **function.rules_as_numbers(rules)},
             rules_version=verdict.VERSION,
             errors=verdict.errors(found),
