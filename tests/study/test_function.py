@@ -61,3 +61,13 @@ def test_claim_3(write, reach, expected):
 
 def test_cells_without_the_measure_leave_the_claims_as_they_are():
     assert verdict(2, [Cell(), Cell()]) == "not tested"
+
+
+def test_models_without_spikes_do_not_speak_for_claim_2():
+    claims = [ClaimVerdict(claim=2, text="", verdict="not tested", evidence="")]
+    columns = {"freeze_nats": (0.01, 0.011, 0.012), "zero_nats": (0.001, 0.002, 0.003)}
+    baseline = cells(**columns, random_constant_nats=(1.0, 1.1, 1.2))
+    assert judged(claims, baseline, FunctionRules())[0].verdict == "contradicted"
+    (told,) = judged(claims, baseline, FunctionRules(), spikes=False)
+    assert told.verdict == "not tested"
+    assert told.evidence.startswith("The baseline has no spikes")
