@@ -425,7 +425,7 @@ def test_the_summary_shows_every_measure_within_80_columns(found):
     text = stream.getvalue()
     for name in ("Amplifier", "Trigger", "Normalisation", "Geometry", "Heads", "properties"):
         assert name in text
-    assert "λ* in block 58: -593.6" in text
+    assert "λ* in block 58 (layer 28, FFN): -593.6" in " ".join(text.replace("│", " ").split())
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
