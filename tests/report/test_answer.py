@@ -88,7 +88,7 @@ def test_small_words():
     assert [percent(x) for x in (0.75, 0.7521, 0.0, 1.0, 0.99984, 0.00012, None)] == [
         "75 %", "75.2 %", "0 %", "100 %", "99.98 %", "0.012 %", "–"
     ]  # fmt: skip
-    assert (signed(11.344), signed(-0.00046), signed(0.1)) == ("+11.34", "-0.0005", "+0.10")
+    assert (signed(11.344), signed(-0.00046), signed(0.1), signed(0.0997)) == ("+11.34", "-0.0005", "+0.10", "+0.10")
     assert listed([1, 2, 3]) == "1, 2 and 3" and listed([1]) == "1" and listed(list(range(9)), 2) == "0, 1 and 7 more"
     assert blocks([24]) == "block 24 (layer 11, FFN)"
     assert blocks([57, 60]) == "blocks 57 (layer 28, attention) and 60 (layer 29, FFN)"

@@ -29,7 +29,7 @@ def signed(value: float | None) -> str:
     size = abs(value)
     if size < 0.00005:
         return "0"
-    return f"{value:+.2f}" if size >= 0.1 else f"{value:+.2g}" if size >= 0.001 else f"{value:+.4f}"
+    return f"{value:+.2f}" if size >= 0.0995 else f"{value:+.2g}" if size >= 0.001 else f"{value:+.4f}"
 
 
 def percent(share: float | None) -> str:
