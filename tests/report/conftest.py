@@ -41,23 +41,27 @@ class Watched:
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on("request", lambda request: self.requests.append(request.url))
 
-    def open(self, path):
+    def open(self, path, printed):
         self.page.goto(path.resolve().as_uri())
         # By selector: the policy of the page lets no function be made of text, which waiting for one would need.
         self.page.wait_for_selector("html[data-drawn]", state="attached", timeout=600_000)
+        if printed:
+            self.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+            drawn = f'html[data-drawn="{self.page.locator("[data-figure]").count()}"]'
+            self.page.wait_for_selector(drawn, state="attached", timeout=600_000)
         return self.page
 
 
 @pytest.fixture
 def watched(browser):
-    """Opens a page and waits until its charts are drawn."""
+    """Opens a page and waits until its charts are drawn: all, as for print, or those in view."""
 
     @contextmanager
-    def opened(path, **options):
+    def opened(path, printed=True, **options):
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         watch = Watched(page)
         try:
-            watch.open(path)
+            watch.open(path, printed)
             yield watch
         finally:
             page.close()

@@ -62,8 +62,13 @@ def test_what_comes_apart_is_said():
 
 @pytest.mark.browser
 def test_the_table_is_sorted_and_filtered(watched, page_file):
-    with watched(page_file) as watch:
+    with watched(page_file, printed=False) as watch:
         page = watch.page
+        charts = page.locator(".chart svg")
+        assert charts.count() == 0, "none is in view"
+        page.locator("[data-figure]").last.scroll_into_view_if_needed()
+        page.wait_for_selector('[data-figure="emergence_step_up"] .chart svg path', state="attached")
+        assert 2 <= charts.count() < 6
         rows = page.locator("table.live tbody tr")
         assert rows.count() == 200 and page.locator("[data-shown]").inner_text() == "200 of 200"
         page.get_by_role("button", name="max / median", exact=True).click()

@@ -57,35 +57,71 @@
 
   async function draw(name) {
     const holder = document.querySelector(`[data-figure="${name}"] .chart`);
-    if (!holder) return;
     views.get(name)?.finalize();
+    const rows = data.get(name);
     const spec = structuredClone(page.figures[name].spec);
-    spec.datasets = { ...spec.datasets, rows: data.get(name) };
+    spec.datasets = { ...spec.datasets, rows };
     const look = page.looks[isDark() ? "dark" : "light"];
     const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
     const legend = { ...look.legend, columns: columns(spec, holder.clientWidth), labelLimit: holder.clientWidth - 60 };
     spec.config = { ...look, axis, legend };
-    const result = await vegaEmbed(holder, spec, {
+    const { view } = await vegaEmbed(holder, spec, {
       mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false,
       tooltip,
     });
     // The words of the figure and its table say it better than hundreds of marks.
     holder.querySelector("svg").setAttribute("aria-hidden", "true");
-    views.set(name, result.view);
+    views.set(name, view);
+    if (data.get(name) !== rows) view.data("rows", data.get(name)).run();
     if (name === "sink_map") {
-      result.view.addEventListener("click", (_event, item) => { if (item?.datum?.id) pick(item.datum.id); });
-      result.view.signal("picked", picked).run();
+      view.addEventListener("click", (_event, item) => { if (item?.datum?.id) pick(item.datum.id); });
+      view.signal("picked", picked).run();
     }
   }
 
-  async function drawAll() {
-    for (const name of Object.keys(page.figures)) {
-      // A chart takes a tenth of a second: between two of them the page is shown, scrolled and clicked.
-      await new Promise((next) => { setTimeout(next); });
-      await draw(name);
+  // A chart takes a tenth of a second: it is drawn when it is about to be seen, and between two of them the page is
+  // shown, scrolled and clicked.
+  const figures = [...document.querySelectorAll("[data-figure]")];
+  const asked = new Map();
+  let last = Promise.resolve();
+
+  function settle() {
+    if (views.size === asked.size) root.dataset.drawn = String(views.size);
+  }
+
+  function show(name) {
+    if (!asked.has(name)) {
+      last = last.then(() => new Promise((next) => { setTimeout(next); })).then(() => draw(name)).then(settle);
+      asked.set(name, last);
     }
-    if (page.heads) await pick(picked);
-    root.dataset.drawn = String(views.size);
+    return asked.get(name);
+  }
+
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      show(target.dataset.figure);
+    }
+    settle();
+  }, { rootMargin: "50%" });
+
+  // Paper shows all of them, and is printed as soon as this has run.
+  window.addEventListener("beforeprint", () => {
+    for (const { dataset: { figure: name } } of figures) if (!asked.has(name)) asked.set(name, draw(name).then(settle));
+  });
+
+  function start() {
+    for (const figure of figures) near.observe(figure);
+    if (page.heads) pick(picked);
+    if (!figures.length) settle();
+  }
+
+  // In the other colours.
+  function redraw() {
+    const names = [...asked.keys()];
+    asked.clear();
+    return Promise.all(names.map(show));
   }
 
   // ---- one head -----------------------------------------------------------------------------------------------
@@ -150,6 +186,7 @@
 
   async function content(name, kind) {
     if (kind === "csv") return new Blob([csv(name)], { type: "text/csv" });
+    await show(name);
     const view = views.get(name);
     if (kind === "svg") return new Blob([await view.toSVG()], { type: "image/svg+xml" });
     const canvas = await view.toCanvas(2);
@@ -183,7 +220,7 @@
     details.querySelector(".scroll").replaceChildren(table, ...more);
   }
 
-  for (const figure of document.querySelectorAll("[data-figure]")) {
+  for (const figure of figures) {
     const name = figure.dataset.figure;
     for (const button of figure.querySelectorAll("[data-save]")) button.addEventListener("click", () => save(name, button.dataset.save));
     figure.querySelector("details.rows").addEventListener("toggle", () => fillTable(name));
@@ -253,10 +290,10 @@
   function theme(name) {
     if (name === "auto") delete root.dataset.theme; else root.dataset.theme = name;
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.theme === name));
-    return drawAll();
+    return redraw();
   }
 
   for (const button of buttons) button.addEventListener("click", () => theme(button.dataset.theme));
-  dark.addEventListener("change", () => { if (!root.dataset.theme) drawAll(); });
-  drawAll();
+  dark.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
+  start();
 })();
