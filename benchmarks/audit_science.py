@@ -29,21 +29,21 @@ Figures = dict[str, tuple[float | None, float]]
 
 
 def summary_figures(record: Anatomy, reference: Naive, ids: Tensor) -> Figures:
-    found, sinks = record.summary, sink_numbers(reference.attention, EPSILON)
+    summary, sinks = record.summary, sink_numbers(reference.attention, EPSILON)
     largest = {block: float(hidden.abs().max()) for block, hidden in reference.residuals.items()}
     block = max(largest, key=lambda b: largest[b])
     hidden = reference.residuals[block]
     first = torch.stack([importance(attention)[:, :, 0].mean() for attention in reference.attention]).mean()
     return {
-        "perplexity": (found.perplexity, perplexity(reference.logits, ids)),
-        "sink ratio, sun2026": (found.sink_ratio_sun2026, sinks["sun2026"]),
-        "sink ratio, gu2025": (found.sink_ratio_gu2025, sinks["gu2025"]),
-        "sink ratio, first key": (found.sink1_gu2025, sinks["sink1_gu2025"]),
+        "perplexity": (summary.perplexity, perplexity(reference.logits, ids)),
+        "sink ratio, sun2026": (summary.sink_ratio_sun2026, sinks["sun2026"]),
+        "sink ratio, gu2025": (summary.sink_ratio_gu2025, sinks["gu2025"]),
+        "sink ratio, first key": (summary.sink1_gu2025, sinks["sink1_gu2025"]),
         "importance of the first key": (record.sinks.first_key_importance, float(first)),
-        "spike": (found.spike, largest[block]),
-        "spike block": (found.spike_block, block),
-        "spike channel": (found.spike_channel, int(hidden.abs().amax((0, 1)).argmax())),
-        "massive elements": (found.massive_count, massive_count(reference)),
+        "spike": (summary.spike, largest[block]),
+        "spike block": (summary.spike_block, block),
+        "spike channel": (summary.spike_channel, int(hidden.abs().amax((0, 1)).argmax())),
+        "massive elements": (summary.massive_count, massive_count(reference)),
     }
 
 
@@ -220,19 +220,19 @@ def key_figures(record: Anatomy, reference: Naive, model, ids: Tensor) -> Figure
 
 def ablation_figures(record: Anatomy, model) -> Figures:
     """Share of items alone that spike when attention of these layers writes nothing."""
-    found, figures = record.trigger.attention_ablation, {}
-    items = np.random.default_rng(0).permutation(model.config.vocab_size)[: found.items]
+    section, figures = record.trigger.attention_ablation, {}
+    items = np.random.default_rng(0).permutation(model.config.vocab_size)[: section.items]
     seen = {}
-    layer = model.model.layers[found.block // 2 - 1]
+    layer = model.model.layers[section.block // 2 - 1]
     handle = layer.register_forward_hook(lambda _, __, output: seen.update(hidden=output))
-    for row in (found.rows[0], found.rows[len(found.rows) // 2], found.rows[-1]):
+    for row in (section.rows[0], section.rows[len(section.rows) // 2], section.rows[-1]):
         silenced = [
             model.model.layers[block // 2].self_attn.o_proj.register_forward_hook(lambda _, __, output: output * 0)
             for block in range(row.first_block, row.last_block + 1, 2)
         ]
         model.model(input_ids=torch.from_numpy(items)[:, None], use_cache=False)
         hidden = seen["hidden"][0] if isinstance(seen["hidden"], tuple) else seen["hidden"]
-        share = float((hidden.abs().flatten(1).amax(1) > found.threshold).double().mean())
+        share = float((hidden.abs().flatten(1).amax(1) > section.threshold).double().mean())
         name = f"spike without attention {row.first_block} to {row.last_block}"
         figures[name] = (row.spiking_share, share)
         for hook in silenced:

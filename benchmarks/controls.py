@@ -70,17 +70,17 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     kept = [(sys.argv[1], [Anatomy.read(Path(folder)) for folder in sys.argv[2:]])] if sys.argv[2:] else records()
-    for name, found in kept:
+    for name, runs in kept:
         cells = [
             name,
-            str(len(found)),
-            spread([r.summary.spike for r in found], "{:.3g}"),
-            spread([r.summary.max_over_median for r in found], "{:,.1f}"),
-            spread([r.spikes.token_ratio for r in found], "{:,.1f}"),
-            spread([r.sinks.first_key_importance / r.sinks.uniform_first_key for r in found], "{:.2f}"),
-            spread([r.summary.sink_head_count for r in found], "{}"),
-            "/".join(sorted({"yes" if r.summary.has_spikes else "no" for r in found})),
-            "/".join(sorted({"yes" if r.summary.has_sinks else "no" for r in found})),
+            str(len(runs)),
+            spread([r.summary.spike for r in runs], "{:.3g}"),
+            spread([r.summary.max_over_median for r in runs], "{:,.1f}"),
+            spread([r.spikes.token_ratio for r in runs], "{:,.1f}"),
+            spread([r.sinks.first_key_importance / r.sinks.uniform_first_key for r in runs], "{:.2f}"),
+            spread([r.summary.sink_head_count for r in runs], "{}"),
+            "/".join(sorted({"yes" if r.summary.has_spikes else "no" for r in runs})),
+            "/".join(sorted({"yes" if r.summary.has_sinks else "no" for r in runs})),
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
 

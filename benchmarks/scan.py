@@ -149,8 +149,8 @@ def cells(name: str, tokens: int, pairs: int) -> list[str]:
     if time_ratio is None or plain is None:
         return ["not run", "not run"]
     # How a heap splits differs from run to run.
-    found = [measure(name, tokens, pairs, "memory") for _ in range(MEMORY_RUNS if name == "scan" else 1)]
-    memory = statistics.median(peak for peak in found if peak is not None)
+    runs = [measure(name, tokens, pairs, "memory") for _ in range(MEMORY_RUNS if name == "scan" else 1)]
+    memory = statistics.median(peak for peak in runs if peak is not None)
     print(f"{name} at {tokens}: {time_ratio:.2f} x; {memory:,.0f} MiB, plain {plain:,.0f} MiB", file=sys.stderr)
     return [f"{time_ratio:.2f} x", f"{memory / plain:.2f} x ({memory:,.0f})"]
 

@@ -50,12 +50,12 @@ def main() -> None:
     print(f"median {statistics.median(ratios):.2f} x, smallest {min(ratios):.2f} x")
     if options.whole:
         started, processed = time.perf_counter(), time.process_time()
-        found = probe_vocabulary(accessed, BLOCK)
+        probed = probe_vocabulary(accessed, BLOCK)
         wall, cpu = time.perf_counter() - started, time.process_time() - processed
-        missing = found.ids[~(found.first > 1000)].tolist()
+        missing = probed.ids[~(probed.first > 1000)].tolist()
         print(
-            f"whole vocabulary: {int((found.first > 1000).sum()):,} of {len(found.ids):,} exceed 1,000 after block "
-            f"{BLOCK} at position 0, {int((found.later > 1000).sum()):,} behind a random prefix; not: {missing}; "
+            f"whole vocabulary: {int((probed.first > 1000).sum()):,} of {len(probed.ids):,} exceed 1,000 after block "
+            f"{BLOCK} at position 0, {int((probed.later > 1000).sum()):,} behind a random prefix; not: {missing}; "
             f"{wall:.0f} s, {cpu:.0f} CPU s"
         )
 

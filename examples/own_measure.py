@@ -91,9 +91,9 @@ def main() -> None:
     model = spikesink.load()
     tokens = tokenise(default_corpus(), model.tokenizer, seq_len=64, sequences=8)
     record = spikesink.scan(model, tokens, measures=("rewritten",))
-    found: Rewritten = record.rewritten
-    print(f"{found.spike_tokens} spike tokens, {found.other_tokens} others")
-    for row in found.blocks:
+    known: Rewritten = record.rewritten
+    print(f"{known.spike_tokens} spike tokens, {known.other_tokens} others")
+    for row in known.blocks:
         spike = "none" if row.spike is None else f"{row.spike:.4f}"
         print(f"block {row.block:>3}: spike tokens {spike}, others {row.other:.4f}")
 

@@ -52,13 +52,13 @@ def test_links(page):
 
 def commands_of(page: Path) -> list[list[str]]:
     """Every `spikesink ...` line of a page's code, as arguments; a comment behind it does not count."""
-    found, fenced = [], False
+    commands, fenced = [], False
     for line in page.read_text(encoding="utf-8").splitlines():
         fenced ^= line.lstrip().startswith("```")
         code = line.strip().removeprefix("$ ")
         if (fenced or line.startswith("    ")) and code.startswith("spikesink "):
-            found.append(shlex.split(code.split("> ")[0], comments=True)[1:])
-    return found
+            commands.append(shlex.split(code.split("> ")[0], comments=True)[1:])
+    return commands
 
 
 COMMANDS = [(name_of(page), arguments) for page in PAGES for arguments in commands_of(page)]
@@ -105,7 +105,7 @@ def test_every_concept_has_its_picture_with_words_and_conditions(page):
     names = pictures.shown(text)
     assert names
     for name in names:
-        place = next(found[0] for found in pictures.PLACE.finditer(text) if found["name"] == name)
+        place = next(match[0] for match in pictures.PLACE.finditer(text) if match["name"] == name)
         words, file = re.search(r"!\[(.+)\]\(\.\./(.+\.svg)\)", place).groups()
         assert file == f"figures/{name}.svg"
         assert len(words) > 20
@@ -196,9 +196,9 @@ def test_the_how_to_of_an_architecture(monkeypatch):
         layer.attention, layer.feed_forward = layer.self_attn, layer.mlp
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
     code = next(code for code in blocks("howto/architecture.md", "python") if "import" in code)
-    found = {"spikesink": spikesink, "my_model": my_model}
-    exec(code, found)
-    assert found["model"].layers[1].ffn.input_norm is my_model.model.layers[1].norm_2
+    names = {"spikesink": spikesink, "my_model": my_model}
+    exec(code, names)
+    assert names["model"].layers[1].ffn.input_norm is my_model.model.layers[1].norm_2
 
 
 def test_the_refusal_that_the_how_to_shows(monkeypatch):
@@ -274,9 +274,9 @@ INCLUDE = re.compile(r"^-+8-*<.*$|^.*-+8 *< *-+.*$", re.MULTILINE)
 def test_every_include_is_one(page):
     """As the site reads it, of a file that is there; where a formatter puts blanks into it, the page shows the line."""
     for line in INCLUDE.findall(page.read_text(encoding="utf-8")):
-        found = re.fullmatch(r'--8<-- "([\w/.]+)"', line)
-        assert found, line
-        assert (ROOT / found.group(1)).is_file(), line
+        match = re.fullmatch(r'--8<-- "([\w/.]+)"', line)
+        assert match, line
+        assert (ROOT / match.group(1)).is_file(), line
 
 
 PYTHON = [

@@ -40,11 +40,11 @@ def printed(notebook: nbformat.NotebookNode) -> dict[str, float]:
 
 
 def check_dissociation(notebook: nbformat.NotebookNode) -> None:
-    found = printed(notebook)
-    unchanged = found["unchanged"]
-    assert found["spikes zeroed"] > 1000 * unchanged
-    assert found["control: other tokens"] == pytest.approx(unchanged, rel=0.02)
-    assert found["spikes one constant"] == pytest.approx(unchanged, rel=0.02)
+    text = printed(notebook)
+    unchanged = text["unchanged"]
+    assert text["spikes zeroed"] > 1000 * unchanged
+    assert text["control: other tokens"] == pytest.approx(unchanged, rel=0.02)
+    assert text["spikes one constant"] == pytest.approx(unchanged, rel=0.02)
 
 
 @pytest.mark.embedded

@@ -64,14 +64,14 @@ def modules() -> dict[str, Path]:
 
 def imported_modules(path: Path, known: dict[str, Path]) -> set[str]:
     """What a module imports anywhere, inside functions and for types too; a name of a package may be a module of it."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inside & set(known)) | ({node.module} if inside - set(known) else set())
+            imported |= (inside & set(known)) | ({node.module} if inside - set(known) else set())
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & set(known)
+            imported |= {alias.name for alias in node.names}
+    return imported & set(known)
 
 
 def imported_parts(path: Path) -> set[str]:

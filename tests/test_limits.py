@@ -67,17 +67,17 @@ assert len(bytearray(2**28)) == 2**28
 
 
 def test_in_another_thread_only_memory_is_bounded():
-    found = []
+    results = []
 
     def work():
         with bounded(0.01, 2**30):
             time.sleep(0.03)
-            found.append("done")
+            results.append("done")
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == ["done"]
+    assert results == ["done"]
 
 
 @pytest.mark.parametrize(

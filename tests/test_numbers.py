@@ -36,11 +36,11 @@ DISCRETE = ("spike_block", "spike_channel", "has_spikes", "has_sinks", "sink_hea
 def same_numbers(record, reference, relative=RELATIVE):
     """All that a scan says, floats within `relative`."""
     for name, expected in reference.summary.model_dump().items():
-        found = getattr(record.summary, name)
+        value = getattr(record.summary, name)
         if isinstance(expected, float):
-            assert found == pytest.approx(expected, rel=relative), name
+            assert value == pytest.approx(expected, rel=relative), name
         elif name != "spike_tokens":
-            assert found == expected, name
+            assert value == expected, name
     for name, expected in reference.arrays.items():
         np.testing.assert_allclose(record.arrays[name], expected, rtol=10 * relative, atol=relative, err_msg=name)
 

@@ -55,17 +55,19 @@ def run(environment, *arguments):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("found", ["4.57.6", "5.5.4", "5.6.1", "6.0.0rc1", "6.0.0", "6.1"])
-def test_what_is_too_old_or_too_new_is_refused(found, monkeypatch):
-    monkeypatch.setattr(requirement, "version", lambda _name: found)
-    message = f"Got transformers {found}; scanning needs {TRANSFORMERS}. Run: pip install 'transformers{TRANSFORMERS}'"
+@pytest.mark.parametrize("installed", ["4.57.6", "5.5.4", "5.6.1", "6.0.0rc1", "6.0.0", "6.1"])
+def test_what_is_too_old_or_too_new_is_refused(installed, monkeypatch):
+    monkeypatch.setattr(requirement, "version", lambda _name: installed)
+    message = (
+        f"Got transformers {installed}; scanning needs {TRANSFORMERS}. Run: pip install 'transformers{TRANSFORMERS}'"
+    )
     with pytest.raises(RequirementError, match=re.escape(message)):
         require_transformers(TRANSFORMERS, "scanning")
 
 
-@pytest.mark.parametrize("found", ["5.6.2", "5.12.1", "5.24.0", "5.25.0.dev0", "5.99"])
-def test_what_is_in_range_is_not(found, monkeypatch):
-    monkeypatch.setattr(requirement, "version", lambda _name: found)
+@pytest.mark.parametrize("installed", ["5.6.2", "5.12.1", "5.24.0", "5.25.0.dev0", "5.99"])
+def test_what_is_in_range_is_not(installed, monkeypatch):
+    monkeypatch.setattr(requirement, "version", lambda _name: installed)
     require_transformers(TRANSFORMERS, "scanning")
 
 
@@ -79,14 +81,14 @@ def test_one_that_is_missing_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "command", "needed"),
+    ("installed", "command", "needed"),
     [("4.57.6", ("verify",), TRANSFORMERS), ("5.20.2", ("train", "nano", "--show"), TRANSFORMERS_ZOO)],
 )
-def test_the_command_line_says_it_without_a_traceback(pretend, found, command, needed):
-    ran = run(pretend(found), "-m", "spikesink", *command)
+def test_the_command_line_says_it_without_a_traceback(pretend, installed, command, needed):
+    ran = run(pretend(installed), "-m", "spikesink", *command)
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
-    assert f"error: Got transformers {found}; spikesink" in ran.stderr
+    assert f"error: Got transformers {installed}; spikesink" in ran.stderr
     assert f"needs {needed}. Run: pip install 'transformers{needed}'" in ran.stderr
 
 

@@ -16,20 +16,20 @@ AGAIN = "run make lock (and make licences) after changing constraints.txt"
 
 def pins():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(each.name): str(each.specifier) for each in found}
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(each.name): str(each.specifier) for each in requirements}
 
 
 def locked(name):
     """Name -> (version, hashes) of a lock file."""
     text = (ROOT / name).read_text().replace("\\\n", " ")
     entries = [line for line in text.splitlines() if line and not line.startswith("#")]
-    found = {}
+    versions = {}
     for entry in entries:
         requirement, *rest = re.split(r"\s+--hash=", entry)
         parsed = Requirement(requirement.strip())
-        found[canonicalize_name(parsed.name)] = (str(parsed.specifier), [each.strip() for each in rest])
-    return found
+        versions[canonicalize_name(parsed.name)] = (str(parsed.specifier), [each.strip() for each in rest])
+    return versions
 
 
 def test_every_pin_is_exact():
@@ -97,7 +97,7 @@ def test_the_tools_say_what_is_missing(monkeypatch):
     lock = __import__("lock")
     with pytest.raises(SystemExit, match="'no-such-package' is not installed"):
         lock.closure("no-such-package", set())
-    found = lock.closure("spikesink", set(lock.constraints()))
-    assert {"transformers", "numpy", "torch"} <= found
-    assert "pytest" not in found
+    closure = lock.closure("spikesink", set(lock.constraints()))
+    assert {"transformers", "numpy", "torch"} <= closure
+    assert "pytest" not in closure
     assert sys.modules.pop("lock")

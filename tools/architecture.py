@@ -30,10 +30,10 @@ STYLE = (
 
 def parts() -> dict[str, list[Path]]:
     """Modules by the part of the package that they are in; single files are parts of their own."""
-    found = defaultdict(list)
+    rooms = defaultdict(list)
     for path in sorted(SOURCE.rglob("*.py")):
-        found[path.relative_to(SOURCE).parts[0].removesuffix(".py")].append(path)
-    return dict(found)
+        rooms[path.relative_to(SOURCE).parts[0].removesuffix(".py")].append(path)
+    return dict(rooms)
 
 
 def imported(path: Path) -> set[str]:
@@ -57,12 +57,12 @@ def arrows(files: dict[str, list[Path]]) -> dict[str, set[str]]:
 
 def places() -> dict[str, tuple[float, float]]:
     """Left upper corners of the boxes."""
-    found = {}
+    centres = {}
     for index, row in enumerate(ROWS):
         step = WIDTH / len(row)
         for column, name in enumerate(row):
-            found[name] = (step * (column + 0.5) - BOX / 2, MARGIN + index * GAP)
-    return found
+            centres[name] = (step * (column + 0.5) - BOX / 2, MARGIN + index * GAP)
+    return centres
 
 
 def box(name: str, paths: list[Path], x: float, y: float, width: float = BOX) -> str:

@@ -22,11 +22,11 @@ def main() -> None:
     rows, missing = [], []
     for name, version in pins():
         try:
-            found = distribution(name)
+            package = distribution(name)
         except PackageNotFoundError:
             missing.append(name)
             continue
-        rows.append(f"| {name} | {version or found.version} | {licence(found)} |")
+        rows.append(f"| {name} | {version or package.version} | {licence(package)} |")
     if missing:
         sys.exit(f"Not installed, so their licence is not known: {', '.join(missing)}. Run make lint first.")
     unknown = [row for row in rows if "unknown" in row]
@@ -53,9 +53,9 @@ def _key(pin: tuple[str, str | None]) -> str:
     return pin[0].lower()
 
 
-def licence(found: Distribution) -> str:
+def licence(package: Distribution) -> str:
     """SPDX expression where there is one, else the field, the classifiers, or the licence file's first words."""
-    metadata = found.metadata
+    metadata = package.metadata
     expression = metadata.get("License-Expression")
     if expression:
         return expression
@@ -65,11 +65,11 @@ def licence(found: Distribution) -> str:
     if field and field != "UNKNOWN" and len(field) <= LONG:
         return field
     named = [name for name in classifiers if name != "OSI Approved"]
-    return ", ".join(named) or _from_file(found) or "unknown"
+    return ", ".join(named) or _from_file(package) or "unknown"
 
 
-def _from_file(found: Distribution) -> str | None:
-    for path in found.files or []:
+def _from_file(package: Distribution) -> str | None:
+    for path in package.files or []:
         if re.match(r"(?i)(licen[cs]e|copying)", path.name):
             text = " ".join(str(path.read_text() or "").split())
             for words, name in TEXTS.items():

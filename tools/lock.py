@@ -50,7 +50,7 @@ def constraints() -> dict[str, str]:
 
 def closure(name: str, pinned: set[str]) -> set[str]:
     """Everything that a package needs on this machine, its extras aside, as far as it is pinned."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = [(name, frozenset())]
     seen = set()
     while waiting:
@@ -69,9 +69,9 @@ def closure(name: str, pinned: set[str]) -> set[str]:
                 continue
             needed = canonicalize_name(requirement.name)
             if needed in pinned or needed == UNHASHED:
-                found.add(needed)
+                names.add(needed)
                 waiting.append((needed, frozenset(requirement.extras)))
-    return found
+    return names
 
 
 def hashed(uv: str, lines: list[str]) -> str:

@@ -65,11 +65,11 @@ def expected(query, key, value, visible, softcap=None, sinks=None, sigmoid=None,
                         score = 0.4 * float(query[b, h, t].double() @ key[b, kv, k].double())
                         scores[k] = softcap * math.tanh(score / softcap) if softcap else score
                 if sigmoid is not None:
-                    found = {k: 1 / (1 + math.exp(-(s + sigmoid))) for k, s in scores.items()}
+                    parts = {k: 1 / (1 + math.exp(-(s + sigmoid))) for k, s in scores.items()}
                 else:
                     total = sum(math.exp(s) for s in scores.values()) + (math.exp(sinks[h]) if sinks is not None else 0)
-                    found = {k: math.exp(s) / total for k, s in scores.items()}
-                for k, weight in found.items():
+                    parts = {k: math.exp(s) / total for k, s in scores.items()}
+                for k, weight in parts.items():
                     weights[b, h, t, k] = weight
                     output[b, h, t] += weight * value[b, kv, k].double()
     return weights, output

@@ -82,7 +82,7 @@ def test_a_revision_is_named_and_pinned(folder, hub, tmp_path):
     publish(other, hub, SECOND, "v2")
     weights = [load(NAME, revision=revision).model.lm_head.weight for revision in ("v2", SECOND, "main")]
     expected = [tiny("llama", seed=seed).lm_head.weight for seed in (5, 5, 0)]
-    assert all(torch.equal(found, wanted) for found, wanted in zip(weights, expected, strict=True))
+    assert all(torch.equal(checkpoint, wanted) for checkpoint, wanted in zip(weights, expected, strict=True))
     provenance = load(NAME, revision="v2").provenance
     assert (provenance["revision"], provenance["commit"]) == ("v2", SECOND)
     with pytest.raises(ModelError, match="the hub did not give it"):

@@ -20,19 +20,19 @@ class Collect:
 
 def projected(accessed, ids, names):
     """Outputs of the named modules (q, k) of each attention, as (batch, head, token, d_head)."""
-    found, handles = {}, []
+    outputs, handles = {}, []
     for layer in accessed.layers:
         for name in names:
 
             def hook(_module, _args, output, key=(layer.attention.block, name)):
-                found[key] = output.detach().clone()
+                outputs[key] = output.detach().clone()
 
             handles.append(getattr(layer.attention.inner, name).register_forward_hook(hook))
     with observing(accessed, []):
         run(accessed, full_batch(ids))
     for handle in handles:
         handle.remove()
-    return found
+    return outputs
 
 
 def heads(flat):
@@ -52,11 +52,13 @@ def expected(accessed, family, ids):
         return {b: (heads(t[..., :24]), heads(t[..., 24:48])) for (b, _), t in fused.items()}
     normed = family in ("qwen3", "gemma3_text", "olmo2")
     names = ("q_norm", "k_norm") if normed else ("q_proj", "k_proj")
-    found = projected(accessed, ids, names)
-    shaped = {key: t if normed and family != "olmo2" else heads(t) for key, t in found.items()}
+    outputs = projected(accessed, ids, names)
+    shaped = {key: t if normed and family != "olmo2" else heads(t) for key, t in outputs.items()}
     if family in ("qwen3",):
         shaped = {key: t.transpose(1, 2) for key, t in shaped.items()}
-    return {b: (shaped[b, names[0]], shaped[b, names[1]]) for b, _ in dict.fromkeys(found) if (b, names[0]) in found}
+    return {
+        b: (shaped[b, names[0]], shaped[b, names[1]]) for b, _ in dict.fromkeys(outputs) if (b, names[0]) in outputs
+    }
 
 
 ROPE = [f for f in FAMILIES if f not in ("opt",)]
@@ -92,8 +94,8 @@ def test_other_conventions(family, changes):
         collect = Collect(rotary)
         with observing(accessed, [collect]):
             run(accessed, full_batch(ids))
-    found = projected(accessed, ids, ["q_proj", "k_proj"])
-    for (block, name), output in found.items():
+    outputs = projected(accessed, ids, ["q_proj", "k_proj"])
+    for (block, name), output in outputs.items():
         ours = (collect.query if name == "q_proj" else collect.key)[block]
         assert torch.allclose(ours, output.unflatten(-1, (-1, d_head)).transpose(1, 2), rtol=1e-3, atol=1e-4)
 

@@ -120,9 +120,9 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
     scanned, _ = measure(accessed, ids, Criteria())
     seen = probe(accessed)
     projections = {block: output_projection(accessed, block, seen)[0] for block in (1, 3, 5)}
-    found = SinkTokens(mask, mask.int(), 0.3, 1)
+    sinks = SinkTokens(mask, mask.int(), 0.3, 1)
     monkeypatch.setattr(heads, "TOKENS_AT_ONCE", 5)
-    effects, test = heads.loss_effects(scanned, found, seen, projections, lambda *_: None)
+    effects, test = heads.loss_effects(scanned, sinks, seen, projections, lambda *_: None)
     reference = naive(accessed.model, "granite", ids)
     chosen = [(b, t) for b in range(3) for t in range(1, 8) if not mask[b, t]]
     assert test.tokens == len(chosen)
@@ -200,13 +200,13 @@ def test_keys_are_taken_apart_between_the_steps_or_it_says_why(family, refused):
 
         with observing(accessed, [parts.entering, Keys()]):
             run(accessed, full_batch(ids))
-    found = parts.measure(keys)
+    measured = parts.measure(keys)
     if refused:
-        assert refused in found["key_parts_reason"]
+        assert refused in measured["key_parts_reason"]
         return
-    assert [(part.block, part.n, part.n_other) for part in found["key_parts"]] == [(3, 2, 3), (5, 2, 3)]
+    assert [(part.block, part.n, part.n_other) for part in measured["key_parts"]] == [(3, 2, 3), (5, 2, 3)]
     reference = naive(accessed.model, family, ids).residuals
-    for part in found["key_parts"]:
+    for part in measured["key_parts"]:
         entering = reference[part.block - 1][rows[is_spike], positions[is_spike]].float()
         normed = input_norm(accessed, part.block)(entering)
         weight, _ = key_projection(accessed, part.block, 12)
@@ -229,7 +229,7 @@ def test_a_norm_on_the_output_has_no_direct_effect(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def found(embedded, golden_ids):
+def anatomy(embedded, golden_ids):
     """All measures on 8 sequences, the probe on a few items."""
     patch = pytest.MonkeyPatch()
     items = np.concatenate([np.arange(0, 49152, 600), [2790, 4424, 14379]])
@@ -242,8 +242,8 @@ def found(embedded, golden_ids):
 
 
 @pytest.mark.embedded
-def test_the_amplifier_of_the_embedded_model(found):
-    section = found.amplifier
+def test_the_amplifier_of_the_embedded_model(anatomy):
+    section = anatomy.amplifier
     norms = {block.block: block.channels[0] for block in section.blocks}
     assert {channel.channel for channel in norms.values()} == {507}
     assert max(norms, key=lambda block: norms[block].frobenius) == 58
@@ -292,8 +292,8 @@ def test_the_prediction_at_position_0_against_the_captured_write(embedded, golde
 
 
 @pytest.mark.embedded
-def test_the_trigger_of_the_embedded_model(found):
-    probed = found.trigger.probe
+def test_the_trigger_of_the_embedded_model(anatomy):
+    probed = anatomy.trigger.probe
     assert probed.block == 24
     assert {item.token_id for item in probed.exceptions} >= {2790, 4424, 14379}
     counts = {count.criterion: count for count in probed.counts}
@@ -302,28 +302,28 @@ def test_the_trigger_of_the_embedded_model(found):
     assert 1 < probed.ordinary_median < 5
     assert counts["absolute_1000"].first_count == probed.items - 3
     assert counts["absolute_1000"].later_ratio < 0.05
-    last = found.trigger.first_token_map.blocks[-1]
+    last = anatomy.trigger.first_token_map.blocks[-1]
     assert last.block == 23
     assert last.after_first > 0.4 > 0.1 > last.after_later
     assert last.map_gain > last.map_gain_random
-    first = {row.name: row for row in found.trigger.self_sinking[0].classes}["first"]
+    first = {row.name: row for row in anatomy.trigger.self_sinking[0].classes}["first"]
     assert first.self_attention.value == pytest.approx(1.0)
     assert first.tokens == 8
 
 
 @pytest.mark.embedded
-def test_the_norms_and_properties_of_the_embedded_model(found):
-    blocks = {block.block: block for block in found.normalisation.blocks}
+def test_the_norms_and_properties_of_the_embedded_model(anatomy):
+    blocks = {block.block: block for block in anatomy.normalisation.blocks}
     assert blocks[24].spike.energy_share > 0.9 > 0.5 > blocks[24].other.energy_share
     assert blocks[24].spike.cosine_across > 0.99 > 0.8 > blocks[24].other.cosine_across
     assert blocks[22].spike.cosine_across < 0.95
     assert blocks[40].spike.persistence > 0.999
     assert blocks[24].spike.bound <= 1.0
-    assert found.normalisation.implicit.explained_spike > 0.99
-    assert found.normalisation.implicit.explained_other < 0.8
-    assert found.normalisation.implicit.distinct_spike_tokens > 1
-    assert [row.holds for row in found.properties.properties[:4]] == [True, True, True, True]
-    both = found.properties.overlap
+    assert anatomy.normalisation.implicit.explained_spike > 0.99
+    assert anatomy.normalisation.implicit.explained_other < 0.8
+    assert anatomy.normalisation.implicit.distinct_spike_tokens > 1
+    assert [row.holds for row in anatomy.properties.properties[:4]] == [True, True, True, True]
+    both = anatomy.properties.overlap
     assert both.n == 8 * 32
     assert both.spikes >= 8 <= both.sinks
     assert both.jaccard > 10 * both.chance_jaccard
@@ -331,46 +331,46 @@ def test_the_norms_and_properties_of_the_embedded_model(found):
 
 
 @pytest.mark.embedded
-def test_heads_and_geometry_of_the_embedded_model(found, embedded, golden_ids):
-    heads = {(head.block, head.head): head for head in found.heads.heads}
+def test_heads_and_geometry_of_the_embedded_model(anatomy, embedded, golden_ids):
+    heads = {(head.block, head.head): head for head in anatomy.heads.heads}
     assert len(heads) == 270
     maps = eager_maps(embedded, golden_ids[:8])
-    tokens, mass = naive_sinks(maps, found.heads.sink_tokens)
-    curve = found.properties.overlap_curve
+    tokens, mass = naive_sinks(maps, anatomy.heads.sink_tokens)
+    curve = anatomy.properties.overlap_curve
     assert [row.heads_min for row in curve] == [1, 3, 9, 27, 54]
     for row in curve:
-        rule = found.heads.sink_tokens.model_copy(update={"heads_min": row.heads_min})
+        rule = anatomy.heads.sink_tokens.model_copy(update={"heads_min": row.heads_min})
         assert row.sinks == naive_sinks(maps, rule)[0]
-    assert curve[1].jaccard == found.properties.overlap.jaccard
+    assert curve[1].jaccard == anatomy.properties.overlap.jaccard
     assert curve[-1].recall > curve[0].recall
     first, later = (
-        np.median([rank.rank for key in found.geometry.keys if (rank := getattr(key, name)) is not None])
+        np.median([rank.rank for key in anatomy.geometry.keys if (rank := getattr(key, name)) is not None])
         for name in ("first", "later")
     )
     assert first < 1.5 < 2 < later, "sinks on the first token have one key, others their own"
-    assert found.heads.sink_tokens.tokens == tokens >= 8
+    assert anatomy.heads.sink_tokens.tokens == tokens >= 8
     for (block, head), trace in heads.items():
         assert trace.sink_mass == pytest.approx(float(mass[block // 2, head]), abs=1e-4)
-    assert found.heads.loss_tokens == 32
-    correlation = {row.other: row for row in found.heads.correlations}
+    assert anatomy.heads.loss_tokens == 32
+    correlation = {row.other: row for row in anatomy.heads.correlations}
     assert correlation["entropy_nats"].over_heads.high < 0
-    gaps = {(gap.block, gap.head): gap for gap in found.geometry.gaps}
+    gaps = {(gap.block, gap.head): gap for gap in anatomy.geometry.gaps}
     for gap in gaps.values():
         assert gap.gap == pytest.approx(gap.content + gap.distance, abs=1e-9)
     sinks, others = ([g.gap for g in gaps.values() if g.is_sink is kind] for kind in (True, False))
     assert np.mean(sinks) > np.mean(others) + 1
-    ranks = np.array([(key.rank_spike, key.rank_other, key.separability) for key in found.geometry.keys])
+    ranks = np.array([(key.rank_spike, key.rank_other, key.separability) for key in anatomy.geometry.keys])
     assert np.median(ranks[:, 0]) < 0.4 * np.median(ranks[:, 1])
-    for plane in found.geometry.planes:
-        points, kinds = (found.arrays[f"geometry.{plane.name}_{part}"] for part in ("points", "kinds"))
+    for plane in anatomy.geometry.planes:
+        points, kinds = (anatomy.arrays[f"geometry.{plane.name}_{part}"] for part in ("points", "kinds"))
         assert points.shape == (len(kinds), 2)
         assert set(kinds.tolist()) == {0, 1, 2}
-    points, kinds = found.arrays["geometry.head_points"], found.arrays["geometry.head_kinds"]
+    points, kinds = anatomy.arrays["geometry.head_points"], anatomy.arrays["geometry.head_kinds"]
     assert points.shape == (30, 9, len(kinds), 2) and kinds.tolist() == sorted(kinds.tolist())
     assert np.abs(points.mean(2)).max() < 1e-3 * np.abs(points).max()
     spread = points.std(2)
     assert (spread[..., 0] >= spread[..., 1]).all()
-    assert ((found.arrays["geometry.head_explained"] > 0) & (found.arrays["geometry.head_explained"] <= 1)).all()
+    assert ((anatomy.arrays["geometry.head_explained"] > 0) & (anatomy.arrays["geometry.head_explained"] <= 1)).all()
 
 
 def test_every_head_has_its_own_plane():
@@ -419,9 +419,9 @@ def naive_sinks(maps, rule):
 
 
 @pytest.mark.embedded
-def test_the_summary_shows_every_measure_within_80_columns(found):
+def test_the_summary_shows_every_measure_within_80_columns(anatomy):
     stream = io.StringIO()
-    print_record(found, Console(file=stream, width=80, highlight=False))
+    print_record(anatomy, Console(file=stream, width=80, highlight=False))
     text = stream.getvalue()
     for name in ("Amplifier", "Trigger", "Normalisation", "Geometry", "Heads", "properties"):
         assert name in text

@@ -37,21 +37,21 @@ def rows(record):
 
 @pytest.mark.embedded
 def test_zeroing_ruins_and_one_constant_does(record):
-    found = rows(record)
-    base = found["baseline"].perplexity.value
-    assert found["zero_spikes"].perplexity.value > 1e3 * base
-    assert found["zero_spikes"].plateau_kept.value < 0.15
-    assert abs(found["freeze_spikes"].perplexity.value / base - 1) < 0.03
-    assert abs(found["freeze_spikes"].sink_ratio_kept.value - 1) < 0.03
+    by_name = rows(record)
+    base = by_name["baseline"].perplexity.value
+    assert by_name["zero_spikes"].perplexity.value > 1e3 * base
+    assert by_name["zero_spikes"].plateau_kept.value < 0.15
+    assert abs(by_name["freeze_spikes"].perplexity.value / base - 1) < 0.03
+    assert abs(by_name["freeze_spikes"].sink_ratio_kept.value - 1) < 0.03
     assert record.dissociation.constant_suffices.answer == "yes"
 
 
 @pytest.mark.embedded
 def test_the_amplifier_is_a_few_weights(record):
-    found = rows(record)
+    by_name = rows(record)
     assert 1 <= record.found["amplifier_entries"] <= 20
-    assert found["cut_amplifier"].plateau_kept.value < 0.15
-    control = found["cut_amplifier/random_entries"]
+    assert by_name["cut_amplifier"].plateau_kept.value < 0.15
+    control = by_name["cut_amplifier/random_entries"]
     assert abs(control.loss_difference_nats.value) < 0.01
     assert control.control_of == "cut_amplifier"
     assert abs(control.plateau_kept.value - 1) < 0.01
@@ -59,10 +59,10 @@ def test_the_amplifier_is_a_few_weights(record):
 
 @pytest.mark.embedded
 def test_masking_takes_sinks_and_leaves_spikes(record):
-    found = rows(record)
-    assert found["mask_sinks"].sink_ratio_kept.value < 0.4
-    assert abs(found["mask_sinks"].plateau_kept.value - 1) < 0.01
-    assert abs(found["mask_sinks/random_keys"].sink_ratio_kept.value - 1) < 0.1
+    by_name = rows(record)
+    assert by_name["mask_sinks"].sink_ratio_kept.value < 0.4
+    assert abs(by_name["mask_sinks"].plateau_kept.value - 1) < 0.01
+    assert abs(by_name["mask_sinks/random_keys"].sink_ratio_kept.value - 1) < 0.1
 
 
 @pytest.mark.embedded
@@ -132,9 +132,9 @@ def test_the_cache_is_measured_beyond_the_models_positions_where_they_are_rotati
         with pytest.raises(InputError, match="beyond the model's 100 positions"):
             dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long)
         return
-    found = dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long).kv_cache
-    assert found.tokens == 130 and {row.positions for row in found.table} == {"true", "reassigned"}
-    assert found.note == (
+    cache = dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long).kv_cache
+    assert cache.tokens == 130 and {row.positions for row in cache.table} == {"true", "reassigned"}
+    assert cache.note == (
         "130 tokens are beyond the model's 100 positions: full attention and true positions go there, reassigned ones "
         "do not."
     )
@@ -155,13 +155,13 @@ def test_learned_positions_shorten_what_was_asked_for_and_rotations_do_not(famil
 
 def test_draws_are_kept_apart_and_paired():
     lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
-    found = rows(dissociate(lively, ids, which="zero_spikes", held_out=3, draws=3))
-    control = found["zero_spikes/random_channels"]
+    by_name = rows(dissociate(lively, ids, which="zero_spikes", held_out=3, draws=3))
+    control = by_name["zero_spikes/random_channels"]
     assert [draw.seed for draw in control.draws] == [1, 2, 3]
     assert len({draw.perplexity for draw in control.draws}) > 1
     mean = np.mean([math.log(draw.perplexity) for draw in control.draws])
     assert control.perplexity.value == pytest.approx(math.exp(mean))
-    base = math.log(found["baseline"].perplexity.value)
+    base = math.log(by_name["baseline"].perplexity.value)
     assert control.loss_difference_nats.value == pytest.approx(mean - base, abs=1e-9)
 
 
@@ -202,12 +202,12 @@ def test_rows_with_other_targets_have_their_own_reference():
     ids = token_ids(sequences=7, tokens=21)
     ids[:, 0] = 1
     model = tiny("llama")
-    found = rows(dissociate(model, ids, which="drop_bos,repeat_bos", held_out=3, draws=1))
+    by_name = rows(dissociate(model, ids, which="drop_bos,repeat_bos", held_out=3, draws=1))
     with torch.no_grad():
         logits = model(ids[:4]).logits
         without = model(ids[:4, 1:]).logits
     full = math.log(perplexity(logits[:, 1:], ids[:4, 1:]))
-    assert found["drop_bos"].loss_difference_nats.value == pytest.approx(
+    assert by_name["drop_bos"].loss_difference_nats.value == pytest.approx(
         math.log(perplexity(without, ids[:4, 1:])) - full, abs=1e-4
     )
 
@@ -258,14 +258,14 @@ def test_held_out_sequences_are_the_last_and_at_most_half():
 def test_constants_are_means_over_the_held_out_tokens():
     lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=5, tokens=21)
     accessed = access(lively)
-    found = find(accessed, ids)
-    assert found.has_spikes
-    assert 3 in found.channels
+    targets = find(accessed, ids)
+    assert targets.has_spikes
+    assert 3 in targets.channels
     with torch.no_grad():
-        hidden = lively(ids, output_hidden_states=True).hidden_states[found.edit_block // 2]
-    spikes = (hidden[..., list(found.channels)].abs() >= found.magnitude_min).any(-1)
-    assert found.spike_tokens == int(spikes.sum())
-    assert torch.allclose(found.spike_states[found.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
+        hidden = lively(ids, output_hidden_states=True).hidden_states[targets.edit_block // 2]
+    spikes = (hidden[..., list(targets.channels)].abs() >= targets.magnitude_min).any(-1)
+    assert targets.spike_tokens == int(spikes.sum())
+    assert torch.allclose(targets.spike_states[targets.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
     assert int(ids.max()) < VOCAB
 
 

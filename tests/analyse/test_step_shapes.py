@@ -56,8 +56,8 @@ def test_the_rule_names_the_blocks_of_table_1(name):
     assert record.summary.step_down_blocks == down
     assert record.summary.spike_channels == [5, 17]
     assert [token.position for token in record.summary.spike_tokens] == [0, 0, 0]
-    found = {cycle.block: cycle.share_of_plateau for cycle in record.lifecycle.blocks}
+    measured = {cycle.block: cycle.share_of_plateau for cycle in record.lifecycle.blocks}
     # Of the plateau: what the blocks up to the largest residual add up to.
     plateau = sum(share for block, share in shares.items() if block <= record.spikes.verdict_block)
     for block, share in shares.items():
-        assert found[block] == pytest.approx(share / plateau, abs=0.01)
+        assert measured[block] == pytest.approx(share / plateau, abs=0.01)

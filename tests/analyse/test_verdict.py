@@ -52,10 +52,10 @@ def test_verdicts(on_spikes, on_sinks, verdict):
 
 
 def test_one_removal_that_leaves_the_other_is_enough():
-    found = judged(*twice(LEAVES), row("zero_spikes", "spikes", 0.1, 0.05), MASK_LEAVES)
-    assert found.sinks_need_spikes.answer == "no"
-    assert found.sinks_need_spikes.evidence == ["cut_amplifier", "cut_amplifier again"]
-    assert "cut_amplifier leaves 95% [93%, 97%] of the sinks, at +0 nats" in found.sinks_need_spikes.reason
+    made = judged(*twice(LEAVES), row("zero_spikes", "spikes", 0.1, 0.05), MASK_LEAVES)
+    assert made.sinks_need_spikes.answer == "no"
+    assert made.sinks_need_spikes.evidence == ["cut_amplifier", "cut_amplifier again"]
+    assert "cut_amplifier leaves 95% [93%, 97%] of the sinks, at +0 nats" in made.sinks_need_spikes.reason
 
 
 def test_a_control_that_moves_sinks_too_leaves_it_open():
@@ -66,9 +66,9 @@ def test_a_control_that_moves_sinks_too_leaves_it_open():
 
 
 def test_nothing_to_dissociate():
-    found = judged(MASK_LEAVES, has_spikes=False)
-    assert found.verdict == "not applicable"
-    assert "no spikes" in found.sentence
+    made = judged(MASK_LEAVES, has_spikes=False)
+    assert made.verdict == "not applicable"
+    assert "no spikes" in made.sentence
     assert judged(LEAVES).spikes_need_sinks.reason == "no intervention on sinks was run"
 
 
@@ -95,17 +95,17 @@ def test_the_rules_are_in_the_record():
 
 
 def test_an_answer_that_hangs_on_one_row_is_undecided():
-    found = judged(TAKES, *twice(MASK_LEAVES)).sinks_need_spikes
-    assert found.answer == "undecided"
-    assert found.sensitivity == {"cut_amplifier left out": "undecided"}
-    assert "the rules alone say yes" in found.reason
-    assert "cut_amplifier left out" in found.reason
+    said = judged(TAKES, *twice(MASK_LEAVES)).sinks_need_spikes
+    assert said.answer == "undecided"
+    assert said.sensitivity == {"cut_amplifier left out": "undecided"}
+    assert "the rules alone say yes" in said.reason
+    assert "cut_amplifier left out" in said.reason
 
 
 def test_an_answer_that_hangs_on_a_threshold_is_undecided():
     """What is left at a limit of 80 % is not at 90 %."""
-    found = judged(*twice(row("cut_amplifier", "spikes", 0.84, 0.05)), *twice(MASK_LEAVES)).sinks_need_spikes
-    assert (found.answer, found.sensitivity["left_min 0.9"]) == ("undecided", "undecided")
+    said = judged(*twice(row("cut_amplifier", "spikes", 0.84, 0.05)), *twice(MASK_LEAVES)).sinks_need_spikes
+    assert (said.answer, said.sensitivity["left_min 0.9"]) == ("undecided", "undecided")
 
 
 def test_spikes_are_gone_only_where_tokens_size_and_norm_ratio_are():
@@ -120,20 +120,20 @@ def test_sinks_are_counted_behind_the_edit():
     behind = TAKES.model_copy(
         update={"sink_ratio_kept": estimate(0.7), "downstream_sink_ratio_kept": estimate(0.1, 0.02)}
     )
-    found = judged(*twice(behind), *twice(MASK_LEAVES)).sinks_need_spikes
-    assert found.answer == "yes"
-    assert "leaves 10% [8%, 12%] of the sinks, in all blocks 70%" in found.reason
+    said = judged(*twice(behind), *twice(MASK_LEAVES)).sinks_need_spikes
+    assert said.answer == "yes"
+    assert "leaves 10% [8%, 12%] of the sinks, in all blocks 70%" in said.reason
 
 
 def test_rows_that_edit_sinks_behind_the_spikes_do_not_answer():
     late = MASK_LEAVES.model_copy(update={"cannot_answer": "it edits sinks after block 2"})
-    found = judged(*twice(LEAVES), *twice(late)).spikes_need_sinks
-    assert found.answer == "undecided"
-    assert "no row can answer" in found.reason
+    said = judged(*twice(LEAVES), *twice(late)).spikes_need_sinks
+    assert said.answer == "undecided"
+    assert "no row can answer" in said.reason
     moved = row("mask_sinks_everywhere", "sinks", 0.9, 1.0, spike_positions={0: 1.0, 1: 0.9, 2: 0.1})
-    found = judged(*twice(LEAVES), late, *twice(moved)).spikes_need_sinks
-    assert found.answer == "undecided"
-    assert "mask_sinks_everywhere leaves 90% of the sink ratio, spikes at position 0 and 1" in found.reason
+    said = judged(*twice(LEAVES), late, *twice(moved)).spikes_need_sinks
+    assert said.answer == "undecided"
+    assert "mask_sinks_everywhere leaves 90% of the sink ratio, spikes at position 0 and 1" in said.reason
 
 
 def test_as_many_spike_tokens_must_be_left_as_size():

@@ -27,20 +27,20 @@ class Keep:
 
 def test_the_probe_is_a_whole_forward_of_each_item_alone():
     accessed = access(tiny("llama"))
-    found = probe_vocabulary(accessed, 3, batch_tokens=10)
-    assert found.ids.tolist() == list(range(VOCAB))
+    probed = probe_vocabulary(accessed, 3, batch_tokens=10)
+    assert probed.ids.tolist() == list(range(VOCAB))
     keep = Keep()
     for item in (0, 41, 96):
         with observing(accessed, [keep]):
             run(accessed, full_batch(torch.tensor([[item]])))
-        assert found.first[item] == pytest.approx(float(keep.hidden.abs().max()), rel=1e-5)
-        assert found.embedding_norm[item] == pytest.approx(float(keep.embedding.norm()), rel=1e-5)
+        assert probed.first[item] == pytest.approx(float(keep.hidden.abs().max()), rel=1e-5)
+        assert probed.embedding_norm[item] == pytest.approx(float(keep.embedding.norm()), rel=1e-5)
 
 
 def test_the_control_measures_every_item_once_behind_a_prefix():
     accessed = access(tiny("llama"))
     items = np.arange(0, VOCAB, 2)
-    found = probe_vocabulary(accessed, 3, items, batch_tokens=40)
+    probed = probe_vocabulary(accessed, 3, items, batch_tokens=40)
     measured = {}
     keep = Keep()
     for rows, places in _behind(items, 40):
@@ -55,7 +55,7 @@ def test_the_control_measures_every_item_once_behind_a_prefix():
                     assert places[row, position] not in measured
                     measured[int(places[row, position])] = float(keep.hidden[row, position].abs().max())
     assert sorted(measured) == list(range(len(items)))
-    assert found.later == pytest.approx(np.array([measured[i] for i in range(len(items))]), rel=1e-5)
+    assert probed.later == pytest.approx(np.array([measured[i] for i in range(len(items))]), rel=1e-5)
 
 
 def test_early_attention_left_out_row_by_row():
@@ -80,10 +80,10 @@ def test_early_attention_left_out_row_by_row():
         silenced[layers] = keep.hidden.abs().amax(-1)[:, 0]
     threshold = float(silenced[()].quantile(0.3))
     expected = {layers: float((magnitude > threshold).float().mean()) for layers, magnitude in silenced.items()}
-    found = attention_ablation(scanned, 4, threshold, lambda *_: None)
-    assert (found.items, found.block) == (VOCAB, 4)
-    assert found.spiking_share == pytest.approx(expected[()])
-    rows = {(row.first_block, row.last_block): row.spiking_share for row in found.rows}
+    probed = attention_ablation(scanned, 4, threshold, lambda *_: None)
+    assert (probed.items, probed.block) == (VOCAB, 4)
+    assert probed.spiking_share == pytest.approx(expected[()])
+    rows = {(row.first_block, row.last_block): row.spiking_share for row in probed.rows}
     assert rows == {
         (1, 3): pytest.approx(expected[1, 3]),
         (3, 3): pytest.approx(expected[3,]),
@@ -105,11 +105,11 @@ def test_nearly_every_item_of_the_embedded_model_spikes_at_position_0(embedded):
     sample = np.random.default_rng(0).permutation(embedded.vocab_size)[:512]
     exceptions = [2790, 4424, 14379]
     ids = np.concatenate([np.setdiff1d(sample, exceptions), exceptions])
-    found = probe_vocabulary(embedded, 24, ids)
+    probed = probe_vocabulary(embedded, 24, ids)
     assert embedded.vocab_size == 49152
-    assert (found.first[-3:] < 200).all()
-    spiking = found.first[:-3] > 1000
+    assert (probed.first[-3:] < 200).all()
+    spiking = probed.first[:-3] > 1000
     # 7 of 49,152 do not: more than two of 512 would be a one in a million sample.
     assert spiking.sum() >= len(spiking) - 2
-    assert (found.later > 1000).mean() < 0.03
-    assert np.median(found.later) < 200
+    assert (probed.later > 1000).mean() < 0.03
+    assert np.median(probed.later) < 200

@@ -42,9 +42,9 @@ def test_several_runs_make_a_page_here(cli, folder, tmp_path):
 
 def test_json_and_figures(cli, folder, tmp_path):
     ran = cli("report", folder / "anatomy.json", "--out", "page.html", "--figures", "figures", "--json")
-    found = json.loads(ran.out)
-    assert found["page"] == "page.html" and found["bytes"] == (tmp_path / "page.html").stat().st_size
-    assert sorted(Path(file).name for file in found["figures"]) == [
+    printed = json.loads(ran.out)
+    assert printed["page"] == "page.html" and printed["bytes"] == (tmp_path / "page.html").stat().st_size
+    assert sorted(Path(file).name for file in printed["figures"]) == [
         "head_importance.svg", "lifecycle_residual.svg", "lifecycle_shares.svg", "lifecycle_write.svg", "sink_map.svg"
     ]  # fmt: skip
 

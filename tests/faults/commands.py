@@ -92,21 +92,21 @@ def _trained(out: Path) -> dict[str, Any]:
 
     from spikesink.train import checkpoints
 
-    found = _record("training")(out)
-    if found:
-        found["log.jsonl"] = (out / "log.jsonl").read_bytes()
+    parts = _record("training")(out)
+    if parts:
+        parts["log.jsonl"] = (out / "log.jsonl").read_bytes()
     if (out / "model").exists():
         assert (out / "model" / "tokenizer.json").exists(), "a model without its tokenizer"
         weights = load_file(out / "model" / "model.safetensors")
-        found["model"] = {name: array.tobytes() for name, array in weights.items()}
+        parts["model"] = {name: array.tobytes() for name, array in weights.items()}
     if (out / "held_out.npy").exists():
-        found["held_out.npy"] = np.load(out / "held_out.npy").tolist()
+        parts["held_out.npy"] = np.load(out / "held_out.npy").tolist()
     if (out / "recipe.yaml").exists():
-        found["recipe.yaml"] = yaml.safe_load((out / "recipe.yaml").read_text())
+        parts["recipe.yaml"] = yaml.safe_load((out / "recipe.yaml").read_text())
     newest = checkpoints.newest_complete(out / "checkpoints")
     if newest is not None:
         load_file(newest / "model.safetensors")
-    return found
+    return parts
 
 
 def _studied(out: Path) -> dict[str, Any]:
@@ -117,24 +117,24 @@ def _studied(out: Path) -> dict[str, Any]:
     from spikesink.records.study import CellRecord, StudyRecord
 
     results = out / "results"
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for path in (results / "grid-tiny").glob("*.json"):
         record = CellRecord.read_file(path)
         if record.status != "failed":
-            found[path.name] = without_timing(json.loads(record.to_json()))
+            parts[path.name] = without_timing(json.loads(record.to_json()))
     table = results / "grid-tiny.json"
     cells = 0
     if table.exists():
         study = StudyRecord.read_file(table)
         cells = len(study.cells)
         if cells == len(GRID["variants"]) * 2 and not study.errors:
-            found[table.name] = without_timing(json.loads(study.to_json()))
+            parts[table.name] = without_timing(json.loads(study.to_json()))
     # Of the text forms only the last, complete one can be compared.
-    if table.name in found and len(found) == cells + 1:
+    if table.name in parts and len(parts) == cells + 1:
         forms = [results / f"grid-tiny.{form}" for form in ("md", "csv", "tex")]
         if all(path.exists() for path in forms):
-            found["forms"] = [path.read_text() for path in forms]
-    return found
+            parts["forms"] = [path.read_text() for path in forms]
+    return parts
 
 
 def _has(file: str) -> Callable[[Path], bool]:

@@ -56,11 +56,11 @@ def with_cache(place: Path) -> None:
     os.environ["SPIKESINK_CACHE"] = str(place / "cache")
 
 
-def same(found: dict[str, Any], whole: dict[str, Any], *, complete: bool) -> None:
+def same(result: dict[str, Any], whole: dict[str, Any], *, complete: bool) -> None:
     """Everything that is there is what the undisturbed run made; with `complete`, all of it is there."""
-    for name, value in found.items():
+    for name, value in result.items():
         assert value == whole[name], f"{name} differs from the undisturbed run's"
-    assert not complete or found.keys() == whole.keys(), f"{sorted(whole.keys() - found.keys())} missing"
+    assert not complete or result.keys() == whole.keys(), f"{sorted(whole.keys() - result.keys())} missing"
 
 
 def finishes(bench: Bench, command: Command, place: Path) -> None:
@@ -156,8 +156,8 @@ def damaged_checkpoint(bench: Bench, command: Command = TRAIN) -> int:
     while not any(path.stat().st_size for path in files):
         child = Child([*bench.arguments(command, place / "out"), *command.again(place / "out")], place / "log")
         child.kill_after(bench.cpu_s[command.name] * bench.random.uniform(0.5, 1))
-        found = sorted(place.glob("out/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        files = [path for folder in found[-1:] for path in folder.rglob("*") if path.is_file()]
+        saved = sorted(place.glob("out/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        files = [path for folder in saved[-1:] for path in folder.rglob("*") if path.is_file()]
     damaged = _damage(bench.random, files)
     finishes(bench, command, place)
     shutil.rmtree(place)

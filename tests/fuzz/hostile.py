@@ -50,11 +50,11 @@ def bent_bytes(draw: st.DrawFn, good: bytes, header: int | None = None) -> bytes
 
 def paths(tree: Any, above: tuple = ()) -> list[tuple]:
     """Every place in a JSON tree, the root among them."""
-    found = [above]
+    every = [above]
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
-        found += paths(value, (*above, key))
-    return found
+        every += paths(value, (*above, key))
+    return every
 
 
 @st.composite

@@ -88,20 +88,20 @@ def _resume(content: bytes, folder: Path) -> None:
     newest.mkdir(parents=True)
     (newest / "weights").write_bytes(b"12345")
     (newest / checkpoints.MARKER).write_bytes(content)
-    found = checkpoints.newest_undamaged(newest.parent)
+    newest_whole = checkpoints.newest_undamaged(newest.parent)
     checkpoints.prune(newest.parent, 1)
-    checkpoints.discard_newer(newest.parent, found)
-    if found is None:
+    checkpoints.discard_newer(newest.parent, newest_whole)
+    if newest_whole is None:
         raise InputError("passed over")
-    checkpoints.check_recipe(found, load_recipe("nano"), allow_changed=False)
+    checkpoints.check_recipe(newest_whole, load_recipe("nano"), allow_changed=False)
 
 
 def _go_on(content: bytes, folder: Path) -> None:
     """Interventions go on from what a killed run left; whatever that says, they find what they find without it."""
     (folder / seeds.partial()[0]).write_bytes(content)
-    found = json.loads(seeds.intervened(folder).to_json())
+    again = json.loads(seeds.intervened(folder).to_json())
     whole = json.loads(seeds.record_files("interventions")["interventions.json"])
-    assert without_timing(found) == without_timing(whole), "another result"
+    assert without_timing(again) == without_timing(whole), "another result"
 
 
 @st.composite

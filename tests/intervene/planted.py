@@ -29,7 +29,7 @@ class Case:
         limit = float((ordered[6] + ordered[7]) / 2)
         self.spikes = largest >= limit
         drawn = torch.Generator().manual_seed(5)
-        self.found = Targets(
+        self.targets = Targets(
             has_spikes=True,
             spike=float(self.before.abs().max()),
             edit_block=EDIT_BLOCK,

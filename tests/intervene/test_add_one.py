@@ -24,6 +24,6 @@ def test_the_diff_of_the_page_adds_an_intervention(case, monkeypatch):
     assert parse_which("halve_spikes").interventions == (made,)
 
     def halved(block, hidden):
-        return hidden / (1 + (hidden.abs() >= case.found.magnitude_min)) if block == EDIT_BLOCK else hidden
+        return hidden / (1 + (hidden.abs() >= case.targets.magnitude_min)) if block == EDIT_BLOCK else hidden
 
-    assert close(case.logits(made(case.accessed, case.found)), Hand(case.model, residual=halved)(case.ids))
+    assert close(case.logits(made(case.accessed, case.targets)), Hand(case.model, residual=halved)(case.ids))

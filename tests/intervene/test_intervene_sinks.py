@@ -36,7 +36,7 @@ def on_sinks(case, block, heads, change, tensor):
     for b in range(batch):
         sinks = {0, 2} | set(case.spikes[b].nonzero().flatten().tolist())
         for h in range(n_heads):
-            if heads == "sinks" and (block, h) not in case.found.sink_heads:
+            if heads == "sinks" and (block, h) not in case.targets.sink_heads:
                 continue
             for t in range(tokens):
                 chosen = sorted(key for key in sinks if key < t)
@@ -51,7 +51,7 @@ def test_mask(case, intervention, heads, strength):
     def change(row, sinks, t):
         row[sinks] = row[sinks] + math.log(1 - strength) if strength < 1 else -math.inf
 
-    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
+    ours = case.logits(intervention(case.accessed, case.targets, strength=strength))
     hand = Hand(case.model, scores=lambda block, scores: on_sinks(case, block, heads, change, scores))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
@@ -66,9 +66,9 @@ def test_mask_from_the_first_block_on(case):
             scores[:, :, t, [key for key in (0, 2) if key < t]] = -math.inf
         return scores
 
-    ours = case.logits(mask_sinks_everywhere(case.accessed, case.found))
+    ours = case.logits(mask_sinks_everywhere(case.accessed, case.targets))
     assert close(ours, Hand(case.model, scores=masked)(case.ids))
-    assert not close(ours, case.logits(mask_sinks(case.accessed, case.found)))
+    assert not close(ours, case.logits(mask_sinks(case.accessed, case.targets)))
 
 
 def test_move(case):
@@ -81,10 +81,10 @@ def test_move(case):
             weights[:, :, t, [0, 2]] = 0
         return weights
 
-    ours = case.logits(move_sinks(case.accessed, case.found, position=3))
+    ours = case.logits(move_sinks(case.accessed, case.targets, position=3))
     assert close(ours, Hand(case.model, weights=moved)(case.ids))
     with pytest.raises(InputError, match="position is 0"):
-        move_sinks(case.accessed, case.found, position=0)
+        move_sinks(case.accessed, case.targets, position=0)
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
@@ -95,7 +95,7 @@ def test_zero_values(case, intervention, heads, strength):
     def change(row, sinks, t):
         row[sinks] *= 1 - strength
 
-    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
+    ours = case.logits(intervention(case.accessed, case.targets, strength=strength))
     hand = Hand(case.model, weights=lambda block, _, weights: on_sinks(case, block, heads, change, weights))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
@@ -119,7 +119,7 @@ def weights_under(case, context):
 
 
 def test_zeroed_values_keep_their_weight(case):
-    sums = weights_under(case, zero_sink_values(case.accessed, case.found))[5].sum(-1)
+    sums = weights_under(case, zero_sink_values(case.accessed, case.targets))[5].sum(-1)
     assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_spread(case, intervention, heads, strength):
         for key in others or [t]:
             row[key] += taken / max(1, len(others))
 
-    ours = case.logits(intervention(case.accessed, case.found, strength=strength))
+    ours = case.logits(intervention(case.accessed, case.targets, strength=strength))
     hand = Hand(case.model, weights=lambda block, _, weights: on_sinks(case, block, heads, change, weights))
     assert close(ours, hand(case.ids))
     assert not close(ours, case.plain)
@@ -147,7 +147,7 @@ def test_softmax_off_by_one(case):
         raised = scores.exp()
         return raised / (1 + raised.sum(-1, keepdim=True))
 
-    ours = case.logits(softmax_off_by_one(case.accessed, case.found))
+    ours = case.logits(softmax_off_by_one(case.accessed, case.targets))
     assert close(ours, Hand(case.model, weights=weights)(case.ids))
     assert not close(ours, case.plain)
 
@@ -161,13 +161,13 @@ def test_isolate_token(case, position):
             scores[:, :, token, :token] = -math.inf
         return scores
 
-    ours = case.logits(isolate_token(case.accessed, case.found, position=position))
+    ours = case.logits(isolate_token(case.accessed, case.targets, position=position))
     assert close(ours, Hand(case.model, scores=scores)(case.ids))
     assert not close(ours, case.plain)
 
 
 def test_random_keys_are_as_many_of_the_first_half_and_no_sinks(case):
-    weights = weights_under(case, mask_sinks(case.accessed, case.found, control="random_keys", seed=2))
+    weights = weights_under(case, mask_sinks(case.accessed, case.targets, control="random_keys", seed=2))
     masked = (weights[3] == 0)[:, 0, -1]
     sinks = case.spikes.clone()
     sinks[:, [0, 2]] = True
@@ -179,7 +179,7 @@ def test_random_keys_are_as_many_of_the_first_half_and_no_sinks(case):
 
 
 def test_random_heads_are_as_many_and_no_sink_heads(case):
-    context = mask_sinks_in_sink_heads(case.accessed, case.found, control="random_heads", seed=2)
+    context = mask_sinks_in_sink_heads(case.accessed, case.targets, control="random_heads", seed=2)
     masked = (weights_under(case, context)[3][:, :, -1, 0] == 0).all(0)
     assert int(masked.sum()) == 2
     assert not masked[[1, 2]].any()
@@ -206,7 +206,7 @@ def bos_first(case):
 
 
 def test_repeat_bos(case):
-    measured = losses(case, repeat_bos(case.accessed, case.found, copies=3), case.ids)
+    measured = losses(case, repeat_bos(case.accessed, case.targets, copies=3), case.ids)
     longer = torch.cat([torch.ones(3, 3, dtype=torch.long), case.ids], 1)
     assert measured.predictions == [10, 10, 10]
     assert measured.loss_sums == pytest.approx(token_losses(case, longer, range(4, 14)), rel=1e-4)
@@ -214,16 +214,16 @@ def test_repeat_bos(case):
 
 def test_drop_bos(case):
     ids = bos_first(case)
-    measured = losses(case, drop_bos(case.accessed, case.found), ids)
+    measured = losses(case, drop_bos(case.accessed, case.targets), ids)
     assert measured.predictions == [9, 9, 9]
     assert measured.loss_sums == pytest.approx(token_losses(case, ids[:, 1:], range(1, 10)), rel=1e-4)
     with pytest.raises(DoesNotApplyError, match="do not begin with BOS"):
-        losses(case, drop_bos(case.accessed, case.found), case.ids)
+        losses(case, drop_bos(case.accessed, case.targets), case.ids)
 
 
 def test_move_bos(case):
     ids = bos_first(case)
-    measured = losses(case, move_bos(case.accessed, case.found, position=4), ids)
+    measured = losses(case, move_bos(case.accessed, case.targets, position=4), ids)
     moved = torch.cat([ids[:, 1:5], ids[:, :1], ids[:, 5:]], 1)
     assert measured.predictions == [9, 9, 9]
     assert measured.loss_sums == pytest.approx(token_losses(case, moved, [1, 2, 3, *range(5, 11)]), rel=1e-4)
@@ -231,10 +231,10 @@ def test_move_bos(case):
 
 def test_options_are_checked(case):
     with pytest.raises(InputError, match="did you mean 'random_keys'"):
-        mask_sinks(case.accessed, case.found, control="random_key")
+        mask_sinks(case.accessed, case.targets, control="random_key")
     with pytest.raises(InputError, match="heads"):
-        mask_sinks(case.accessed, case.found, heads="some")
+        mask_sinks(case.accessed, case.targets, heads="some")
     with pytest.raises(InputError, match="position"):
-        isolate_token(case.accessed, case.found, position=0)
+        isolate_token(case.accessed, case.targets, position=0)
     with pytest.raises(InputError, match="copies"):
-        repeat_bos(case.accessed, case.found, copies=0)
+        repeat_bos(case.accessed, case.targets, copies=0)

@@ -31,7 +31,7 @@ def elements(case, value):
     """The change that gives every spike element `value(old, channel)`."""
 
     def change(hidden):
-        for b, t, c in (hidden.abs() >= case.found.magnitude_min).nonzero().tolist():
+        for b, t, c in (hidden.abs() >= case.targets.magnitude_min).nonzero().tolist():
             hidden[b, t, c] = value(hidden[b, t, c], c)
         return hidden
 
@@ -44,22 +44,22 @@ def test_the_hand_written_model_is_the_model(case):
 
 
 def test_zero(case):
-    ours = case.logits(zero_spikes(case.accessed, case.found))
+    ours = case.logits(zero_spikes(case.accessed, case.targets))
     assert close(ours, Hand(case.model, residual=elements(case, lambda old, c: 0.0))(case.ids))
     assert not close(ours, case.plain)
 
 
 def test_mean_of_other_prompts(case):
-    state = case.found.spike_states[EDIT_BLOCK]
-    ours = case.logits(mean_spikes(case.accessed, case.found))
+    state = case.targets.spike_states[EDIT_BLOCK]
+    ours = case.logits(mean_spikes(case.accessed, case.targets))
     assert close(ours, Hand(case.model, residual=elements(case, lambda old, c: state[c]))(case.ids))
     assert not close(ours, case.plain)
 
 
 @pytest.mark.parametrize("bound", [None, 0.25])
 def test_clip(case, bound):
-    limit = case.found.ordinary_max if bound is None else bound
-    ours = case.logits(clip_spikes(case.accessed, case.found, bound=bound))
+    limit = case.targets.ordinary_max if bound is None else bound
+    ours = case.logits(clip_spikes(case.accessed, case.targets, bound=bound))
     expected = Hand(case.model, residual=elements(case, lambda old, c: limit if old > 0 else -limit))(case.ids)
     assert close(ours, expected)
     assert not close(ours, case.plain)
@@ -68,10 +68,10 @@ def test_clip(case, bound):
 def test_freeze(case):
     def change(hidden):
         for b, t in case.spikes.nonzero().tolist():
-            hidden[b, t] = case.found.spike_states[EDIT_BLOCK]
+            hidden[b, t] = case.targets.spike_states[EDIT_BLOCK]
         return hidden
 
-    ours = case.logits(freeze_spikes(case.accessed, case.found))
+    ours = case.logits(freeze_spikes(case.accessed, case.targets))
     assert close(ours, Hand(case.model, residual=after_edit_block(change))(case.ids))
     assert not close(ours, case.plain)
 
@@ -81,39 +81,39 @@ def pinned(case):
         hidden = hidden.clone()
         if EDIT_BLOCK <= block < STEP_DOWN:
             for b, t in case.spikes.nonzero().tolist():
-                hidden[b, t] = case.found.spike_states[block]
+                hidden[b, t] = case.targets.spike_states[block]
         return hidden
 
     return Hand(case.model, residual=residual)(case.ids)
 
 
 def test_pin(case):
-    ours = case.logits(pin_spikes(case.accessed, case.found))
+    ours = case.logits(pin_spikes(case.accessed, case.targets))
     assert close(ours, pinned(case))
-    assert not close(ours, case.logits(freeze_spikes(case.accessed, case.found)))
+    assert not close(ours, case.logits(freeze_spikes(case.accessed, case.targets)))
 
 
 def test_cut_amplifier(case):
     def down(block, weight):
         weight = weight.clone()
         if block == EDIT_BLOCK:
-            for channel, neuron in case.found.amplifier:
+            for channel, neuron in case.targets.amplifier:
                 weight[channel, neuron] = 0.0
         return weight
 
-    ours = case.logits(cut_amplifier(case.accessed, case.found))
+    ours = case.logits(cut_amplifier(case.accessed, case.targets))
     assert close(ours, Hand(case.model, down=down)(case.ids))
     assert not close(ours, case.plain)
 
 
 def test_project_out_direction(case):
     norm = case.model.model.layers[0].post_attention_layernorm
-    axis = case.found.direction
+    axis = case.targets.direction
 
     def normed(block, bare, scaled):
         return (bare - (bare @ axis)[..., None] * axis) * norm.weight if block == EDIT_BLOCK else scaled
 
-    ours = case.logits(project_out_direction(case.accessed, case.found))
+    ours = case.logits(project_out_direction(case.accessed, case.targets))
     assert close(ours, Hand(case.model, normed=normed)(case.ids))
     assert not close(ours, case.plain)
 
@@ -126,7 +126,7 @@ def test_normalise_write(case):
         typical = torch.stack([row.sort().values[(len(row) - 1) // 2] for row in rms])
         return written / rms[..., None] * typical[:, None, None]
 
-    ours = case.logits(normalise_write(case.accessed, case.found))
+    ours = case.logits(normalise_write(case.accessed, case.targets))
     assert close(ours, Hand(case.model, write=write)(case.ids))
     assert not close(ours, case.plain)
 
@@ -145,7 +145,7 @@ def test_shrink_spikes(case, control):
     def write(block, written):
         return torch.where(chosen[..., None], written / 7, written) if block in blocks else written
 
-    ours = case.logits(shrink_spikes(case.accessed, case.found, strength=7, control=control, seed=3))
+    ours = case.logits(shrink_spikes(case.accessed, case.targets, strength=7, control=control, seed=3))
     assert case.accessed.n_blocks == 6 and close(ours, Hand(case.model, write=write)(case.ids))
     assert not close(ours, case.plain)
 
@@ -153,7 +153,7 @@ def test_shrink_spikes(case, control):
 @pytest.mark.parametrize("strength", [0.5, float("nan"), float("inf")])
 def test_a_strength_that_means_nothing_is_refused(case, strength):
     with pytest.raises(InputError, match="expected 1 or more"):
-        shrink_spikes(case.accessed, case.found, strength=strength)
+        shrink_spikes(case.accessed, case.targets, strength=strength)
 
 
 class Residual:
@@ -185,11 +185,11 @@ def test_controls_of_elements_are_as_many_elsewhere(case):
     assert int(spikes.sum()) == 5
 
     def control(name, seed):
-        return changed(case, zero_spikes(case.accessed, case.found, magnitude=limit, control=name, seed=seed))
+        return changed(case, zero_spikes(case.accessed, case.targets, magnitude=limit, control=name, seed=seed))
 
     channels = control("random_channels", 1)
     assert torch.equal(channels.sum(-1), spikes.sum(-1))
-    assert not channels[..., list(case.found.channels)].any()
+    assert not channels[..., list(case.targets.channels)].any()
     tokens, other = control("random_tokens", 1), control("random_tokens", 2)
     assert not (tokens.any(-1) & spikes.any(-1)).any()
     assert torch.equal(tokens.any(-1).sum(1), spikes.any(-1).sum(1))
@@ -197,46 +197,46 @@ def test_controls_of_elements_are_as_many_elsewhere(case):
 
 
 def test_controls_of_states_are_as_many_elsewhere(case):
-    tokens = changed(case, freeze_spikes(case.accessed, case.found, control="random_tokens", seed=3)).any(-1)
+    tokens = changed(case, freeze_spikes(case.accessed, case.targets, control="random_tokens", seed=3)).any(-1)
     assert not (tokens & case.spikes).any()
     assert torch.equal(tokens.sum(1), case.spikes.sum(1))
-    constant = edited(case, freeze_spikes(case.accessed, case.found, control="random_constant"))[case.spikes]
+    constant = edited(case, freeze_spikes(case.accessed, case.targets, control="random_constant"))[case.spikes]
     assert torch.allclose(constant, constant[0].expand_as(constant), atol=1e-5)
-    assert constant[0].norm() == pytest.approx(float(case.found.spike_states[EDIT_BLOCK].norm()), rel=1e-4)
-    assert not close(constant[0], case.found.spike_states[EDIT_BLOCK])
+    assert constant[0].norm() == pytest.approx(float(case.targets.spike_states[EDIT_BLOCK].norm()), rel=1e-4)
+    assert not close(constant[0], case.targets.spike_states[EDIT_BLOCK])
 
 
 def test_control_of_weights_is_as_many_entries_of_the_same_rows(case):
     weight = case.model.model.layers[0].mlp.down_proj.weight
     before = weight.detach().clone()
-    with cut_amplifier(case.accessed, case.found, control="random_entries", seed=4):
+    with cut_amplifier(case.accessed, case.targets, control="random_entries", seed=4):
         entries = (weight != before).nonzero().tolist()
     assert sorted(row for row, _ in entries) == [5, 5, 17]
-    assert not {tuple(entry) for entry in entries} & set(case.found.amplifier)
+    assert not {tuple(entry) for entry in entries} & set(case.targets.amplifier)
 
 
 def test_what_does_not_apply_says_why(case):
     with pytest.raises(DoesNotApplyError, match="no spikes"):
-        zero_spikes(case.accessed, replace(case.found, has_spikes=False))
+        zero_spikes(case.accessed, replace(case.targets, has_spikes=False))
     with pytest.raises(DoesNotApplyError, match="attention block"):
-        cut_amplifier(case.accessed, replace(case.found, step_up_block=3))
+        cut_amplifier(case.accessed, replace(case.targets, step_up_block=3))
     with pytest.raises(DoesNotApplyError, match="no single block"):
-        normalise_write(case.accessed, replace(case.found, step_up_block=None))
+        normalise_write(case.accessed, replace(case.targets, step_up_block=None))
 
 
 def test_massive_channels_go_with_the_spikes(case):
     """Channel 9 holds less than a spike but meets the criterion: zeroed at spike tokens, unless told otherwise."""
-    found = replace(case.found, massive_channels=(9,))
+    targets = replace(case.targets, massive_channels=(9,))
 
     def zeroed(block, hidden):
         if block != EDIT_BLOCK:
             return hidden
-        gone = hidden.abs() >= found.magnitude_min
+        gone = hidden.abs() >= targets.magnitude_min
         gone[..., 9] |= case.spikes
         return hidden.masked_fill(gone, 0.0)
 
-    ours = case.logits(zero_spikes(case.accessed, found))
+    ours = case.logits(zero_spikes(case.accessed, targets))
     assert close(ours, Hand(case.model, residual=zeroed)(case.ids))
-    plain = case.logits(zero_spikes(case.accessed, case.found))
+    plain = case.logits(zero_spikes(case.accessed, case.targets))
     assert not close(ours, plain)
-    assert close(case.logits(zero_spikes(case.accessed, found, magnitude=found.magnitude_min)), plain)
+    assert close(case.logits(zero_spikes(case.accessed, targets, magnitude=targets.magnitude_min)), plain)

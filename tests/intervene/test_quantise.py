@@ -205,12 +205,12 @@ def test_the_rotated_model_is_the_model(family):
     ],
 )
 def test_linears_are_found_in_every_family(family, counts):
-    found = find_linears(access(tiny(family)))
-    kinds = {kind: sum(site.kind == kind for site in found) for kind in {site.kind for site in found}}
+    sites = find_linears(access(tiny(family)))
+    kinds = {kind: sum(site.kind == kind for site in sites) for kind in {site.kind for site in sites}}
     assert kinds == counts
-    for site in found:
+    for site in sites:
         assert (site.kind in ("attention_in", "attention_out")) == bool(site.block % 2)
     writers = {"llama": "down_proj", "gpt2": "c_proj", "opt-post-norm": "fc2", "phi3": "down_proj"}
-    for site in found:
+    for site in sites:
         if site.kind == "down_proj":
             assert site.name.endswith(writers[family])

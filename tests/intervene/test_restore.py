@@ -33,7 +33,7 @@ def test_restored(case, name, control):
     ids = case.ids.clone()
     ids[:, 0] = 1
     plain = case.logits(ids=ids)
-    with INTERVENTIONS[name](case.accessed, case.found, control=control) as _:
+    with INTERVENTIONS[name](case.accessed, case.targets, control=control) as _:
         assert state(case.model)[1] != before[1] or not torch.equal(
             case.model.state_dict()["model.layers.0.mlp.down_proj.weight"],
             before[0]["model.layers.0.mlp.down_proj.weight"],
@@ -47,20 +47,20 @@ def test_restored(case, name, control):
 @pytest.mark.parametrize("name", INTERVENTIONS)
 def test_restored_after_an_exception(case, name):
     before = state(case.model)
-    with pytest.raises(KeyError, match="mine"), INTERVENTIONS[name](case.accessed, case.found):
+    with pytest.raises(KeyError, match="mine"), INTERVENTIONS[name](case.accessed, case.targets):
         raise KeyError("mine")
     unchanged(before, state(case.model))
 
 
 def _open_many(case):
-    found = case.found
+    targets = case.targets
     with ExitStack() as stack:
-        stack.enter_context(cut_amplifier(case.accessed, found))
-        stack.enter_context(zero_spikes(case.accessed, found))
-        stack.enter_context(cut_amplifier(case.accessed, found, control="random_entries", seed=1))
-        stack.enter_context(cut_amplifier(case.accessed, found))
-        stack.enter_context(mask_sinks(case.accessed, found))
-        stack.enter_context(pin_spikes(case.accessed, found))
+        stack.enter_context(cut_amplifier(case.accessed, targets))
+        stack.enter_context(zero_spikes(case.accessed, targets))
+        stack.enter_context(cut_amplifier(case.accessed, targets, control="random_entries", seed=1))
+        stack.enter_context(cut_amplifier(case.accessed, targets))
+        stack.enter_context(mask_sinks(case.accessed, targets))
+        stack.enter_context(pin_spikes(case.accessed, targets))
         case.logits()
         raise KeyError("mine")
 
@@ -73,21 +73,21 @@ def test_nested_and_closed_by_an_exception(case):
 
 
 def test_nested_edits_add_up(case):
-    both = case.logits(zero_spikes(case.accessed, case.found), mask_sinks(case.accessed, case.found))
-    one = case.logits(zero_spikes(case.accessed, case.found))
-    other = case.logits(mask_sinks(case.accessed, case.found))
+    both = case.logits(zero_spikes(case.accessed, case.targets), mask_sinks(case.accessed, case.targets))
+    one = case.logits(zero_spikes(case.accessed, case.targets))
+    other = case.logits(mask_sinks(case.accessed, case.targets))
     assert not close(both, one)
     assert not close(both, other)
 
 
 def test_a_hugging_face_model_does(case):
-    with zero_spikes(case.model, case.found):
+    with zero_spikes(case.model, case.targets):
         changed = case.logits()
-    assert close(changed, case.logits(zero_spikes(case.accessed, case.found)))
+    assert close(changed, case.logits(zero_spikes(case.accessed, case.targets)))
 
 
 def test_a_refusal_inside_the_forward_leaves_nothing(case):
     before = state(case.model)
     with pytest.raises(DoesNotApplyError, match="BOS"):
-        case.logits(INTERVENTIONS["drop_bos"](case.accessed, case.found))
+        case.logits(INTERVENTIONS["drop_bos"](case.accessed, case.targets))
     unchanged(before, state(case.model))

@@ -127,11 +127,11 @@ def test_a_planted_amplifier_gives_back_its_value_direction_and_channel(dense):
     assert int(norms.argmax()) == 17
     assert float(norms[17]) == pytest.approx(40.0, rel=1e-3)
     assert float(norms.median()) < 0.1
-    found = spectrum(ffn, 17, 4, dense=dense)
-    assert found.values[0] == pytest.approx(-40.0, rel=1e-3)
-    assert np.abs(found.values[1:]).max() < 0.1
-    assert abs(float(found.vectors[0] @ direction.numpy())) == pytest.approx(1.0, abs=1e-5)
-    assert found.values[0] ** 2 / symmetric_norm(ffn, 17) ** 2 == pytest.approx(1.0, abs=1e-3)
+    top = spectrum(ffn, 17, 4, dense=dense)
+    assert top.values[0] == pytest.approx(-40.0, rel=1e-3)
+    assert np.abs(top.values[1:]).max() < 0.1
+    assert abs(float(top.vectors[0] @ direction.numpy())) == pytest.approx(1.0, abs=1e-5)
+    assert top.values[0] ** 2 / symmetric_norm(ffn, 17) ** 2 == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_planted_amplifier_predicts_its_output():
@@ -142,8 +142,8 @@ def test_a_planted_amplifier_predicts_its_output():
     other = torch.randn(d, generator=torch.Generator().manual_seed(9)).double()
     other = functional.normalize(other - (other @ direction) * direction, dim=0)
     hidden = math.sqrt(d) * (cosines[:, None] * direction + (1 - cosines**2).sqrt()[:, None] * other)
-    found = spectrum(ffn, 17, 2)
-    predicted = rank_one(float(found.values[0]), torch.from_numpy(found.vectors[0]), hidden)
+    top = spectrum(ffn, 17, 2)
+    predicted = rank_one(float(top.values[0]), torch.from_numpy(top.vectors[0]), hidden)
     assert torch.allclose(predicted, -40.0 * d * cosines**2, rtol=1e-6)
     true = output(ffn, hidden, 17)
     assert torch.allclose(predicted, true, rtol=1e-2)
@@ -180,11 +180,11 @@ def test_a_fit_by_hand():
 def test_identity_and_ordinary_gates_differ():
     ffn = random_ffn(31, 37, seed=8)
     hidden = torch.randn(6, 31, generator=torch.Generator().manual_seed(2)).double()
-    found = gate_identity(ffn, hidden)
+    gates = gate_identity(ffn, hidden)
     gate = hidden @ ffn.gate.T
     for token in range(6):
         activated = gate[token] * torch.sigmoid(gate[token])
         cosine = float(activated @ gate[token] / activated.norm() / gate[token].norm())
-        assert found.cosine[token] == pytest.approx(cosine, rel=1e-9)
-        assert found.norm_ratio[token] == pytest.approx(float(activated.norm() / gate[token].norm()), rel=1e-9)
-    assert found.cosine.max() < 0.95
+        assert gates.cosine[token] == pytest.approx(cosine, rel=1e-9)
+        assert gates.norm_ratio[token] == pytest.approx(float(activated.norm() / gate[token].norm()), rel=1e-9)
+    assert gates.cosine.max() < 0.95

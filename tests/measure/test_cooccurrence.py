@@ -33,21 +33,21 @@ def test_overlap_by_hand():
     spike, sink = masks(20, [0, 1, 2, 3], [2, 3, 4, 5, 6])
     eligible = torch.ones(2, 10, dtype=torch.bool)
     eligible[0, 6] = False
-    found = overlap(spike, sink, eligible)
-    assert (found.n, found.spikes, found.sinks, found.both) == (19, 4, 4, 2)
-    assert (found.precision, found.recall, found.jaccard) == (0.5, 0.5, 2 / 6)
+    counts = overlap(spike, sink, eligible)
+    assert (counts.n, counts.spikes, counts.sinks, counts.both) == (19, 4, 4, 2)
+    assert (counts.precision, counts.recall, counts.jaccard) == (0.5, 0.5, 2 / 6)
     tail = float(hypergeom(19, 4, 4).sf(1))
-    assert found.p_value == pytest.approx(tail, abs=0.04)
+    assert counts.p_value == pytest.approx(tail, abs=0.04)
     law = hypergeom(19, 4, 4)
     expected = sum(float(law.pmf(k)) * k / (8 - k) for k in range(5))
-    assert found.chance_jaccard == pytest.approx(expected, abs=0.02)
+    assert counts.chance_jaccard == pytest.approx(expected, abs=0.02)
 
 
 def test_identical_and_disjoint_sets():
     spike, sink = masks(200, list(range(10)), list(range(10)))
-    found = overlap(spike, sink, torch.ones_like(spike))
-    assert found.jaccard == 1.0
-    assert found.p_value < 0.01
+    same = overlap(spike, sink, torch.ones_like(spike))
+    assert same.jaccard == 1.0
+    assert same.p_value < 0.01
     apart = overlap(*masks(200, list(range(10)), list(range(50, 60))), torch.ones_like(spike))
     assert (apart.jaccard, apart.p_value) == (0.0, 1.0)
     assert overlap(spike, torch.zeros_like(sink), torch.ones_like(spike)).jaccard is None
@@ -118,14 +118,14 @@ def test_mean_cosine_and_its_interval():
     vectors = np.random.default_rng(4).normal(size=(7, 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     pairs = [abs(float(vectors[i] @ vectors[j])) for i in range(7) for j in range(i)]
-    found = mean_cosine(vectors)
-    assert (found.value, found.n) == (pytest.approx(np.mean(pairs)), 7)
+    estimate = mean_cosine(vectors)
+    assert (estimate.value, estimate.n) == (pytest.approx(np.mean(pairs)), 7)
     drawn = np.random.default_rng(0).integers(0, 7, (2000, 7))
     means = []
     for row in drawn:
         own = [abs(float(vectors[i] @ vectors[j])) for i in row for j in row if i != j]
         means += [np.mean(own)] if own else []
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-6)
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), rel=1e-6)
     assert mean_cosine(vectors[:1]).value is None
 
 
@@ -159,10 +159,10 @@ def test_rank_correlation_is_spearmans():
     generator = np.random.default_rng(0)
     one = generator.normal(size=50).round(1)
     other = one + generator.normal(size=50)
-    found = rank_correlation(one, other)
-    assert found.value == pytest.approx(float(spearmanr(one, other).statistic))
-    assert found.low < found.value < found.high
-    assert found.low > 0
+    estimate = rank_correlation(one, other)
+    assert estimate.value == pytest.approx(float(spearmanr(one, other).statistic))
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.low > 0
     assert rank_correlation(one, np.exp(one)).value == pytest.approx(1.0)
     assert rank_correlation(one, np.ones(50)).value is None
     assert rank_correlation(one[:2], other[:2]).value is None

@@ -94,10 +94,10 @@ def test_sink_ratio_by_sequence(metric):
 
 def test_intervals():
     sums, counts = [12.0, 9.0, 20.0, 11.0], [4, 3, 5, 4]
-    found = bootstrap.estimate(bootstrap.perplexity, sums, counts)
-    assert found.value == pytest.approx(np.exp(52 / 16))
-    assert np.exp(11 / 4) < found.low < found.value < found.high < np.exp(4)
-    assert bootstrap.estimate(bootstrap.perplexity, sums, counts) == found
+    estimate = bootstrap.estimate(bootstrap.perplexity, sums, counts)
+    assert estimate.value == pytest.approx(np.exp(52 / 16))
+    assert np.exp(11 / 4) < estimate.low < estimate.value < estimate.high < np.exp(4)
+    assert bootstrap.estimate(bootstrap.perplexity, sums, counts) == estimate
     # The spread of resampled means of four values is known: standard deviation over the root of four.
     values = np.random.default_rng(1).normal(size=400)
     wide = bootstrap.estimate(bootstrap.mean, values)

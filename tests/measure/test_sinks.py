@@ -97,13 +97,13 @@ def test_the_ratio_on_the_first_tokens_is_that_of_a_text_cut_there(rows):
     weights /= weights.sum(-1, keepdim=True)
     measure = SinkMeasure(SinkCriteria(epsilon=0.25))
     feed(measure, weights, rows=rows)
-    found = {entry.tokens: entry.sun2026 for entry in measure.compute().by_tokens}
-    assert list(found) == [8, 16, 32]
-    for tokens, ratio in found.items():
+    by_tokens = {entry.tokens: entry.sun2026 for entry in measure.compute().by_tokens}
+    assert list(by_tokens) == [8, 16, 32]
+    for tokens, ratio in by_tokens.items():
         cut = SinkMeasure(SinkCriteria(epsilon=0.25))
         feed(cut, weights[:, :, :tokens, :tokens])
         assert ratio == cut.compute().ratio("sun2026")
-    assert len(set(found.values())) > 1
+    assert len(set(by_tokens.values())) > 1
 
 
 @pytest.mark.parametrize(("tokens", "said"), [(3, True), (9, True), (10, False)])

@@ -27,8 +27,8 @@ def test_top_three_are_distinct_channels_with_their_places():
     hidden[1, 0, 6], hidden[0, 2, 1] = 5.0, -3.0
     tracker = PeakTracker()
     tracker.update(hidden, hidden.abs(), first_sequence=10)
-    found = [(p.channel, p.value, p.sign, p.sequence, p.position) for p in tracker.top()]
-    assert found == [(4, 9.0, -1, 10, 1), (6, 5.0, 1, 11, 0), (1, 3.0, -1, 10, 2)]
+    top = [(p.channel, p.value, p.sign, p.sequence, p.position) for p in tracker.top()]
+    assert top == [(4, 9.0, -1, 10, 1), (6, 5.0, 1, 11, 0), (1, 3.0, -1, 10, 2)]
 
 
 def test_peaks_do_not_depend_on_batches():

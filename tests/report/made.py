@@ -514,8 +514,8 @@ def study(name="made", variants=None, parameters=None, seeds=3, claim="supported
             "first_token_importance": [sinks / 2] * seeds,
         }
         spreads = {
-            key: {"mean": float(np.mean(found)), "sd": float(np.std(found, ddof=1)) if seeds > 1 else None, "n": seeds}
-            for key, found in values.items()
+            key: {"mean": float(np.mean(of)), "sd": float(np.std(of, ddof=1)) if seeds > 1 else None, "n": seeds}
+            for key, of in values.items()
             if seeds
         }
         rows.append(

@@ -14,23 +14,23 @@ def answers(**records):
 
 
 def test_everything_measured():
-    found = answers(anatomy=anatomy(), interventions=interventions())
-    assert list(found) == ["Spikes", "Sinks", "What breaks without them", "What to do"]
-    spikes = found["Spikes"].text
+    said = answers(anatomy=anatomy(), interventions=interventions())
+    assert list(said) == ["Spikes", "Sinks", "What breaks without them", "What to do"]
+    spikes = said["Spikes"].text
     assert "500 in channel 5 after block 2 (layer 0, FFN), 1,234 × the median" in spikes
     assert "1 channel (5) and 3 tokens spike: the first token of 2 of 4 sequences and 1 later one (“⏎”)." in spikes
     assert spikes.endswith("Block 2 (layer 0, FFN) makes them; block 6 (layer 2, FFN) takes them away.")
-    assert found["Sinks"].text.startswith(
+    assert said["Sinks"].text.startswith(
         "3 of 6 heads sink (sink ratio 50 %, sun2026, ε = 0.3); 2 of them mostly on the first"
     )
-    assert "2 of 3 spike tokens are among the 5 sink tokens; without first tokens, 0 of 1." in found["Sinks"].text
-    breaks = found["What breaks without them"].text
+    assert "2 of 3 spike tokens are among the 5 sink tokens; without first tokens, 0 of 1." in said["Sinks"].text
+    breaks = said["What breaks without them"].text
     assert "takes the perplexity from 12.5 to 2.9 million" in breaks
     assert "costs -0.0005 [-0.011, +0.0095] nats" in breaks
     assert "masking the sink keys costs +1.25 [+1.24, +1.26] nats" in breaks
     assert breaks.endswith("Sinks go with the spikes, spikes stay without sinks.")
-    assert found["What to do"].text == "Keep block 2 in high precision."
-    assert all(statement.measured for statement in found.values())
+    assert said["What to do"].text == "Keep block 2 in high precision."
+    assert all(statement.measured for statement in said.values())
 
 
 def test_the_key_that_sinks_take_is_counted():
@@ -41,17 +41,17 @@ def test_the_key_that_sinks_take_is_counted():
 
 
 def test_a_verdict_of_no():
-    found = answers(anatomy=anatomy(spikes=False, sinks=False, measures=()))
-    assert found["Spikes"].text.startswith("No spikes. The largest magnitude is 500 in channel 5")
-    assert "At most it is 8.5 × the median and 7.25 × its own token's median" in found["Spikes"].text
-    assert "a spike needs 20 × and 11 × after one block" in found["Spikes"].text
-    assert found["Sinks"].text.startswith("No sinks.")
+    said = answers(anatomy=anatomy(spikes=False, sinks=False, measures=()))
+    assert said["Spikes"].text.startswith("No spikes. The largest magnitude is 500 in channel 5")
+    assert "At most it is 8.5 × the median and 7.25 × its own token's median" in said["Spikes"].text
+    assert "a spike needs 20 × and 11 × after one block" in said["Spikes"].text
+    assert said["Sinks"].text.startswith("No sinks.")
 
 
 def test_what_was_not_measured_names_its_command():
-    found = answers(anatomy=anatomy(name="org/name", measures=()))
-    assert not found["What breaks without them"].measured
-    assert "spikesink intervene org/name adds it" in found["What breaks without them"].text
+    said = answers(anatomy=anatomy(name="org/name", measures=()))
+    assert not said["What breaks without them"].measured
+    assert "spikesink intervene org/name adds it" in said["What breaks without them"].text
     alone = answers(interventions=interventions())
     assert list(alone) == ["Spikes and sinks", "What breaks without them", "What to do"]
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
@@ -60,10 +60,10 @@ def test_what_was_not_measured_names_its_command():
 
 
 def test_a_training_run_says_how_it_ended():
-    found = answers(training=training())
-    assert list(found) == ["Training"]
-    assert "999 parameters, 90 steps, 9,000 tokens; held-out loss 1.600 nats." in found["Training"].text
-    assert "largest magnitude 300." in found["Training"].text and "spikesink scan RUN/model" in found["Training"].text
+    said = answers(training=training())
+    assert list(said) == ["Training"]
+    assert "999 parameters, 90 steps, 9,000 tokens; held-out loss 1.600 nats." in said["Training"].text
+    assert "largest magnitude 300." in said["Training"].text and "spikesink scan RUN/model" in said["Training"].text
     both = answers(anatomy=anatomy(), training=training())
     assert list(both)[-1] == "Training" and "spikesink scan RUN/model" not in both["Training"].text
 

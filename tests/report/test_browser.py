@@ -173,14 +173,14 @@ def test_no_serious_barrier(watched, pages, kind, scheme):
     path = pages[kind]
     with watched(path, color_scheme=scheme) as watch:
         watch.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        found = Axe().run(watch.page).response
+        response = Axe().run(watch.page).response
         grave = [
             (item["id"], item["nodes"][0]["html"][:200], item["nodes"][0].get("failureSummary"))
-            for item in found["violations"]
+            for item in response["violations"]
             if item["impact"] in ("serious", "critical")
         ]
         assert grave == []
-        assert len(found["passes"]) > 20
+        assert len(response["passes"]) > 20
 
 
 def test_dark_and_light_by_the_button(watched, page_file):

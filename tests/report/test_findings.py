@@ -16,12 +16,12 @@ def evidence():
 
 
 def test_every_claim_has_a_verdict_and_contradictions_come_first(evidence):
-    found = findings(evidence)
-    assert {one.title for one in found} >= {"Claim 1", "Claim 2", "Claim 3", "Claim 4 (spikes)", "Claim 4 (sinks)"}
-    places = [ORDER.index(one.verdict) for one in found]
+    listed = findings(evidence)
+    assert {one.title for one in listed} >= {"Claim 1", "Claim 2", "Claim 3", "Claim 4 (spikes)", "Claim 4 (sinks)"}
+    places = [ORDER.index(one.verdict) for one in listed]
     assert places == sorted(places)
-    assert all(one.change and one.paper and one.lines for one in found)
-    assert summary_markdown(evidence).count("\n") == 1 + len(found)
+    assert all(one.change and one.paper and one.lines for one in listed)
+    assert summary_markdown(evidence).count("\n") == 1 + len(listed)
 
 
 def test_only_the_newest_rules_speak(evidence):

@@ -11,7 +11,7 @@ from spikesink.errors import InputError
 
 
 def pictures(html):
-    return [base64.b64decode(found).decode() for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
+    return [base64.b64decode(picture).decode() for picture in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
 
 
 def test_each_record_draws_its_key_chart():

@@ -63,9 +63,9 @@ def test_the_policy_lets_run_what_the_page_holds_and_nothing_else(text):
     scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     styles = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
     assert len(scripts) == 2 and len(styles) == 1
-    found = dict(part.strip().split(" ", 1) for part in content.split(";") if " " in part.strip())
-    assert found["script-src"].split() == [digest(script) for script in scripts]
-    assert found["style-src"].split() == [digest(style) for style in styles]
+    policy = dict(part.strip().split(" ", 1) for part in content.split(";") if " " in part.strip())
+    assert policy["script-src"].split() == [digest(script) for script in scripts]
+    assert policy["style-src"].split() == [digest(style) for style in styles]
 
 
 def test_the_answer_comes_first(text):

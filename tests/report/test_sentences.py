@@ -63,8 +63,8 @@ def test_which_kind_of_block_turns_the_first_token():
         block.model_copy(update={"block": at, "before_first": before, "after_first": after})
         for at, before, after in ends
     ]
-    found = RECORD.trigger.first_token_map.model_copy(update={"blocks": blocks})
-    note = trigger_part(RECORD, changed("trigger", first_token_map=found)).note
+    first = RECORD.trigger.first_token_map.model_copy(update={"blocks": blocks})
+    note = trigger_part(RECORD, changed("trigger", first_token_map=first)).note
     assert "attention blocks change the first token's |cos| with s* by +0.000 in all, FFN blocks by +0.300." in note
     refused = trigger_part(RECORD, changed("trigger", attention_ablation_reason="made so")).note
     assert "Leaving attention out does not apply: made so." in refused
@@ -129,10 +129,10 @@ def test_a_constant_vector_has_its_two_controls():
 
 
 def test_a_shared_direction_has_its_control_with_an_interval():
-    found = RECORD.amplifier.directions[0].model_copy(
+    direction = RECORD.amplifier.directions[0].model_copy(
         update={"control": sections.Interval(value=0.4, low=0.35, high=0.45, n=24)}
     )
-    part = amplifier_part(RECORD, changed("amplifier", directions=[found]))
+    part = amplifier_part(RECORD, changed("amplifier", directions=[direction]))
     assert said(part, "shared direction in block 2 (layer 0, FFN)") == (
         "0.99", "mean |cos| between the s* of 2 channels; 24 random channels 0.4 [0.35, 0.45]"
     )  # fmt: skip
@@ -177,12 +177,12 @@ RULES = {"in_words": ["An answer that changes when one row is left out is undeci
 )
 def test_a_verdict_says_what_it_hangs_on(answer, sensitivity, ends):
     record = interventions()
-    found = record.dissociation.sinks_need_spikes.model_copy(update={"answer": answer, "sensitivity": sensitivity})
-    judged = record.dissociation.model_copy(update={"sinks_need_spikes": found, "rules": RULES})
+    verdict = record.dissociation.sinks_need_spikes.model_copy(update={"answer": answer, "sensitivity": sensitivity})
+    judged = record.dissociation.model_copy(update={"sinks_need_spikes": verdict, "rules": RULES})
     rows = interventions_part(record.model_copy(update={"dissociation": judged})).tables[0].rows
     assert rows[0][2].endswith(ends)
     assert "moved" not in rows[2][2]
-    older = record.dissociation.model_copy(update={"sinks_need_spikes": found, "rules": {}})
+    older = record.dissociation.model_copy(update={"sinks_need_spikes": verdict, "rules": {}})
     rows = interventions_part(record.model_copy(update={"dissociation": older})).tables[0].rows
     assert rows[0][2] == "because (rows: zero spikes)"
 

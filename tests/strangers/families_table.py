@@ -103,9 +103,9 @@ def _changed(results: dict[str, list[Row]]) -> str:
     lines = [f"| family | {' | '.join(results)} |", "| --- |" + " --- |" * len(results)]
     statuses = [{row["model_type"]: row["status"] for row in rows} for rows in results.values()]
     for family in sorted(set().union(*statuses)):
-        found = [status.get(family, ABSENT) for status in statuses]
-        if len(set(found)) > 1:
-            lines.append(f"| {family} | {' | '.join(found)} |")
+        known = [status.get(family, ABSENT) for status in statuses]
+        if len(set(known)) > 1:
+            lines.append(f"| {family} | {' | '.join(known)} |")
     return "\n".join(lines)
 
 

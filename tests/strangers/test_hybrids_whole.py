@@ -57,19 +57,19 @@ def test_scan_and_intervene(family, attention_blocks, tmp_path, cli):
 
     which = ("--which", "core,quantisation,kv_cache", "--draws", "1", "--held-out", "2")
     said = printed(cli("intervene", *source, *which, "--out", tmp_path / "intervene"))
-    found = Interventions.read(tmp_path / "intervene")
-    assert (found.found["step_up_block"], found.found["channels"]) == (STEP_UP, [CHANNEL])
-    rows = {row.name: row for row in found.interventions}
+    edited = Interventions.read(tmp_path / "intervene")
+    assert (edited.found["step_up_block"], edited.found["channels"]) == (STEP_UP, [CHANNEL])
+    rows = {row.name: row for row in edited.interventions}
     for name in ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction"):
         assert rows[name].applicable, rows[name].reason
     # What counts as a spike is a tenth of the largest.
     assert rows["zero_spikes"].spike < 0.101 * rows["baseline"].spike
     # The constant is the mean of spike tokens of several sizes.
     assert rows["zero_spikes"].spike < rows["freeze_spikes"].spike < rows["baseline"].spike
-    assert all(row.applicable or row.reason for row in found.interventions)
+    assert all(row.applicable or row.reason for row in edited.interventions)
 
-    assert found.kv_cache.applicable
-    assert "recurrences and convolutions keep" in found.kv_cache.note
-    assert found.kv_cache.note in said
-    kinds = {site.kind for site in found.quantisation.sites}
+    assert edited.kv_cache.applicable
+    assert "recurrences and convolutions keep" in edited.kv_cache.note
+    assert edited.kv_cache.note in said
+    kinds = {site.kind for site in edited.quantisation.sites}
     assert {"attention_in", "attention_out", "ffn_in", "down_proj"} <= kinds

@@ -58,23 +58,23 @@ CONCLUSIONS = {
 @pytest.mark.parametrize("study", PAPER)
 def test_the_papers_conclusions(study):
     grid, rows = paper_rows(study)
-    found = claims(grid.claims, verdicts(rows, grid.baseline))
+    judged = claims(grid.claims, verdicts(rows, grid.baseline))
     expected = CONCLUSIONS[study]
-    for claim in found:
+    for claim in judged:
         known = [verdict for start, verdict in expected.items() if claim.title == start or start in claim.text]
         assert claim.verdict == (known[0] if known else "not tested"), claim
-    assert sum(claim.verdict == "supported" for claim in found) == len(expected)
+    assert sum(claim.verdict == "supported" for claim in judged) == len(expected)
 
 
 def test_the_papers_variants():
     grid, rows = paper_rows("normalisation")
-    assert {found.variant: found.verdict for found in verdicts(rows, grid.baseline)} == {
+    assert {row.variant: row.verdict for row in verdicts(rows, grid.baseline)} == {
         "sandwich": "spikes go, sinks stay", "sandwich_qk": "spikes go, sinks stay",
         "dynamic_tanh": "spikes go, sinks stay",
     }  # fmt: skip
     grid, rows = paper_rows("gating")
-    found = {found.variant: found.verdict for found in verdicts(rows, grid.baseline)}
-    assert (found["conditional_channel"], found["conditional_head"]) == ("both go", "both go")
+    row = {row.variant: row.verdict for row in verdicts(rows, grid.baseline)}
+    assert (row["conditional_channel"], row["conditional_head"]) == ("both go", "both go")
 
 
 def said(variant, spikes, sinks, cost="none"):
@@ -84,7 +84,7 @@ def said(variant, spikes, sinks, cost="none"):
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("row", "expected"),
     [
         ([said("a", "falls", "stays"), said("b", "unclear", "stays")], "supported"),
         ([said("a", "stays", "stays"), said("b", "unclear", "stays")], "contradicted"),
@@ -96,13 +96,13 @@ def said(variant, spikes, sinks, cost="none"):
         ([said("pre", "falls", "stays")], "not tested"),
     ],
 )
-def test_claim_1(found, expected):
-    (claim, *_) = claims([Claim.parse({"claim": 1, "speak": ["a", "b"]})], found)
+def test_claim_1(row, expected):
+    (claim, *_) = claims([Claim.parse({"claim": 1, "speak": ["a", "b"]})], row)
     assert claim.verdict == expected
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("row", "expected"),
     [
         ([said("a", "falls", "stays", "none"), said("b", "falls", "stays", "some")], "supported"),
         ([said("a", "falls", "stays", "unclear"), said("b", "falls", "stays", "some")], "undecided"),
@@ -111,10 +111,10 @@ def test_claim_1(found, expected):
         ([said("a", "falls", "stays", "some")], "undecided"),
     ],
 )
-def test_that_it_can_be_done(found, expected):
+def test_that_it_can_be_done(row, expected):
     (claim,) = (
         claim
-        for claim in claims([Claim.parse({"claim": 4, "part": "spikes", "speak": ["a", "b"]})], found)
+        for claim in claims([Claim.parse({"claim": 4, "part": "spikes", "speak": ["a", "b"]})], row)
         if claim.title == "Claim 4 (spikes)"
     )
     assert claim.verdict == expected

@@ -12,14 +12,16 @@ from spikesink.study.verdict import UNBOUNDED, LogitScale, LogScale, welch
 
 def test_against_welch():
     ours, theirs = [1.0, 2.0, 6.0, 4.0], [10.0, 12.0, 21.0]
-    found = welch(ours, theirs)
+    difference = welch(ours, theirs)
     peer = stats.ttest_ind(ours, theirs, equal_var=False)
-    assert found.value == pytest.approx(3.25 - 43 / 3)
-    assert found.degrees == pytest.approx(peer.df)
+    assert difference.value == pytest.approx(3.25 - 43 / 3)
+    assert difference.degrees == pytest.approx(peer.df)
     low, high = peer.confidence_interval(0.95)
-    assert found.interval(0.95) == (pytest.approx(low), pytest.approx(high))
-    assert found.p_below(0) == pytest.approx(stats.ttest_ind(ours, theirs, equal_var=False, alternative="less").pvalue)
-    assert found.p_above(0) == pytest.approx(1 - found.p_below(0))
+    assert difference.interval(0.95) == (pytest.approx(low), pytest.approx(high))
+    assert difference.p_below(0) == pytest.approx(
+        stats.ttest_ind(ours, theirs, equal_var=False, alternative="less").pvalue
+    )
+    assert difference.p_above(0) == pytest.approx(1 - difference.p_below(0))
 
 
 def test_effect_size_by_hand():

@@ -19,16 +19,18 @@ def cells(**columns):
 
 def verdict(number, baseline):
     claims = [ClaimVerdict(claim=n, text="", verdict="not tested", evidence="") for n in (1, 2, 3)]
-    found = judged(claims, baseline, FunctionRules())
-    assert found[0] is claims[0], "the others are left alone"
-    return found[number - 1].verdict
+    answers = judged(claims, baseline, FunctionRules())
+    assert answers[0] is claims[0], "the others are left alone"
+    return answers[number - 1].verdict
 
 
 def test_the_interval_is_students():
     """1, 2, 6: mean 3, standard deviation sqrt(7), t(0.975, 2) = 4.3027."""
-    found = over_seeds([CellFunction(spike_tokens=1, freeze_nats=x) for x in (1, 2, 6)], "freeze_nats", FunctionRules())
+    interval = over_seeds(
+        [CellFunction(spike_tokens=1, freeze_nats=x) for x in (1, 2, 6)], "freeze_nats", FunctionRules()
+    )
     half = 4.302653 * (7 / 3) ** 0.5
-    assert found == Interval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
+    assert interval == Interval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
 
 
 @pytest.mark.parametrize(

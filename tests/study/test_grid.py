@@ -43,10 +43,10 @@ def test_built_in_grids(name, preset):
 def test_a_variant_of_the_model_is_one_replacement():
     recipe = load_recipe("nano")
     _, grid = load_grid("normalisation")
-    found = {
+    changes = {
         name: set(diff(recipe.model, variant_recipe(recipe, choice).model)) for name, choice in grid.variants.items()
     }
-    assert found == {
+    assert changes == {
         "pre_norm": set(), "sandwich": {"arrangement"}, "sandwich_qk": {"arrangement"}, "dynamic_tanh": {"norm"},
         "post_norm": {"arrangement"}, "no_input_norm": {"arrangement"}, "no_bos_loss": set(), "late_bos": set(),
     }  # fmt: skip

@@ -52,11 +52,11 @@ def test_the_record_is_what_a_scan_of_the_model_finds(undisturbed):
 
     out, study = undisturbed
     run = out / "work" / "grid-tiny" / "plain-0"
-    found = scan(str(run / "model"), np.load(run / "held_out.npy")).summary
+    summary = scan(str(run / "model"), np.load(run / "held_out.npy")).summary
     (row,) = (row for row in study.rows if row.variant == "plain")
-    assert row.values["spike"] == [pytest.approx(found.spike, rel=1e-6)]
-    assert row.values["perplexity"] == [pytest.approx(found.perplexity, rel=1e-6)]
-    assert row.values["sink_ratio"] == [pytest.approx(found.sink_ratio_sun2026, abs=1e-9)]
+    assert row.values["spike"] == [pytest.approx(summary.spike, rel=1e-6)]
+    assert row.values["perplexity"] == [pytest.approx(summary.perplexity, rel=1e-6)]
+    assert row.values["sink_ratio"] == [pytest.approx(summary.sink_ratio_sun2026, abs=1e-9)]
 
 
 def command(out, *more):

@@ -20,16 +20,16 @@ def test_by_hand():
     # In two batches, as a pass would hand them over.
     shape.on_residual(2, planted()[:1])
     shape.on_residual(2, planted()[1:])
-    found = shape.compute()
-    assert found["spike_max_over_median"] == pytest.approx(40)
-    assert found["tokens_per_spike"] == 10 / 2
+    values = shape.compute()
+    assert values["spike_max_over_median"] == pytest.approx(40)
+    assert values["tokens_per_spike"] == 10 / 2
     # Medians within the tokens are the lower of the middle two: 1 and 1.
-    assert found["within_token"] == pytest.approx((40 + 20) / 2)
+    assert values["within_token"] == pytest.approx((40 + 20) / 2)
     first, second = 40**2 + 1 + 1 + 4, 20**2 + 1 + 1 + 9
-    assert found["top3_energy"] == pytest.approx((1 - 1 / first + 1 - 1 / second) / 2)
-    assert found["norm_ratio"] == pytest.approx((first**0.5 / 2 + second**0.5 / 2) / 2)
-    assert found["bos_over_rest"] == pytest.approx((40 / 1 + 1 / 20) / 2)
-    assert found["sequence_tokens"] == 5
+    assert values["top3_energy"] == pytest.approx((1 - 1 / first + 1 - 1 / second) / 2)
+    assert values["norm_ratio"] == pytest.approx((first**0.5 / 2 + second**0.5 / 2) / 2)
+    assert values["bos_over_rest"] == pytest.approx((40 / 1 + 1 / 20) / 2)
+    assert values["sequence_tokens"] == 5
 
 
 def test_a_scale_changes_nothing():

@@ -19,8 +19,8 @@ def decide(baseline, variant, *, lost=()):
     records += [record("dyt", seed, **figures) for seed, figures in enumerate(variant)]
     records += [record("dyt", 90 + seed, status=status) for seed, status in enumerate(lost)]
     rows = table.rows(GRID, base(), records)
-    (found,) = verdict.verdicts(rows, "plain")
-    return found
+    (judged,) = verdict.verdicts(rows, "plain")
+    return judged
 
 
 def figures(shapes, sinks, *, importances=None, perplexities=None, tokens_per_spike=16.0, **fixed):
@@ -66,23 +66,23 @@ def test_planted(shapes, sinks, expected):
 def test_a_smaller_scale_is_no_smaller_spike():
     """A residual of a tenth at the same ratios: version 1 said that spikes go."""
     smaller = [{**one, "spike": one["spike"] / 10} for one in figures(MANY, HIGH)]
-    found = decide(BASELINE, smaller)
-    assert (found.verdict, found.spikes, found.version_1) == (verdict.NEITHER, "stays", verdict.SPIKES_GO)
-    assert "no part of the spike moved" in found.sentence
+    judged = decide(BASELINE, smaller)
+    assert (judged.verdict, judged.spikes, judged.version_1) == (verdict.NEITHER, "stays", verdict.SPIKES_GO)
+    assert "no part of the spike moved" in judged.sentence
 
 
 @pytest.mark.parametrize("part", [*SHAPES, "tokens_per_spike"])
 def test_a_spike_goes_with_any_part_of_it(part):
     lost = [{**one, part: one[part] / 10} for one in figures(MANY, HIGH)]
-    found = decide(BASELINE, lost)
-    assert (found.verdict, found.spikes) == (verdict.SPIKES_GO, "falls")
-    assert f"({verdict.TITLES[part]} falls)" in found.sentence
+    judged = decide(BASELINE, lost)
+    assert (judged.verdict, judged.spikes) == (verdict.SPIKES_GO, "falls")
+    assert f"({verdict.TITLES[part]} falls)" in judged.sentence
 
 
 def test_a_baseline_without_spikes_leaves_the_sinks():
     for broken in ({"tokens_per_spike": 4.0}, {"within_token": 9.0}, {"spike_max_over_median": 19.0}):
-        found = decide([{**one, **broken} for one in BASELINE], figures(LOW, HIGH))
-        assert (found.verdict, found.spikes, found.sinks) == ("sinks stay", "not testable", "stays")
+        judged = decide([{**one, **broken} for one in BASELINE], figures(LOW, HIGH))
+        assert (judged.verdict, judged.spikes, judged.sinks) == ("sinks stay", "not testable", "stays")
     assert decide(figures([5] * 4, HIGH), figures(LOW, NONE)).verdict == "sinks go"
 
 
@@ -109,25 +109,25 @@ def test_a_fall_of_the_scale_needs_a_baseline_above_the_bound():
             row.model_copy(update={"ceiling": bound if row.variant == "dyt" else None})
             for row in table.rows(GRID, base(), records)
         ]
-        (found,) = verdict.verdicts(rows, "plain")
-        (effect,) = (one for one in found.effects if one.metric == "spike")
-        assert (effect.change, "bounded by construction" in found.sentence) == (change, bound is not None)
+        (judged,) = verdict.verdicts(rows, "plain")
+        (effect,) = (one for one in judged.effects if one.metric == "spike")
+        assert (effect.change, "bounded by construction" in judged.sentence) == (change, bound is not None)
 
 
 def test_ceilings():
     spec = load_recipe("paper").model
-    found = {
+    bounds = {
         kind: verdict.ceiling(DecoderSpec.parse({**spec.model_dump(mode="json"), "arrangement": kind}))
         for kind in ("pre", "sandwich", "sandwich_qk", "post")
     }
-    assert found == {"pre": None, "sandwich": 512.0, "sandwich_qk": 512.0, "post": 64.0}
+    assert bounds == {"pre": None, "sandwich": 512.0, "sandwich_qk": 512.0, "post": 64.0}
 
 
 def test_several_variants_are_corrected_together():
     """A p of 0.02 decides alone, and not as one of five."""
     alone = table.rows(GRID, base(), _near_the_limit(["dyt"]))
-    (found,) = verdict.verdicts(alone, "plain")
-    p_alone = next(one.p_falls for one in found.effects if one.metric == "sink_ratio")
+    (judged,) = verdict.verdicts(alone, "plain")
+    p_alone = next(one.p_falls for one in judged.effects if one.metric == "sink_ratio")
     both = verdict.verdicts(table.rows(GRID, base(), _near_the_limit(["dyt", "wide"])), "plain")
     p_both = [one.p_falls for each in both for one in each.effects if one.metric == "sink_ratio"]
     assert p_both == [pytest.approx(2 * p_alone)] * 2
@@ -154,9 +154,9 @@ def test_identical_variants_stay():
 
 
 def test_too_few_seeds_decide_nothing():
-    found = decide(BASELINE, figures(LOW[:2], HIGH[:2]))
-    assert found.verdict == verdict.UNDECIDED
-    assert "2 seeds" in found.sentence
+    judged = decide(BASELINE, figures(LOW[:2], HIGH[:2]))
+    assert judged.verdict == verdict.UNDECIDED
+    assert "2 seeds" in judged.sentence
 
 
 def test_a_baseline_without_sinks_decides_nothing():
@@ -166,9 +166,9 @@ def test_a_baseline_without_sinks_decides_nothing():
 
 def test_divergence_is_a_result_and_lost_cells_are_counted():
     assert decide(BASELINE, [], lost=["diverged", "diverged"]).verdict == verdict.DIVERGED
-    found = decide(BASELINE, figures(LOW, HIGH), lost=["failed", "diverged"])
-    assert found.verdict == verdict.SPIKES_GO
-    assert "1 diverged; 1 failed" in found.sentence
+    judged = decide(BASELINE, figures(LOW, HIGH), lost=["failed", "diverged"])
+    assert judged.verdict == verdict.SPIKES_GO
+    assert "1 diverged; 1 failed" in judged.sentence
 
 
 @pytest.mark.parametrize(
@@ -180,11 +180,11 @@ def test_cost(perplexities, cost):
 
 
 def test_an_unclear_part_says_how_many_seeds_it_needs():
-    found = decide(BASELINE, figures([46, 40, 55, 43], HIGH))
-    (effect,) = (one for one in found.effects if one.metric == "norm_ratio")
+    judged = decide(BASELINE, figures([46, 40, 55, 43], HIGH))
+    (effect,) = (one for one in judged.effects if one.metric == "norm_ratio")
     assert effect.change == "unclear"
     assert effect.seeds_needed and effect.seeds_needed > 4
-    assert f"{effect.seeds_needed} seeds needed" in found.sentence
+    assert f"{effect.seeds_needed} seeds needed" in judged.sentence
 
 
 def test_version_1_against_every_resample():
@@ -192,8 +192,8 @@ def test_version_1_against_every_resample():
     ours, theirs = [1.0, 2.0, 6.0], [10.0, 12.0, 20.0]
     means = [[np.mean(draw) for draw in itertools.product(values, repeat=3)] for values in (ours, theirs)]
     ratios = np.sort([one / other for one in means[0] for other in means[1]])
-    found = verdict_v1.effect("spike", ours, theirs, verdict_v1.FirstRules())
-    assert found.ratio == pytest.approx(3 / 14)
+    effect = verdict_v1.effect("spike", ours, theirs, verdict_v1.FirstRules())
+    assert effect.ratio == pytest.approx(3 / 14)
     low, high = np.quantile(ratios, [0.025, 0.975])
-    assert abs(found.low - low) <= 0.05 * low
-    assert abs(found.high - high) <= 0.05 * high
+    assert abs(effect.low - low) <= 0.05 * low
+    assert abs(effect.high - high) <= 0.05 * high

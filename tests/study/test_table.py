@@ -24,9 +24,9 @@ def study(tmp_path):
 
 
 def test_mean_and_sample_standard_deviation():
-    found = table.spread([2.0, 4.0, 9.0])
-    assert (found.mean, found.n) == (5.0, 3)
-    assert found.sd == pytest.approx(13**0.5)
+    spread = table.spread([2.0, 4.0, 9.0])
+    assert (spread.mean, spread.n) == (5.0, 3)
+    assert spread.sd == pytest.approx(13**0.5)
     assert table.spread([2.0]).sd is None
 
 

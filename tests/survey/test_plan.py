@@ -50,10 +50,10 @@ def ids(tmp_path):
 
 
 def test_sizes_come_from_the_hub_and_nothing_is_downloaded(hub, folder):
-    found = planned(NAME, "step20")
+    plan = planned(NAME, "step20")
     shards = sum(file.stat().st_size for file in folder.glob("model-*.safetensors"))
-    assert (found.download, found.elements, found.commit) == (shards, hub.elements, COMMIT) and shards > 10_000
-    assert weight_bytes(found, ["bfloat16", "float32"]) == 4 * hub.elements
+    assert (plan.download, plan.elements, plan.commit) == (shards, hub.elements, COMMIT) and shards > 10_000
+    assert weight_bytes(plan, ["bfloat16", "float32"]) == 4 * hub.elements
     assert hub.sent == []
     assert revisions_of(NAME, ["all"]) == ["main", "step3", "step20", "step100"]
     with pytest.raises(ModelError, match="no revision 'step7'"):

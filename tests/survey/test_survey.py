@@ -74,14 +74,14 @@ def measured(folder, tmp_path_factory):
 
 def test_a_row_says_what_a_scan_finds(measured, folder):
     _, out, record, _ = measured
-    found = scan(str(folder / "spiking"), np.load(folder / "ids.npy"))
+    scanned = scan(str(folder / "spiking"), np.load(folder / "ids.npy"))
     (row,) = (row for row in record.rows if row.model.endswith("spiking") and row.text.endswith("ids.npy"))
     assert (row.status, row.arrangement, row.blocks, row.vocab_size) == ("finished", "pre-norm", 6, 97)
-    assert row.perplexity.value == pytest.approx(found.summary.perplexity, rel=1e-6)
+    assert row.perplexity.value == pytest.approx(scanned.summary.perplexity, rel=1e-6)
     assert row.perplexity.low < row.perplexity.value < row.perplexity.high
-    assert row.sink_ratio.value == pytest.approx(found.summary.sink_ratio, abs=1e-9)
-    assert (row.spike, row.spike_channels) == (pytest.approx(found.summary.spike, rel=1e-6), [3])
-    largest = [cycle.resid_top3[0].value for cycle in found.lifecycle.blocks]
+    assert row.sink_ratio.value == pytest.approx(scanned.summary.sink_ratio, abs=1e-9)
+    assert (row.spike, row.spike_channels) == (pytest.approx(scanned.summary.spike, rel=1e-6), [3])
+    largest = [cycle.resid_top3[0].value for cycle in scanned.lifecycle.blocks]
     assert row.life_cycle == pytest.approx(largest, rel=1e-3)
     assert row.sequence_spike.value == pytest.approx(float(np.mean(naive_spikes(folder))), rel=1e-5)
     assert json.loads((out / row.folder / "anatomy.json").read_text())["summary"]["spike"] == row.spike
@@ -92,16 +92,16 @@ def naive_spikes(folder):
     import torch
 
     model = spiking()
-    found = torch.zeros(8)
+    largest = torch.zeros(8)
 
     def note(hidden):
-        found[:] = torch.maximum(found, hidden.detach().abs().amax((1, 2)))
+        largest[:] = torch.maximum(largest, hidden.detach().abs().amax((1, 2)))
 
     for layer in model.model.layers:
         layer.post_attention_layernorm.register_forward_pre_hook(lambda _, given: note(given[0]))
         layer.register_forward_hook(lambda _, __, made: note(made[0] if isinstance(made, tuple) else made))
     model(torch.from_numpy(np.load(folder / "ids.npy")))
-    return found.numpy()
+    return largest.numpy()
 
 
 def test_a_refused_model_is_a_row_with_its_reason(measured):
@@ -190,9 +190,9 @@ def test_conditions_are_a_grid_and_ids_have_none():
         {"models": ["m"], "texts": ["default", "x/ids.npy"], "bos": ["auto", "never"], "seq_len": [64, 32],
          "chat_template": [False, True], "dtype": ["float32", "bfloat16"]}
     )  # fmt: skip
-    found = asked(spec, spec.models[0])
-    assert len(found) == 2 * 2 * 2 * 2 + 2
-    assert {(cell.bos, cell.seq_len) for cell in found if cell.text.ids} == {("as given", None)}
+    cells = asked(spec, spec.models[0])
+    assert len(cells) == 2 * 2 * 2 * 2 + 2
+    assert {(cell.bos, cell.seq_len) for cell in cells if cell.text.ids} == {("as given", None)}
 
 
 def test_names_are_as_long_as_they_must_be():
@@ -230,17 +230,17 @@ def test_the_paper_is_set_beside_a_stand_in_with_its_config():
     planted = row("stand-in", **LLAMA, step_up_blocks=[4], step_down_blocks=[60], spike_channels=[2533, 7, 1415],
                   spike_vocabulary=31_700)  # fmt: skip
     other = row("other", **{**LLAMA, "vocab_size": 32001}, spike_channels=[1])
-    found = {line.what: line for line in paper.compared([planted, other])}
-    assert {what: line.verdict for what, line in found.items()} == {
+    by_figure = {line.what: line for line in paper.compared([planted, other])}
+    assert {what: line.verdict for what, line in by_figure.items()} == {
         "step-up blocks": "agreed", "step-down blocks": "differs", "spike channels": "agreed",
         "vocabulary that spikes first": "differs",
     }  # fmt: skip
-    assert (found["step-down blocks"].paper, found["step-down blocks"].ours) == ("62", "60")
+    assert (by_figure["step-down blocks"].paper, by_figure["step-down blocks"].ours) == ("62", "60")
     assert (
-        "31,887" in found["vocabulary that spikes first"].paper
-        and "31,700" in found["vocabulary that spikes first"].ours
+        "31,887" in by_figure["vocabulary that spikes first"].paper
+        and "31,700" in by_figure["vocabulary that spikes first"].ours
     )
-    assert all(line.of == "Llama-2-7B" for line in found.values()) and len(paper.known()) == 7
+    assert all(line.of == "Llama-2-7B" for line in by_figure.values()) and len(paper.known()) == 7
     agreeing = row("q", family="qwen3", blocks=72, d_model=4096, vocab_size=151936, step_up_blocks=[14],
                    step_down_blocks=[72, 70], spike_vocabulary=151_500)  # fmt: skip
     assert [line.verdict for line in paper.compared([agreeing])] == ["agreed"] * 3
@@ -251,8 +251,8 @@ def test_a_figure_moved_where_neither_lies_in_the_others_interval():
     after = survey(
         [row("a", perplexity=around(12.55), spike_channels=[5, 9]), row("b", perplexity=around(12.0, 0.5)), row("new")]
     )
-    found = [(move.model, move.what, move.before, move.after) for move in moves(before, after)]
-    assert found == [
+    changes = [(move.model, move.what, move.before, move.after) for move in moves(before, after)]
+    assert changes == [
         ("a", "spike_channels", "[5]", "[5, 9]"), ("gone", "row", "there", "missing"),
         ("b", "perplexity", "10 [9, 11]", "12 [11.5, 12.5]"), ("new", "row", "missing", "there"),
     ]  # fmt: skip

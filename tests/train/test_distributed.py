@@ -69,15 +69,15 @@ def test_one_process_goes_on_with_what_two_have_left(folder, tmp_path):
 
 def test_fully_shard(folder):
     """Every parameter sharded, losses of one process, also after a sharded save and load; readings merged."""
-    found = json.loads((folder / "sharded.json").read_text())
-    assert found["unsharded"] == []
-    assert 0.4 < found["share"] < 0.6
+    report = json.loads((folder / "sharded.json").read_text())
+    assert report["unsharded"] == []
+    assert 0.4 < report["share"] < 0.6
     model = fresh()
-    assert found["readings"] == pytest.approx(AnatomyMonitor(model, IDS, epsilon=0.45).read(0), rel=1e-5)
+    assert report["readings"] == pytest.approx(AnatomyMonitor(model, IDS, epsilon=0.45).read(0), rel=1e-5)
     optimiser = optimised(model)
     expected = [float(step(model, optimiser, IDS)) for _ in range(6)]
     assert expected[5] < expected[0] - 0.05
-    assert found["losses"] == pytest.approx(expected, abs=2e-5)
+    assert report["losses"] == pytest.approx(expected, abs=2e-5)
 
 
 def test_fsdp_that_shards_nothing_is_refused(folder):

@@ -34,7 +34,7 @@ def bare_loop(recipe, loss_of):
         [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
     steps, warmup, size = recipe.training.steps, recipe.optimiser.warmup_steps, recipe.training.batch_size
-    found = {}
+    losses = {}
     for step in range(steps):
         progress = (step - warmup) / max(1, steps - warmup)
         cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
@@ -46,8 +46,8 @@ def bare_loop(recipe, loss_of):
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        found[step + 1] = float(loss.detach())
-    return found
+        losses[step + 1] = float(loss.detach())
+    return losses
 
 
 def cross_entropy(first, last):
@@ -155,12 +155,12 @@ def test_readings_reach_tensorboard(tmp_path):
     changes = ("running.trackers=[tensorboard]", "monitor.every=4", "running.log_every=3")
     train(tiny_recipe(*changes), tmp_path, progress=quiet)
     (folder,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
-    found = accumulator.EventAccumulator(str(folder))
-    found.Reload()
+    reader = accumulator.EventAccumulator(str(folder))
+    reader.Reload()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     for name, points in (("spikesink/sink_ratio", 3), ("spikesink/layer_1/spike", 3), ("loss", 4)):
         logged = {line["step"]: line[name] for line in lines if name in line}
-        scalars = {event.step: event.value for event in found.Scalars(f"train/{name}")}
+        scalars = {event.step: event.value for event in reader.Scalars(f"train/{name}")}
         assert scalars == pytest.approx(logged, rel=1e-6)
         assert len(logged) == points
 

@@ -67,13 +67,13 @@ def sharded(folder, rank, world):
     optimiser = optimised(model)
     local = sum(parameter.to_local().numel() for parameter in model.parameters())
     share = local / sum(parameter.numel() for parameter in model.parameters())
-    found = {"unsharded": unsharded(model), "share": share, "readings": readings, "losses": []}
+    report = {"unsharded": unsharded(model), "share": share, "readings": readings, "losses": []}
 
     def train_on(steps):
         for _ in range(steps):
             loss = step(model, optimiser, IDS[rank::world])
             torch.distributed.all_reduce(loss)
-            found["losses"].append(float(loss) / world)
+            report["losses"].append(float(loss) / world)
 
     train_on(3)
     dcp.save(states_of(model, optimiser), checkpoint_id=folder / "dcp")
@@ -85,7 +85,7 @@ def sharded(folder, rank, world):
     set_state_dict(model, optimiser, model_state_dict=states["model"], optim_state_dict=states["optimiser"])
     train_on(3)
     if rank == 0:
-        (folder / "sharded.json").write_text(json.dumps(found))
+        (folder / "sharded.json").write_text(json.dumps(report))
 
 
 def main(folder):

@@ -9,10 +9,10 @@ from spikesink.zoo import ConditionalGate, DecoderSpec, DyT, KeyValueBias, RMSNo
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_diff_names_exactly_the_declared_fields(name):
-    found = diff(BASE, spec_of(name))
-    fields = {path.split(".")[0] for path in found}
+    changed = diff(BASE, spec_of(name))
+    fields = {path.split(".")[0] for path in changed}
     assert fields == set(CHANGES[name])
-    assert all(one != other for one, other in found.values())
+    assert all(one != other for one, other in changed.values())
 
 
 def test_diff_names_an_option_of_the_same_kind_by_itself():

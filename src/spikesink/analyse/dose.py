@@ -60,18 +60,18 @@ def doses(evaluator: Evaluator, sweeps: Sequence[Sweep]) -> list[Dose]:
         evaluator.progress(STAGE, done, passes)
 
     evaluator.progress(STAGE, 0, passes)
-    found = []
+    swept = []
     targets = evaluator.targets
     missing = [name for name, there in (("spikes", targets.has_spikes), ("sinks", targets.has_sinks)) if not there]
     for made, levels in sweeps:
         if missing:
-            found.append(_refused(made, [], f"the model has no {' and no '.join(missing)}"))
+            swept.append(_refused(made, [], f"the model has no {' and no '.join(missing)}"))
             continue
         rows: list[InterventionRow] = []
         for level in levels:
             rows += _level(evaluator, made, level, baseline, step)
-        found.append(_dose(made, rows))
-    return found
+        swept.append(_dose(made, rows))
+    return swept
 
 
 def _level(
@@ -142,7 +142,7 @@ def _sentence(
         left = min(row.sink_ratio_kept.value for row in real if row.sink_ratio_kept)
         falling += f"; but no level removes the sinks, of which {left:.0%} or more are left: others take their place"
     controls = [row for row in rows if row.control_of is not None and row.applicable]
-    least = min((kept(row) for row in controls), key=lambda found: found.low, default=None)
+    least = min((kept(row) for row in controls), key=lambda share: share.low, default=None)
     beside = "" if least is None else f" Controls of the same strength leave {_share(least)} or more."
     limits = f" (Stay: at least {rules.left_min:.0%} left, lower end; fall: at most {rules.fell_max:.0%}, upper end.)"
     return f"{staying}; {falling}.{beside}{limits}"
@@ -161,5 +161,5 @@ def _numbers(row: InterventionRow, other: str) -> str:
     return f"{_share(kept(row))} of the {other} left{sinks}{ratio}{price}"
 
 
-def _share(found: Estimate) -> str:
-    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+def _share(share: Estimate) -> str:
+    return f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"

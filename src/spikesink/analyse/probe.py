@@ -29,12 +29,12 @@ class ProbeSums:
         ratio = {block: self.peak[block] * self.sequences / self.median_sum[block] for block in self.peak}
         sinks = {block: self.sink_sum[block] / self.sequences for block in self.sink_sum}
         first = {block: self.first_sum[block] / self.sequences for block in self.first_sum}
-        found = _summary(self.peak, ratio, sinks, first, set(self.peak) | set(sinks))
+        numbers = _summary(self.peak, ratio, sinks, first, set(self.peak) | set(sinks))
         for layer in range((max(self.peak) + 1) // 2):
             inside = {2 * layer + 1, 2 * layer + 2}
             for name, value in _summary(self.peak, ratio, sinks, first, inside).items():
-                found[f"layer_{layer}/{name}"] = value
-        return found
+                numbers[f"layer_{layer}/{name}"] = value
+        return numbers
 
 
 def probe(
@@ -80,12 +80,12 @@ def _summary(
 
     Blocks none of which attends (a layer of a hybrid model) have the first two only.
     """
-    found = {
+    numbers = {
         "spike": max(value for block, value in peak.items() if block in blocks),
         "max_over_median": max(value for block, value in ratio.items() if block in blocks),
     }
     for name, by_block in (("sink_ratio", sinks), ("first_token_importance", first)):
         heads = [values for block, values in by_block.items() if block in blocks]
         if heads:
-            found[name] = float(np.concatenate(heads).mean())
-    return found
+            numbers[name] = float(np.concatenate(heads).mean())
+    return numbers

@@ -132,10 +132,10 @@ def measure(
     seconds = stream(
         accessed, ids, [spikes, sinks, losses], valid=valid, batch_size=batch_size, stage="scan", progress=progress
     )
-    found = spikes.compute()
-    steps, step_tokens = _steps(accessed, ids, valid, found, criteria.steps)
+    spike = spikes.compute()
+    steps, step_tokens = _steps(accessed, ids, valid, spike, criteria.steps)
     scanned = Scan(
-        accessed, ids, criteria, spikes, found, sinks.compute(), losses, steps, step_tokens, valid, batch_size
+        accessed, ids, criteria, spikes, spike, sinks.compute(), losses, steps, step_tokens, valid, batch_size
     )
     return scanned, seconds
 

@@ -95,8 +95,8 @@ def _lanczos(ffn: GatedFFN, channel: int, count: int) -> tuple[np.ndarray, np.nd
     operator = LinearOperator(size, matvec=multiply, dtype=np.float64)  # type: ignore[call-arg]
     first = np.random.default_rng(0).standard_normal(ffn.d_model)
     vectors = max(LANCZOS_VECTORS, 2 * count + 1)
-    values, found = eigsh(operator, k=count, which="LM", v0=first, ncv=vectors, tol=1e-7)  # type: ignore[arg-type]
-    return values, found
+    values, eigenvectors = eigsh(operator, k=count, which="LM", v0=first, ncv=vectors, tol=1e-7)  # type: ignore[arg-type]
+    return values, eigenvectors
 
 
 def symmetric_norm(ffn: GatedFFN, channel: int) -> float:

@@ -331,18 +331,18 @@ class SpikeMeasure(Observer):
         verdict = SpikeVerdict(
             **asdict(criteria),
             reason=None if spiking else _no_spikes(statistics, criteria, verdict_block, bool(extreme)),
-            token_ratio=max(found.token_ratio for found in residuals.values()),
+            token_ratio=max(residual.token_ratio for residual in residuals.values()),
             token_share=statistics.candidates.count(threshold) / statistics.tokens,
             verdict_block=verdict_block,
-            massive_count=sum(found.massive_count for found in residuals.values()),
-            massive_blocks=[b for b, found in sorted(residuals.items()) if found.massive_count],
+            massive_count=sum(residual.massive_count for residual in residuals.values()),
+            massive_blocks=[b for b, residual in sorted(residuals.items()) if residual.massive_count],
             massive_channels=self._tally.channels() if self._tally is not None else [],
             token_count=statistics.candidates.count(threshold) if spiking else 0,
         )
         return SpikeResult(
             peak=residuals[block].peaks.top()[0],
             block=block,
-            max_over_median=max(found.max_over_median for found in residuals.values()),
+            max_over_median=max(residual.max_over_median for residual in residuals.values()),
             has_spikes=bool(spiking),
             channels=sorted(channels, key=lambda channel: -float(channel_max[channel])),
             tokens=statistics.candidates.above(threshold) if spiking else np.empty((0, 3)),

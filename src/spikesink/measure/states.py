@@ -108,9 +108,9 @@ class ChannelRange:
 
     def update(self, name: str, values: Tensor) -> None:
         """values (..., channel)."""
-        found = values.detach().float().abs().flatten(0, -2).amax(0).cpu()
+        largest = values.detach().float().abs().flatten(0, -2).amax(0).cpu()
         known = self.largest.get(name)
-        self.largest[name] = found if known is None else torch.maximum(known, found)
+        self.largest[name] = largest if known is None else torch.maximum(known, largest)
 
     def worst(self, name: str, count: int) -> Tensor:
         """The channels with the largest magnitude, the largest first."""

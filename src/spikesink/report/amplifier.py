@@ -44,8 +44,8 @@ def amplifier_part(record: Anatomy, section: sections.Amplifier) -> Section:
     )
 
 
-def _r2(found: sections.Prediction) -> str:
-    return number(found.r2 if found.r2 is not None and found.r2 >= 0 else None)
+def _r2(prediction: sections.Prediction) -> str:
+    return number(prediction.r2 if prediction.r2 is not None and prediction.r2 >= 0 else None)
 
 
 def amplifier_figures(record: Anatomy, section: sections.Amplifier) -> list[Figure]:
@@ -63,15 +63,15 @@ def _merits(section: sections.Amplifier) -> list[Merit]:
             note = f"the next is {number(step.next_eigenvalue)}; rank one predicts {number(first.ratio)} × the true "
             note += f"output at position 0 (n = {first.n})"
             merits.append(Merit(f"λ* in block {placed(step.block)}", step.eigenvalue, note=note, digits=4))
-    return [*merits, *(_shared(found) for found in section.directions if found.mean_cosine is not None)]
+    return [*merits, *(_shared(direction) for direction in section.directions if direction.mean_cosine is not None)]
 
 
-def _shared(found: sections.SharedDirection) -> Merit:
+def _shared(direction: sections.SharedDirection) -> Merit:
     """Whether the channels that spike are amplified in one direction."""
-    control = number(found.control_cosine) if found.control is None else interval(found.control)
-    drawn = "random channels" if found.control is None else f"{found.control.n} random channels"
-    note = f"mean |cos| between the s* of {counted(len(found.channels), 'channel')}; {drawn} {control}"
-    return Merit(f"shared direction in block {placed(found.block)}", found.mean_cosine, note=note)
+    control = number(direction.control_cosine) if direction.control is None else interval(direction.control)
+    drawn = "random channels" if direction.control is None else f"{direction.control.n} random channels"
+    note = f"mean |cos| between the s* of {counted(len(direction.channels), 'channel')}; {drawn} {control}"
+    return Merit(f"shared direction in block {placed(direction.block)}", direction.mean_cosine, note=note)
 
 
 def _steps(section: sections.Amplifier) -> Table:

@@ -74,9 +74,9 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
         assert row.loss_difference_nats
         facts = {"name": row.name, "level": level_text(row, share), "cost": row.loss_difference_nats.value}
         rows += [
-            {**facts, "line": line, "value": found.value, "low": found.low, "high": found.high}
-            for line, found in shares.items()
-            if found is not None
+            {**facts, "line": line, "value": left.value, "low": left.low, "high": left.high}
+            for line, left in shares.items()
+            if left is not None
         ]
     order = list(dict.fromkeys(row["level"] for row in rows))
     lines = [line for line in (*LINES, CONTROL) if any(row["line"] == line for row in rows)]
@@ -112,8 +112,8 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
 
 
 def _places(dose: Dose) -> str:
-    found = (("stays to", dose.stays_to), ("fallen from", dose.falls_from))
-    said = listed([f"{what} {number(level)}" for what, level in found if level is not None])
+    limits = (("stays to", dose.stays_to), ("fallen from", dose.falls_from))
+    said = listed([f"{what} {number(level)}" for what, level in limits if level is not None])
     return f" The other quantity: {said}." if said else ""
 
 
@@ -121,7 +121,7 @@ def _sinks(row: InterventionRow) -> Estimate | None:
     return (row.downstream_sink_ratio_kept if row.target == "spikes" else None) or row.sink_ratio_kept
 
 
-def _over(found: Estimate | None, base: Estimate | None) -> Any:
-    if found is None or base is None:
+def _over(kept: Estimate | None, base: Estimate | None) -> Any:
+    if kept is None or base is None:
         return None
-    return Estimate(**{name: getattr(found, name) / base.value for name in ("value", "low", "high")})
+    return Estimate(**{name: getattr(kept, name) / base.value for name in ("value", "low", "high")})

@@ -192,23 +192,23 @@ def _trained(claim: Claim, evidence: Evidence) -> list[Line]:
             seeds = sorted({len(row.seeds) for row in study.rows})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
             effects = " ".join(
-                f"{found.variant}: {found.verdict} ({_effects(found)})."
-                for found in study.verdicts
-                if found.variant in judged.evidence
+                f"{effect.variant}: {effect.verdict} ({_effects(effect)})."
+                for effect in study.verdicts
+                if effect.variant in judged.evidence
             )
             says = f"{judged.evidence} {effects}".strip()
             lines.append(Line(ROUTES[2], f"{study.study} at {study.preset}", n, says, judged.verdict))
     return lines or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
 
 
-def _effects(found: VariantVerdict) -> str:
+def _effects(judged: VariantVerdict) -> str:
     """Interval of what decides: max / median, norm ratio, sinks, perplexity."""
     names = {"spike_max_over_median": "max / median", "norm_ratio": "norm ratio", "sink_ratio": "sink ratio",
              "first_token_importance": "first-token importance", "perplexity": "perplexity"}  # fmt: skip
     return ", ".join(
         f"{names[effect.metric]} x {number(effect.ratio)} "
         f"[{number(effect.low)}, {number(effect.high) if effect.high < 1e30 else 'unbounded'}] {effect.change}"
-        for effect in found.effects
+        for effect in judged.effects
         if effect.metric in names
     )
 
@@ -220,8 +220,8 @@ def _change(claim: Claim, verdict: str, evidence: Evidence) -> str:
     needed = [
         effect.seeds_needed
         for study in evidence.studies
-        for found in study.verdicts
-        for effect in found.effects
+        for judged in study.verdicts
+        for effect in judged.effects
         if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
     ]
     if verdict == "undecided":
@@ -271,7 +271,7 @@ def _direction(evidence: Evidence) -> Finding | None:
 def findings_document(folder: Path) -> Document:
     """Of a folder of studies, grafts and sweeps."""
     evidence = read_evidence(folder)
-    found = findings(evidence)
+    every = findings(evidence)
     runs = sum(len(row.seeds) for study in evidence.studies for row in study.rows)
     shown: set[str] = set()
     return Document(
@@ -281,30 +281,31 @@ def findings_document(folder: Path) -> Document:
         f"{counted(len(evidence.doses), 'sweep')} of a finished model",
         statements=[
             Statement(f"{one.title}: {one.verdict}", one.text, measured=one.verdict not in ("undecided", "not tested"))
-            for one in found
+            for one in every
         ],
-        sections=[_section(index, one, shown) for index, one in enumerate(found)],
+        sections=[_section(index, one, shown) for index, one in enumerate(every)],
         command=f"spikesink report {folder.name}",
     )
 
 
-def _section(index: int, found: Finding, shown: set[str]) -> Section:
-    figures = [figure for figure in found.figures if figure.name not in shown]
+def _section(index: int, finding: Finding, shown: set[str]) -> Section:
+    figures = [figure for figure in finding.figures if figure.name not in shown]
     shown.update(figure.name for figure in figures)
     return Section(
         f"finding-{index + 1}",
-        f"{found.title}: {found.verdict}",
-        found.text,
+        f"{finding.title}: {finding.verdict}",
+        finding.text,
         figures=figures,
         tables=[
             Table(
                 "Evidence", ("route", "of", "n", "what it says", "verdict"),
-                [[one.route, one.source, one.n, one.says.replace("`", ""), one.verdict or "–"] for one in found.lines],
+                [[line.route, line.source, line.n, line.says.replace("`", ""), line.verdict or "–"]
+                 for line in finding.lines],
                 words=5,
             )
         ],
-        note=f"What would change it: {found.change} The paper: {found.paper}".replace("`", ""),
-        label=found.title,
+        note=f"What would change it: {finding.change} The paper: {finding.paper}".replace("`", ""),
+        label=finding.title,
     )  # fmt: skip
 
 

@@ -77,18 +77,18 @@ def _refused(record: Interventions) -> str:
 
 def _answers(record: Interventions) -> Table:
     """The questions of the double dissociation, with what decided."""
-    found = record.dissociation
-    tried = any("left out" in text for text in found.rules.get("in_words", []))
-    answers = (found.sinks_need_spikes, found.spikes_need_sinks, found.constant_suffices)
+    judgement = record.dissociation
+    tried = any("left out" in text for text in judgement.rules.get("in_words", []))
+    answers = (judgement.sinks_need_spikes, judgement.spikes_need_sinks, judgement.constant_suffices)
     return Table(
-        f"Verdict: {found.verdict}",
+        f"Verdict: {judgement.verdict}",
         ("question", "answer", "because"),
         [
             [item.question, item.answer, _because(item) + (_sensitivity(item) if tried and place < 2 else "")]
             for place, item in enumerate(answers)
         ],
         words=3,
-        aside=_rules(found.rules),
+        aside=_rules(judgement.rules),
     )
 
 

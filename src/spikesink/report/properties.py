@@ -72,11 +72,11 @@ def _curve(curve: list[sections.OverlapAtShare], rule: sections.SinkTokenRule | 
 
 
 def _overlap(section: sections.Properties) -> Table:
-    found = [("all tokens", section.overlap), ("without first tokens", section.overlap_later)]
+    overlaps = [("all tokens", section.overlap), ("without first tokens", section.overlap_later)]
     rows = [
         [label, f"{o.n:,}", f"{o.spikes:,}", f"{o.sinks:,}", f"{o.both:,}", number(o.jaccard), number(o.chance_jaccard),
          number(o.p_value)]
-        for label, o in found
+        for label, o in overlaps
         if o is not None
     ]  # fmt: skip
     return Table(

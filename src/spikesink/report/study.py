@@ -267,10 +267,10 @@ def study_document(studies: Sequence[StudyRecord]) -> Document:
 def study_statements(study: StudyRecord, several: bool = False) -> list[Statement]:
     """Which variants got which verdict, and which claims are decided."""
     prefix = f"{study.study} at {study.preset}: " if several else ""
-    counts = Counter(found.verdict for found in study.verdicts)
+    counts = Counter(judged.verdict for judged in study.verdicts)
     statements = []
     for verdict in counts:
-        names = [_effects_in_words(found) for found in study.verdicts if found.verdict == verdict]
+        names = [_effects_in_words(judged) for judged in study.verdicts if judged.verdict == verdict]
         text = f"{listed(names, 12)}; {counts[verdict]} of {counted(len(study.verdicts), 'variant')}, against "
         text += f"{study.baseline}."
         statements.append(
@@ -380,9 +380,10 @@ def _lines(study: StudyRecord) -> list[Table]:
 
 
 def _verdicts(study: StudyRecord) -> list[Table]:
-    names = list(dict.fromkeys(effect.metric for found in study.verdicts for effect in found.effects))
+    names = list(dict.fromkeys(effect.metric for judged in study.verdicts for effect in judged.effects))
     rows = [
-        [found.variant, found.verdict, *[_effect(found.effects, name) for name in names]] for found in study.verdicts
+        [judged.variant, judged.verdict, *[_effect(judged.effects, name) for name in names]]
+        for judged in study.verdicts
     ]
     summaries = {row.variant: row for row in study.rows}
     changes = [
@@ -390,14 +391,14 @@ def _verdicts(study: StudyRecord) -> list[Table]:
     ]
     rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
     claims = [[f"{claim.title}: {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
-    found = []
+    tables = []
     if rows:
         header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
         title = "Variant over baseline, with its 95 % interval over seeds"
-        found.append(Table(title, header, rows, words=len(header), note=f"Rules: {rules}."))
+        tables.append(Table(title, header, rows, words=len(header), note=f"Rules: {rules}."))
     if claims:
-        found.append(Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
-    return [*found, Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
+        tables.append(Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
+    return [*tables, Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
 
 
 def _effect(effects: Sequence[Effect], metric: str) -> str:

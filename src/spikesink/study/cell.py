@@ -170,12 +170,12 @@ def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
     return curves
 
 
-def _record(cell: Cell, started: float, **found: object) -> CellRecord:
+def _record(cell: Cell, started: float, **outcome: object) -> CellRecord:
     recipe = cell.recipe
     return CellRecord.model_validate(
         {
             "status": "finished",
-            **found,
+            **outcome,
             "study": cell.study,
             "preset": cell.preset,
             "variant": cell.variant,

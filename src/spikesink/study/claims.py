@@ -71,27 +71,25 @@ ELSEWHERE: dict[tuple[int, str | None], tuple[str, str]] = {
 def claims(tested: list[Claim], verdicts: list[VariantVerdict]) -> list[ClaimVerdict]:
     """The paper's claims in their order, then what this study alone is about."""
     own = {(claim.claim, claim.part): claim for claim in tested if claim.claim is not None}
-    found = []
+    answers = []
     asked: tuple[tuple[int, str | None], ...] = ((1, None), (2, None), (3, None), (4, "spikes"), (4, "sinks"))
     for key in asked:
         if key in own:
-            found.append(_judged(own[key], verdicts))
+            answers.append(_judged(own[key], verdicts))
         else:
             unspoken = (str(MAIN.get(key, {}).get("text")), "No variant of this study speaks for it.")
             text, why = ELSEWHERE.get(key, unspoken)
-            found.append(ClaimVerdict(claim=key[0], part=key[1], text=text, verdict="not tested", evidence=why))
-    return found + [_judged(claim, verdicts) for claim in tested if claim.claim is None]
+            answers.append(ClaimVerdict(claim=key[0], part=key[1], text=text, verdict="not tested", evidence=why))
+    return answers + [_judged(claim, verdicts) for claim in tested if claim.claim is None]
 
 
 def _judged(claim: Claim, verdicts: list[VariantVerdict]) -> ClaimVerdict:
-    speaking = [found for found in verdicts if found.variant in claim.speak]
-    meeting = [found for found in speaking if _shows(found, claim.expect)]
-    opposing = [found for found in speaking if _opposes(found, claim)]
+    speaking = [row for row in verdicts if row.variant in claim.speak]
+    meeting = [row for row in speaking if _shows(row, claim.expect)]
+    opposing = [row for row in speaking if _opposes(row, claim)]
     verdict = _from_counts(claim, len(speaking), len(meeting), len(opposing))
-    evidence = [f"For: {_briefly(found)}." for found in meeting] + [
-        f"Against: {_briefly(found)}." for found in opposing
-    ]
-    silent = [found.variant for found in speaking if found not in meeting and found not in opposing]
+    evidence = [f"For: {_briefly(row)}." for row in meeting] + [f"Against: {_briefly(row)}." for row in opposing]
+    silent = [row.variant for row in speaking if row not in meeting and row not in opposing]
     if silent:
         evidence.append(f"Decides nothing: {', '.join(silent)}.")
     return ClaimVerdict(
@@ -112,16 +110,16 @@ def _from_counts(
     return "supported" if meeting else "contradicted" if opposing else "undecided"
 
 
-def _opposes(found: VariantVerdict, claim: Claim) -> bool:
+def _opposes(change: VariantVerdict, claim: Claim) -> bool:
     if claim.against:
-        return any(_shows(found, pattern) for pattern in claim.against)
-    return any(getattr(found, quantity) in OPPOSITES[expected] for quantity, expected in claim.expect.items())
+        return any(_shows(change, pattern) for pattern in claim.against)
+    return any(getattr(change, quantity) in OPPOSITES[expected] for quantity, expected in claim.expect.items())
 
 
-def _shows(found: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
-    return all(getattr(found, quantity) in MEETS[expected] for quantity, expected in pattern.items())
+def _shows(change: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
+    return all(getattr(change, quantity) in MEETS[expected] for quantity, expected in pattern.items())
 
 
-def _briefly(found: VariantVerdict) -> str:
-    cost = {"none": "no cost", "some": "a cost in perplexity"}.get(found.cost or "", "cost unclear")
-    return f"{found.variant} (spikes {found.spikes}, sinks {found.sinks}, {cost})"
+def _briefly(change: VariantVerdict) -> str:
+    cost = {"none": "no cost", "some": "a cost in perplexity"}.get(change.cost or "", "cost unclear")
+    return f"{change.variant} (spikes {change.spikes}, sinks {change.sinks}, {cost})"

@@ -37,7 +37,7 @@ class Study:
         check_output(work / self.title, "", force=True, option="--work")
         threads = executor.threads
         todo = [cell for cell in self.cells if not self._has_result(cell, threads)]
-        shared = {cell.name: found for cell in todo if (found := self._from_another_study(cell, threads)) is not None}
+        shared = {cell.name: record for cell in todo if (record := self._from_another_study(cell, threads)) is not None}
         for record in shared.values():
             self._keep(record)
         todo = [cell for cell in todo if cell.name not in shared]
@@ -72,9 +72,9 @@ class Study:
 
     def summarise(self) -> StudyRecord:
         """The study as a record, from the records of all cells that have one: also of seeds not asked for now."""
-        found = self.found()
-        rows = table.rows(self.grid, self.base, found)
-        of_baseline = [record for record in found if record.variant == self.grid.baseline]
+        finished = self.finished()
+        rows = table.rows(self.grid, self.base, finished)
+        of_baseline = [record for record in finished if record.variant == self.grid.baseline]
         rules = function.FunctionRules()
         has_baseline = any(row.variant == self.grid.baseline for row in rows)
         verdicts = verdict.verdicts(rows, self.grid.baseline) if has_baseline else []
@@ -93,9 +93,9 @@ class Study:
             ),
             rules={**verdict.rules_as_numbers(), **function.rules_as_numbers(rules)},
             rules_version=verdict.VERSION,
-            errors=verdict.errors(found),
+            errors=verdict.errors(finished),
             left_out=self.left_out,
-            cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in found],
+            cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in finished],
             provenance=Provenance(
                 model={"name": self.title, "model_type": "spikesink_decoder"},
                 tokens={"source": self.base.data.model_dump(mode="json")},
@@ -103,12 +103,12 @@ class Study:
                 settings={"recipe": self.base.model_dump(mode="json", exclude={"running"})},
             ),
             timing=Timing.now(
-                forward_s=sum(record.timing.total_s for record in found),
+                forward_s=sum(record.timing.total_s for record in finished),
                 total_s=time.perf_counter() - self.started,
             ),
         )
 
-    def found(self) -> list[CellRecord]:
+    def finished(self) -> list[CellRecord]:
         """The records of this study's folder, in the order of variants and seeds."""
         order = list(self.grid.variants)
         records = [CellRecord.read_file(path) for path in self.records.glob("*.json")]

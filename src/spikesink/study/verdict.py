@@ -175,7 +175,7 @@ class _Comparison:
     """One metric of one variant before the correction for the number of variants."""
 
     metric: str
-    found: Difference
+    difference: Difference
     scale: Scale
     baseline: float
     """The baseline's mean on the scale."""
@@ -187,10 +187,10 @@ class _Comparison:
     tested: bool = True
 
     def p_falls(self) -> float:
-        return self.found.p_below(self.scale.limit(self.falls, self.baseline)) if self.tested else 1.0
+        return self.difference.p_below(self.scale.limit(self.falls, self.baseline)) if self.tested else 1.0
 
     def p_stays(self) -> float:
-        return self.found.p_above(self.scale.limit(self.stays, self.baseline)) if self.tested else 1.0
+        return self.difference.p_above(self.scale.limit(self.stays, self.baseline)) if self.tested else 1.0
 
 
 def verdicts(rows: list[VariantRow], baseline: str, rules: Rules = Rules()) -> list[VariantVerdict]:
@@ -203,12 +203,12 @@ def verdicts(rows: list[VariantRow], baseline: str, rules: Rules = Rules()) -> l
 
 def _comparisons(row: VariantRow, baseline: VariantRow, rules: Rules) -> list[_Comparison]:
     """The metrics that both rows have."""
-    found = []
+    compared = []
     for metric in ("spike", *PARTS, *SINKS, "perplexity"):
         ours, theirs = row.values.get(metric), baseline.values.get(metric)
         if ours and theirs:
-            found.append(_comparison(metric, ours, theirs, row, baseline, rules))
-    return found
+            compared.append(_comparison(metric, ours, theirs, row, baseline, rules))
+    return compared
 
 
 def _comparison(
@@ -233,7 +233,7 @@ def _comparison(
 
 def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, dict[str, Effect]]:
     """By variant and metric. Any part that is lost takes the spike away, so all parts count together for a fall."""
-    places = [(variant, index) for variant, found in compared.items() for index in range(len(found))]
+    places = [(variant, index) for variant, comparisons in compared.items() for index in range(len(comparisons))]
     falls: dict[tuple[str, int], float] = {}
     stays: dict[tuple[str, int], float] = {}
     families = [PARTS, *((metric,) for metric in ("spike", *SINKS, "perplexity"))]
@@ -246,26 +246,26 @@ def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, 
     return {
         variant: {
             one.metric: _effect(one, falls[variant, index], stays[variant, index], rules)
-            for index, one in enumerate(found)
+            for index, one in enumerate(comparisons)
         }
-        for variant, found in compared.items()
+        for variant, comparisons in compared.items()
     }
 
 
 def _effect(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> Effect:
-    low, high = one.found.interval(rules.confidence)
+    low, high = one.difference.interval(rules.confidence)
     limits = {one.scale.limit(ratio, one.baseline) for ratio in (one.falls, one.stays)}
     return Effect(
         metric=one.metric,
-        ratio=one.scale.ratio(one.found.value, one.baseline),
+        ratio=one.scale.ratio(one.difference.value, one.baseline),
         low=one.scale.ratio(low, one.baseline),
         high=one.scale.ratio(high, one.baseline),
         separate=one.separate,
         change=_change(one, p_falls, p_stays, rules),
-        size=one.found.size(),
+        size=one.difference.size(),
         p_falls=p_falls,
         p_stays=p_stays,
-        seeds_needed=one.found.seeds_needed(sorted(limits), rules.confidence),
+        seeds_needed=one.difference.seeds_needed(sorted(limits), rules.confidence),
     )
 
 
@@ -276,7 +276,9 @@ def _change(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> C
         return "falls"
     if p_stays > alpha:
         return "unclear"
-    rises = isinstance(one.scale, LogScale) and one.found.p_above(one.scale.limit(one.rises, one.baseline)) <= alpha
+    rises = (
+        isinstance(one.scale, LogScale) and one.difference.p_above(one.scale.limit(one.rises, one.baseline)) <= alpha
+    )
     return "rises" if rises else "stays"
 
 
@@ -301,10 +303,10 @@ def sinks_change(effects: dict[str, Effect]) -> Change:
 
 
 def _cost(effects: dict[str, Effect], rules: Rules) -> str:
-    found = effects.get("perplexity")
-    if found is None:
+    effect = effects.get("perplexity")
+    if effect is None:
         return "unclear"
-    return "none" if found.high < rules.cost else "some" if found.low > rules.cost else "unclear"
+    return "none" if effect.high < rules.cost else "some" if effect.low > rules.cost else "unclear"
 
 
 def has_spikes(row: VariantRow, rules: Rules = Rules()) -> bool:
@@ -375,18 +377,18 @@ def _moved(effects: dict[str, Effect], spikes: str) -> str:
 
 
 def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect]) -> str:
-    parts = [_in_words(found, row) for found in effects]
+    parts = [_in_words(effect, row) for effect in effects]
     lost = f"; {row.diverged} diverged" if row.diverged else ""
     lost += f"; {row.failed} failed" if row.failed else ""
     return f"{row.variant}: {verdict} ({why}), n = {len(row.seeds)}{lost}: {', '.join(parts) or 'nothing measured'}."
 
 
-def _in_words(found: Effect, row: VariantRow) -> str:
-    high = f"{found.high:.2g}" if found.high < 1e30 else "unbounded"
-    bounded = f" (bounded by construction near {row.ceiling:.3g})" if found.metric == "spike" and row.ceiling else ""
-    needed = f", {found.seeds_needed} seeds needed" if found.change == "unclear" and found.seeds_needed else ""
-    title = TITLES.get(found.metric, found.metric)
-    return f"{title}{bounded} x {found.ratio:.2g} [{found.low:.2g}, {high}] {found.change}{needed}"
+def _in_words(effect: Effect, row: VariantRow) -> str:
+    high = f"{effect.high:.2g}" if effect.high < 1e30 else "unbounded"
+    bounded = f" (bounded by construction near {row.ceiling:.3g})" if effect.metric == "spike" and row.ceiling else ""
+    needed = f", {effect.seeds_needed} seeds needed" if effect.change == "unclear" and effect.seeds_needed else ""
+    title = TITLES.get(effect.metric, effect.metric)
+    return f"{title}{bounded} x {effect.ratio:.2g} [{effect.low:.2g}, {high}] {effect.change}{needed}"
 
 
 def rules_as_numbers(rules: Rules = Rules()) -> dict[str, float]:

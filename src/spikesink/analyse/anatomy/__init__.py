@@ -23,9 +23,9 @@ def run_measures(
     for measure in chosen(names):
         run: Run = resolve(measure.run)
         try:
-            section, found = run(scanned, progress)
+            section, own = run(scanned, progress)
         except DoesNotApplyError as reason:
-            section, found = NotApplicable(reason=str(reason)), {}
+            section, own = NotApplicable(reason=str(reason)), {}
         sections[measure.name] = section
-        arrays.update({f"{measure.name}.{key}": array for key, array in found.items()})
+        arrays.update({f"{measure.name}.{key}": array for key, array in own.items()})
     return sections, arrays

@@ -101,10 +101,10 @@ def _channel(ffns: list[GatedFFN], norms: np.ndarray, channel: int) -> record.Am
 
 
 def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierChannel]:
-    found = []
+    outliers = []
     for block, expert, norms in rows:
         over = norms / max(float(np.median(norms)), 1e-30)
-        found += [
+        outliers += [
             record.OutlierChannel(
                 block=block,
                 channel=int(channel),
@@ -114,7 +114,7 @@ def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierCha
             )
             for channel in np.nonzero(over >= OUTLIER_OVER_MEDIAN_MIN)[0]
         ]
-    return sorted(found, key=lambda outlier: -outlier.over_median)
+    return sorted(outliers, key=lambda outlier: -outlier.over_median)
 
 
 class _Steps:
@@ -126,9 +126,9 @@ class _Steps:
         self.shared: list[record.SharedDirection] = []
         self.directions: list[np.ndarray] = []
         self.followed = followed
-        found = _step_ffns(scanned)
-        steps = [block for block in found if _dense(scanned, block)]
-        self.reason = _no_steps(scanned, found, steps)
+        step_blocks = _step_ffns(scanned)
+        steps = [block for block in step_blocks if _dense(scanned, block)]
+        self.reason = _no_steps(scanned, step_blocks, steps)
         if self.reason is not None:
             return
         control = _control_block(scanned, steps)
@@ -144,9 +144,9 @@ class _Steps:
     def _step(self, block: int, ffn: GatedFFN, hidden: Tensor) -> None:
         vectors = []
         for channel in self.followed:
-            found = spectrum(ffn, channel, EIGENVALUES)
-            vectors.append(found.vectors[0])
-            self.amplifiers.append(_step_amplifier(block, channel, ffn, found, hidden, self.sample))
+            top = spectrum(ffn, channel, EIGENVALUES)
+            vectors.append(top.vectors[0])
+            self.amplifiers.append(_step_amplifier(block, channel, ffn, top, hidden, self.sample))
         self.directions += vectors
         others = [channel for channel in range(ffn.down.shape[0]) if channel not in self.followed]
         drawn = np.random.default_rng(block).permutation(others)[:RANDOM_CHANNELS]
@@ -176,14 +176,14 @@ def _dense(scanned: Scan, block: int) -> bool:
     return len(ffns) == 1 and ffns[0].expert is None
 
 
-def _no_steps(scanned: Scan, found: list[int], steps: list[int]) -> str | None:
+def _no_steps(scanned: Scan, step_blocks: list[int], steps: list[int]) -> str | None:
     if steps:
         return None
     if scanned.steps is None:
         return "no spikes" if not scanned.spike.has_spikes else "post-norm: no block makes the spike alone"
-    if not found:
+    if not step_blocks:
         return "no FFN block is a step-up or step-down block"
-    return f"the FFNs of the step blocks ({', '.join(map(str, found))}) are no single gated map"
+    return f"the FFNs of the step blocks ({', '.join(map(str, step_blocks))}) are no single gated map"
 
 
 def _control_block(scanned: Scan, steps: list[int]) -> list[int]:
@@ -210,9 +210,9 @@ def _gate(block: int, control: bool, ffn: GatedFFN, hidden: Tensor, sample: Toke
 
 
 def _step_amplifier(
-    block: int, channel: int, ffn: GatedFFN, found, hidden: Tensor, sample: TokenSample
+    block: int, channel: int, ffn: GatedFFN, top, hidden: Tensor, sample: TokenSample
 ) -> record.StepAmplifier:
-    value, direction = float(found.values[0]), torch.from_numpy(found.vectors[0]).to(hidden)
+    value, direction = float(top.values[0]), torch.from_numpy(top.vectors[0]).to(hidden)
     true = output(ffn, hidden, channel).double().cpu().numpy()
     rank = rank_one(value, direction, hidden).double().cpu().numpy()
     full = quadratic(ffn, hidden, channel).double().cpu().numpy()
@@ -226,7 +226,7 @@ def _step_amplifier(
         block=block,
         channel=channel,
         eigenvalue=value,
-        next_eigenvalue=float(found.values[1]) if len(found.values) > 1 else None,
+        next_eigenvalue=float(top.values[1]) if len(top.values) > 1 else None,
         share_of_spectrum=value**2 / max(symmetric_norm(ffn, channel) ** 2, 1e-300),
         alignment_spike=float(cosine[spike.numpy()].mean()) if spike.any() else None,
         alignment_other=float(cosine[other.numpy()].mean()) if other.any() else None,

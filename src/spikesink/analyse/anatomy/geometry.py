@@ -203,12 +203,12 @@ def _logits(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _gaps(scanned: Scan, watch: _Heads) -> list[record.LogitGap]:
-    found = []
+    gaps = []
     for block, sums in sorted(watch.gaps.items()):
         is_sink = scanned.sinks.is_sink(block)
         for head in range(len(is_sink)) if sums.count else ():
             gap, content = sums.mean("gap", head), sums.mean("content", head)
-            found.append(
+            gaps.append(
                 record.LogitGap(
                     block=block,
                     head=head,
@@ -222,7 +222,7 @@ def _gaps(scanned: Scan, watch: _Heads) -> list[record.LogitGap]:
                     cosine_other=sums.mean("cosine_other", head),
                 )
             )
-    return found
+    return gaps
 
 
 def _key_geometry(block: int, head: int, watch: _Heads, picked: _Picked) -> record.KeyGeometry:

@@ -132,10 +132,10 @@ def _affordable_tokens(scanned: Scan, heads: int) -> int:
     return min(TOKENS_MAX, max(TOKENS_MIN, int(PRODUCTS / products)))
 
 
-def _queries(scanned: Scan, found: SinkTokens, sequences: Tensor) -> tuple[Tensor, Tensor]:
+def _queries(scanned: Scan, sinks: SinkTokens, sequences: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and positions of tokens whose next token is predicted, in random order; none is a sink token itself."""
-    sinks, valid = found.mask[sequences], valid_mask(scanned)[sequences]
-    usable = valid & ~sinks & (sinks.long().cumsum(1) > 0)
+    is_sink, valid = sinks.mask[sequences], valid_mask(scanned)[sequences]
+    usable = valid & ~is_sink & (is_sink.long().cumsum(1) > 0)
     usable[:, :-1] &= valid[:, 1:]
     usable[:, -1] = False
     choice = usable.nonzero()
@@ -158,20 +158,20 @@ def measure_heads(
     scanned: Scan, progress: Progress, *, effects: bool = True
 ) -> tuple[record.Heads, dict[str, np.ndarray]]:
     """Two passes: the heads over the whole text, and with `effects` the loss on some of it."""
-    found = sink_tokens(scanned, progress)
+    sinks = sink_tokens(scanned, progress)
     seen = probe(scanned.accessed)
     projections, writes_reason = _projections(scanned, seen)
-    measure = HeadMeasure(found.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
+    measure = HeadMeasure(sinks.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
     scanned.replay([measure], "heads", progress)
     rises, loss_test, loss_reason = {}, None, writes_reason if effects else "not asked for"
     if effects and not writes_reason:
         try:
-            rises, loss_test = loss_effects(scanned, found, seen, projections, progress)
+            rises, loss_test = loss_effects(scanned, sinks, seen, projections, progress)
         except DoesNotApplyError as reason:
             loss_reason = str(reason)
     heads = _traces(measure, rises)
     section = record.Heads(
-        sink_tokens=rule(found),
+        sink_tokens=rule(sinks),
         queries=int(next(iter(measure.blocks.values())).count),
         uniform_distance={b: sums.uniform / max(sums.count, 1) for b, sums in sorted(measure.blocks.items())},
         heads=heads,
@@ -185,21 +185,21 @@ def measure_heads(
     return section, {}
 
 
-def rule(found: SinkTokens) -> record.SinkTokenRule:
+def rule(sinks: SinkTokens) -> record.SinkTokenRule:
     return record.SinkTokenRule(
-        importance_min=found.importance_min, heads_min=found.heads_min, tokens=int(found.mask.sum())
+        importance_min=sinks.importance_min, heads_min=sinks.heads_min, tokens=int(sinks.mask.sum())
     )
 
 
 def _projections(scanned: Scan, seen: Probe) -> tuple[dict[int, Tensor], str | None]:
     """W_O of every attention block, or the reason why some block has none that is known."""
-    found = {}
+    projections = {}
     for block in sorted(seen.outputs):
         try:
-            found[block] = output_projection(scanned.accessed, block, seen)[0]
+            projections[block] = output_projection(scanned.accessed, block, seen)[0]
         except DoesNotApplyError as reason:
             return {}, str(reason)
-    return found, None
+    return projections, None
 
 
 def _gram(weight: Tensor, seen: Probe, block: int) -> Tensor:

@@ -156,8 +156,8 @@ class _Values:
             return None
 
         def resampled(index: np.ndarray, axis: int = -1) -> np.ndarray:
-            found = statistic(values[index])
-            return np.asarray(np.nan if found is None else found)
+            value = statistic(values[index])
+            return np.asarray(np.nan if value is None else value)
 
         drawn = replicates(resampled, np.arange(len(values)), groups=groups, resamples=RESAMPLES)
         low, high = bounds(drawn)

@@ -116,12 +116,12 @@ def sink_tokens(scanned: Scan, progress: Progress) -> SinkTokens:
         scanned.replay([measure], "sink tokens", progress)
         heads_min = max(1, math.ceil(HEADS_SHARE_MIN * measure.head_count))
         _known[scanned] = SinkTokens(measure.heads >= heads_min, measure.heads, importance_min, heads_min)
-    found = _known[scanned]
-    if not bool(found.mask.any()):
+    sinks = _known[scanned]
+    if not bool(sinks.mask.any()):
         raise DoesNotApplyError("No token of this text is an attention sink")
-    return found
+    return sinks
 
 
-def sequences_with_sinks(found: SinkTokens, most: int) -> Tensor:
+def sequences_with_sinks(sinks: SinkTokens, most: int) -> Tensor:
     """Indices of the first sequences that have a sink token, at most so many."""
-    return torch.nonzero(found.mask.any(1))[:, 0][:most]
+    return torch.nonzero(sinks.mask.any(1))[:, 0][:most]

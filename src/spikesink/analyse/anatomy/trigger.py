@@ -83,12 +83,12 @@ def attention_ablation(
 
 def _free_from(starts: list[int], shares: list[float], enough: float) -> int | None:
     """The earliest block from which on enough items spike without attention; None where even the last is needed."""
-    found = None
+    earliest = None
     for start, share in zip(reversed(starts), reversed(shares), strict=True):
         if share < enough:
             break
-        found = start
-    return found
+        earliest = start
+    return earliest
 
 
 ITEMS = 256
@@ -111,11 +111,11 @@ def first_token_map(scanned: Scan, progress: Progress) -> record.FirstTokenMap:
     text = Batch(scanned.ids[rows], valid_mask(scanned)[rows])
     rest = _gathered(accessed, text, index, sample.position[later], blocks)
     seen = probe(accessed)
-    found = []
+    early = []
     for done, block in enumerate(blocks):
         progress("first-token map", done, len(blocks))
         gain, random, reason = _gain(accessed, block, seen, direction)
-        found.append(
+        early.append(
             record.FirstTokenBlock(
                 block=block,
                 **{f"{place}_first": _aligned(first[place], block, direction) for place in PLACES},
@@ -132,7 +132,7 @@ def first_token_map(scanned: Scan, progress: Progress) -> record.FirstTokenMap:
         n_first=len(ids),
         n_later=int(later.sum()),
         random_cosine=random_cosine(accessed.d_model),
-        blocks=found,
+        blocks=early,
     )
 
 
