@@ -1,9 +1,18 @@
 """Records as data frames, two records held against each other, charts one by one."""
 
-import pytest
+from typing import get_args, get_origin
 
+import pytest
+from pydantic import BaseModel
+
+from spikesink import records
 from spikesink.errors import InputError
-from spikesink.records.base import Frozen, JsonRecord, Section
+from spikesink.records import base
+from spikesink.records.base import Frozen, JsonRecord, Record, Section, data_frame
+from spikesink.records.interventions import Interventions
+from spikesink.records.study import CellRecord, StudyRecord
+from spikesink.records.survey import ModelRows, SurveyRecord
+from spikesink.records.training import GraftRecord
 
 
 class Row(Frozen):
@@ -50,6 +59,33 @@ def test_of_several_lists_one_is_named():
         part.to_dataframe()
     with pytest.raises(InputError, match="No rows called 'row'; did you mean 'rows'"):
         part.to_dataframe("row")
+
+
+class Whole(Part):
+    main = "others"
+
+
+def test_where_none_is_named_the_main_list_is_meant():
+    whole = Whole(median=0.25, rows=tuple(ROWS), others=tuple(ROWS[1:]))
+    assert whole.to_dataframe()["head"].tolist() == [5] and len(whole.to_dataframe("rows")) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", [records.Anatomy, Interventions, records.TrainingRun, records.VerificationRecord, GraftRecord, CellRecord,
+             StudyRecord, ModelRows, SurveyRecord]
+)  # fmt: skip
+def test_every_record_is_a_frame_without_a_name(kind: type[Record | JsonRecord]):
+    types = {name: field.annotation for name, field in kind.model_fields.items()}
+    inner = {name: get_args(of)[0] for name, of in types.items() if get_origin(of) is list}
+    lists = [name for name, of in inner.items() if isinstance(of, type) and issubclass(of, BaseModel)]
+    assert len(lists) < 2 or kind.main in lists
+
+
+def test_polars_takes_what_differs_from_row_to_row(monkeypatch):
+    pytest.importorskip("polars", reason="polars is an alternative to pandas")
+    monkeypatch.setattr(base, "find_spec", lambda name: name == "polars" or None)
+    rows = [{"count": 1, "error": None}] * 150 + [{"count": 1.5, "error": "why", "more": [2]}]
+    assert data_frame(rows).row(150) == (1.5, "why", [2])
 
 
 def test_differences_name_the_place_and_leave_timing_out():

@@ -25,12 +25,14 @@ LEFT_OUT = ("timing",)
 
 
 def rows_of(part: BaseModel, name: str | None = None) -> Rows:
-    """A part of a record as rows: of the list `name`, else of its only list, else one row of its values.
+    """A part of a record as rows: of the list `name`, else of its only or its main list, else one row of its values.
 
-    Nested values get dotted names. Raises InputError where the part has several lists and none is named.
+    Nested values get dotted names. Raises InputError where the part has several lists and neither is named.
     """
     content = part.model_dump(mode="json", by_alias=True)
     lists = [key for key, value in content.items() if _is_rows(value)]
+    if name is None and len(lists) > 1:
+        name = getattr(part, "main", None)
     if name is not None and content.get(name) == []:
         return []
     if name is not None and name not in lists:
@@ -54,7 +56,9 @@ def data_frame(rows: Rows, columns: list[str] | None = None) -> Any:
     if find_spec("polars") is not None:
         import polars  # type: ignore[reportMissingImports]
 
-        return polars.DataFrame(rows, schema=columns)
+        # Column by column: of rows, only the first hundred would decide what a column may hold.
+        names = columns or dict.fromkeys(name for row in rows for name in row)
+        return polars.DataFrame([polars.Series(name, [row.get(name) for row in rows], strict=False) for name in names])
     raise InputError("Neither pandas nor polars is installed. Install one of them: pip install pandas.")
 
 
@@ -119,10 +123,13 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Tabular(Shown, BaseModel):
     """What can be had as a data frame, and draws itself in a notebook."""
 
-    def to_dataframe(self, name: str | None = None) -> Any:
-        """Its rows as a pandas (or polars) data frame: the list `name`, its only list, or one row of its values.
+    main: ClassVar[str | None] = None
+    """Of several lists, the one that is meant where none is named."""
 
-        Raises InputError where it has several lists and none is named.
+    def to_dataframe(self, name: str | None = None) -> Any:
+        """Its rows as a pandas (or polars) data frame: the list `name`, its only or main one, or a row of its values.
+
+        Raises InputError where it has several lists, none of them the main one, and none is named.
         """
         return data_frame(rows_of(self, name))
 

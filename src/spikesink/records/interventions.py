@@ -236,6 +236,7 @@ class Interventions(Record):
 
     file: ClassVar[str] = "interventions.json"
     arrays_file: ClassVar[str] = "interventions.safetensors"
+    main: ClassVar[str | None] = "interventions"
     command: ClassVar[str] = "spikesink intervene"
 
     kind: str = "interventions"

@@ -218,6 +218,7 @@ class StudyRecord(JsonRecord):
     """The table, the verdicts with the rules behind them, and the learning curves."""
 
     kind: Literal["study"] = "study"
+    main: ClassVar[str | None] = "rows"
     command: ClassVar[str] = "spikesink study"
 
     study: str

@@ -134,6 +134,7 @@ class SurveyRecord(JsonRecord):
     """A whole survey, which the atlas is drawn from and another survey compared with."""
 
     kind: Literal["survey"] = "survey"
+    main: ClassVar[str | None] = "rows"
     command: ClassVar[str] = "spikesink survey"
     file: ClassVar[str] = "survey.json"
 
