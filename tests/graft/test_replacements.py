@@ -76,6 +76,34 @@ def test_a_scale_left_in_the_matrices_is_the_norms_own_where_all_tokens_are_as_l
     assert 0.8 <= float(per_weight.max() / per_weight.min()) <= 3.0
 
 
+@pytest.mark.parametrize(("change", "in_order"), [("norm=dyt", True), ("arrangement=sandwich", False)])
+def test_a_norm_is_fitted_to_what_enters_it_where_nothing_bounds_the_writes(change, in_order):
+    decoder, new = grafted(change)
+    ids = torch.randint(0, SIZES["vocab_size"], (4, 29), generator=torch.Generator().manual_seed(7))
+    name = "ffn_layernorm" if in_order else "post_ffn_norm"
+    entered, left = {}, {}
+    for which, model in (("old", decoder), ("new", new)):
+        norm = getattr(model.model.layers[1], name)
+
+        def note(_, inputs, output, which=which):
+            entered[which], left[which] = inputs[0].flatten(0, 1).double(), output.flatten(0, 1).double()
+
+        handle = norm.register_forward_hook(note)
+        with torch.no_grad():
+            model(input_ids=ids)
+        handle.remove()
+    # The residuals of a least-squares fit are orthogonal to its features, in the decoder that it was fitted in only.
+    norm = getattr(new.model.layers[1], name).double().requires_grad_(False)
+    products = {}
+    for which in ("old", "new"):
+        given = norm(entered[which])
+        feature = given - (norm.bias if in_order else 0.0)
+        products[which] = float(
+            ((given - left["old"]) * feature).sum(0).abs().max() / left["old"].square().sum(0).max()
+        )
+    assert products["new" if in_order else "old"] <= 1e-5 < 1e-3 <= products["old" if in_order else "new"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,11 +1,13 @@
 """Another norm, arrangement, gate or normaliser in a trained decoder, begun where its function moves little.
 
-A norm that comes is fitted to what stood in its place (least squares on ordinary tokens), a norm that goes leaves a
-fixed scale in the matrices that read its output, a gate begins at one half before a W_O that is doubled.
+A norm that comes is fitted to what stood in its place (least squares on ordinary tokens, in the order in which the new
+decoder runs), a norm that goes leaves a fixed scale in the matrices that read its output, a gate begins at one half
+before a W_O that is doubled.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -71,8 +73,6 @@ def graft(decoder: SpikesinkDecoderForCausalLM, target: DecoderSpec, ids: Tensor
     same = {key: value for key, value in state.items() if key in ours and ours[key].shape == value.shape}
     new.load_state_dict(same, strict=False)
     seen = _watch(decoder, ids)
-    for site in _sites(decoder, new, seen):
-        _place(site)
     if isinstance(target.normaliser, LearnedSink):
         for old, layer, context in zip(_layers(decoder), _layers(new), seen.attention, strict=True):
             layer.self_attn.sinks.logits.copy_(_sink_logits(old.self_attn, *context))
@@ -81,6 +81,7 @@ def graft(decoder: SpikesinkDecoderForCausalLM, target: DecoderSpec, ids: Tensor
             for parameter in layer.self_attn.gate.parameters():
                 parameter.zero_()
             layer.self_attn.o_proj.weight.mul_(2.0)
+    _place_in_order(new, list(_sites(decoder, new, seen)), ids)
     return new.eval()
 
 
@@ -94,12 +95,12 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Site:
-    """A place where a norm may stand: what stood there, what stands there now, its input and who reads its output."""
+    """A place where a norm may stand: what stood there with its input, what stands there now, who reads its output."""
 
     old: nn.Module
     new: nn.Module
     entering: Tensor
-    """(token, channel)"""
+    """What entered the old one, (token, channel)."""
     readers: tuple[nn.Linear, ...] = ()
     """Matrices whose columns take the scale of a norm that goes."""
     writer: nn.Linear | None = None
@@ -197,22 +198,53 @@ def _rows(hidden: Tensor) -> Tensor:
     return hidden.flatten(0, -2)
 
 
-def _place(site: _Site) -> None:
-    """Let the new module do what the old one did, as nearly as it can on ordinary tokens."""
-    gone, comes = isinstance(site.new, nn.Identity), not isinstance(site.new, nn.Identity)
-    if gone and isinstance(site.old, nn.Identity):
-        return
-    if comes and site.wanted is None and _alike(site.old, site.new):
-        site.new.load_state_dict(site.old.state_dict())
+def _place_in_order(new: SpikesinkDecoderForCausalLM, sites: list[_Site], ids: Tensor) -> None:
+    """Let every new module do what the old one did, as nearly as it can on ordinary tokens.
+
+    Each is fitted when the new decoder reaches it. Where nothing bounds what blocks write, errors grow over the layers:
+    there it is fitted to what enters it in the new decoder, elsewhere to what entered its place in the trained one.
+    """
+    spec = new.config.decoder_spec
+    scale_free = spec.norm.kind in ("rmsnorm", "layernorm")
+    bounded = scale_free and spec.arrangement.output_norm and not isinstance(spec.arrangement, PostNorm)
+    handles = []
+    for site in sites:
+        gone = isinstance(site.new, nn.Identity)
+        if gone and isinstance(site.old, nn.Identity):
+            continue
+        if not gone and site.wanted is None and _alike(site.old, site.new):
+            site.new.load_state_dict(site.old.state_dict())
+        elif gone and site.writer is not None:
+            wanted, ordinary = _through(site.old, site.entering), _ordinary(site.entering)
+            scale, _, _ = _regressed(site.entering[ordinary].double(), wanted[ordinary].double(), shift=False)
+            _leave_scale(site, scale)
+        else:
+            handles.append(site.new.register_forward_pre_hook(partial(_place, site, ids.shape, bounded)))
+    try:
+        if handles:
+            new.eval()(input_ids=ids.to(new.device), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _place(site: _Site, tokens: torch.Size, bounded: bool, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if inputs[0].shape[:2] != tokens:  # virtual tokens, which go through attention's norms before the sequence does
         return
     wanted = _through(site.old, site.entering) if site.wanted is None else site.wanted
-    size = site.entering.float().norm(dim=-1)
-    ordinary = size <= ORDINARY_MAX * size.median()
-    entering, wanted = site.entering[ordinary].double(), wanted[ordinary].double()
-    if comes:
-        _fit(site.new, entering, wanted)
-    else:
+    ordinary = _ordinary(site.entering)
+    entering = site.entering if bounded else _rows(inputs[0])
+    entering, wanted = entering[ordinary].double(), wanted[ordinary].double()
+    if isinstance(module, nn.Identity):
         _leave_scale(site, _regressed(entering, wanted, shift=False)[0])
+    else:
+        _fit(module, entering, wanted)
+
+
+def _ordinary(entering: Tensor) -> Tensor:
+    """Which rows (token, channel) of the trained decoder are no spikes."""
+    size = entering.float().norm(dim=-1)
+    return size <= ORDINARY_MAX * size.median()
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
