@@ -6,6 +6,7 @@ import time
 
 import pytest
 from tiny_recipe import losses, tiny_recipe
+from transformers import TrainerState
 
 from spikesink.errors import OutputError
 from spikesink.train import run
@@ -19,6 +20,12 @@ class KilledError(BaseException):
 
 def quiet(stage, done, total):
     pass
+
+
+def begin(out, step=12):
+    """What the log does when a run goes on from a checkpoint of this step."""
+    state = TrainerState.load_from_json(str(out / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"))
+    Curves(out / "log.jsonl", quiet, writes=True).on_train_begin(None, state, None)
 
 
 @pytest.fixture
@@ -36,10 +43,10 @@ def test_killed_while_the_log_is_rewritten(out, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", dies)
     with pytest.raises(KilledError):
-        Curves(out / "log.jsonl", 9, 12, quiet, writes=True)
+        begin(out, step=9)
     assert losses(out) == before
     monkeypatch.undo()
-    Curves(out / "log.jsonl", 9, 12, quiet, writes=True)
+    begin(out, step=9)
     assert losses(out) == {step: loss for step, loss in before.items() if step <= 9}
 
 
@@ -48,7 +55,7 @@ def test_a_torn_line_of_the_log_is_dropped(out, torn):
     before = losses(out)
     with (out / "log.jsonl").open("a") as file:
         file.write(torn)
-    Curves(out / "log.jsonl", 12, 12, quiet, writes=True)
+    begin(out)
     assert losses(out) == before
 
 
@@ -70,11 +77,9 @@ def test_a_full_disk_at_the_very_end(tmp_path, monkeypatch):
 
 
 def test_a_log_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
-    curves = Curves(tmp_path / "log.jsonl", 0, 12, quiet, writes=True)
-    curves.path = tmp_path / "gone" / "log.jsonl"
-    state = type("State", (), {"global_step": 1})
+    curves = Curves(tmp_path / "gone" / "log.jsonl", quiet, writes=True)
     with pytest.raises(OutputError, match="--resume"):
-        curves.on_log(None, state, None, {"loss": 1.0})
+        curves.on_log(None, TrainerState(log_history=[{"loss": 1.0, "step": 1}]), None)
 
 
 def test_speed_does_not_follow_the_wall_clock(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What a run logs: a JSONL that a resumed run goes on with as if it had never stopped, progress, and arrays."""
+"""The training log: a JSON line per logged step, which a resumed run continues, as arrays, and progress."""
 
 import json
 from collections.abc import Iterator
@@ -18,30 +18,35 @@ KEPT = ("loss", "grad_norm", "learning_rate", "eval_loss")
 
 
 class Curves(TrainerCallback):
-    """One line per logged step: `step` and loss, gradient norm, learning rate, held-out loss, readings."""
+    """One line per logged step: `step` and loss, gradient norm, learning rate, held-out loss, readings.
 
-    def __init__(self, path: Path, first_step: int, steps: int, progress: Progress, *, writes: bool) -> None:
-        self.path, self.steps, self.progress, self.writes = path, steps, progress, writes
-        self.lines = [line for line in _read(path) if line["step"] <= first_step]
-        if writes:
+    The Trainer keeps what it logged in its state, which every checkpoint holds: the file and the arrays follow it.
+    """
+
+    def __init__(self, path: Path, progress: Progress, *, writes: bool) -> None:
+        self.path, self.progress, self.writes = path, progress, writes
+        self.lines: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.lines = [line for logged in state.log_history if (line := _line(logged))]
+        if self.writes:
             # What a killed run logged after its last checkpoint will be logged again.
-            with _written(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-        progress("train", first_step, steps)
+            with _written(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        self.progress("train", state.global_step, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        kept = {name: value for name, value in (logs or {}).items() if name in KEPT or name.startswith(PREFIX)}
-        if not kept:
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        line = _line(state.log_history[-1])
+        if not line:
             return
-        line = {"step": state.global_step, **kept}
         self.lines.append(line)
         if self.writes:
             with _written(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress("train", state.global_step, self.steps)
+        self.progress("train", state.global_step, state.max_steps)
 
     def last(self, name: str) -> float:
         return next(float(line[name]) for line in reversed(self.lines) if name in line)
@@ -65,6 +70,12 @@ class Curves(TrainerCallback):
         return arrays
 
 
+def _line(logged: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an entry of the Trainer's history, with its step; nothing of one that has none of it."""
+    kept = {name: logged[name] for name in sorted(logged) if name in KEPT or name.startswith(PREFIX)}
+    return {"step": logged["step"], **kept} if kept else {}
+
+
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
     try:
@@ -74,20 +85,3 @@ def _written(path: Path) -> Iterator[None]:
             f"The run's log '{path}' cannot be written: {error.strerror or error}. Free some space and go on with "
             "--resume."
         ) from error
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole: a killed run may leave half of one at the end."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
-        if not numbers or not isinstance(line.get("step"), int):
-            break
-        lines.append(line)
-    return lines

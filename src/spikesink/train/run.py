@@ -61,7 +61,7 @@ def train(
         probe_ids = torch.from_numpy(stream.held_out[: recipe.monitor.sequences])
         AnatomyCallback(probe_ids, every=recipe.monitor.every).attach(trainer)
     first_step = checkpoints.step_of(checkpoint) if checkpoint is not None else 0
-    curves = Curves(out / LOG, first_step, recipe.training.steps, progress, writes=main)
+    curves = Curves(out / LOG, progress, writes=main)
     trainer.add_callback(curves)
     if recipe.training.fsdp:
         trainer.add_callback(check_sharded())
