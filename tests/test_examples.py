@@ -22,8 +22,7 @@ from spikesink.analyse.passes import Criteria, no_progress
 from spikesink.analyse.scan import measure
 from spikesink.records import Section
 from spikesink.report import write_figures, write_page
-from spikesink.report.document import Merit
-from spikesink.report.document import Section as ReportSection
+from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import Figure, drawing
 from spikesink.report.terminal import print_record
 
@@ -189,7 +188,7 @@ def reach_part(record, section):
     chart = drawing().mark_point().encode(alt.X("x:Q"))
     figure = Figure("reach", "Reach", chart, [{"x": 1.0}], "One point.", "One point.")
     merits = [Merit("reach", float(section["tokens"] if isinstance(section, dict) else section.tokens), "tokens")]
-    return ReportSection("reach", "How far it reaches", merits=merits, figures=[figure])
+    return Part("reach", "How far it reaches", merits=merits, figures=[figure])
 
 
 REACH = measures.Measure("reach", "How far?", "test_examples:measure_reach", "test_examples:reach_part")

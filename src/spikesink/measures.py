@@ -39,7 +39,7 @@ class Measure:
     """A further measure of a scan.
 
     `run(scanned, progress)` gives a section of the record and its large arrays; `part(record, section)` gives a
-    `report.document.Section`; without it the section's fields are shown as figures and tables.
+    `report.document.Part`; without it the section's fields are shown as figures and tables.
     """
 
     name: str

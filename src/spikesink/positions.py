@@ -8,13 +8,17 @@ def ranks(valid: Any) -> Any:
     return valid.cumsum(-1) - 1
 
 
+def half_of(tokens: Any) -> Any:
+    """How many of so many tokens are the first half of them, at least one; a number or an array of them."""
+    return tokens // 2 + (tokens < 2)
+
+
 def first_half(valid: Any) -> Any:
     """Which tokens are in the first half of the real ones (at least one of them), of the shape of valid.
 
     Where a sink is looked for. Eq. 28 of Sun et al. 2026: keys t <= T / 2.
     """
-    rank = ranks(valid)
-    return valid & ((rank == 0) | (rank < valid.sum(-1)[..., None] // 2))
+    return valid & (ranks(valid) < half_of(valid.sum(-1)[..., None]))
 
 
 def block_kind(block: int) -> str:

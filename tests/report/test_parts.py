@@ -13,7 +13,7 @@ from spikesink.records.study import StudyRecord
 from spikesink.report import write_page
 from spikesink.report.build import record_document
 from spikesink.report.conditions import sentence
-from spikesink.report.document import Merit, Section, Table
+from spikesink.report.document import Merit, Part, Table
 from spikesink.report.model import fields_part
 from spikesink.report.page import EQUATIONS, mathematics
 from spikesink.report.terminal import print_record
@@ -159,7 +159,7 @@ def test_a_section_without_a_part_shows_all_its_fields():
     shown = [(merit.label, merit.text) for merit in section.merits]
     assert shown == [("tokens", "39"), ("share", "0.5123"), ("ids", first)]
     (table,) = section.tables
-    assert isinstance(table, Table) and isinstance(section, Section)
+    assert isinstance(table, Table) and isinstance(section, Part)
     assert (table.caption, table.columns, table.rows) == ("Blocks", ["block", "mean"], [["2", "–"]])
 
 

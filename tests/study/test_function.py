@@ -3,7 +3,7 @@
 import pytest
 
 from spikesink.records.study import CellFunction, ClaimVerdict
-from spikesink.study.function import FunctionRules, Interval, judged, over_seeds
+from spikesink.study.function import FunctionRules, SeedInterval, judged, over_seeds
 
 
 class Cell:
@@ -30,7 +30,7 @@ def test_the_interval_is_students():
         [CellFunction(spike_tokens=1, freeze_nats=x) for x in (1, 2, 6)], "freeze_nats", FunctionRules()
     )
     half = 4.302653 * (7 / 3) ** 0.5
-    assert interval == Interval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
+    assert interval == SeedInterval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
 
 
 @pytest.mark.parametrize(

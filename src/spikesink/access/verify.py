@@ -79,7 +79,7 @@ class Pass:
     def __init__(self, accessed: AccessedModel, tokens: int) -> None:
         self.accessed = accessed
         self.batch = full_batch(probe_ids(accessed.vocab_size, tokens))
-        self.sums, self.writes, self.calls = Sums(accessed), Writes(), Calls()
+        self.sums, self.writes, self.calls = Additivity(accessed), Writes(), Calls()
         self.logits = watched(accessed, self.batch, self.sums, self.writes, self.calls)
 
     @cached_property
@@ -87,7 +87,7 @@ class Pass:
         return attention_differences(self.accessed, self.batch, self.writes.writes)
 
 
-class Sums:
+class Additivity:
     """Observer: how far each block's write is from adding up to the next residual; holds one residual at a time."""
 
     def __init__(self, accessed: AccessedModel) -> None:

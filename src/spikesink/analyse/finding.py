@@ -20,6 +20,7 @@ from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import SpikeStates
+from spikesink.positions import half_of
 
 AMPLIFIER_SHARE = 0.9
 """Share of what the step-up block writes into the spike channels that the cut entries bring."""
@@ -95,7 +96,7 @@ def _sinks(scanned: Scan) -> dict[str, Any]:
     if not heads:
         return {"has_sinks": False}
     importance = np.mean([sinks.positions[block][head] for block, head in heads], axis=0)
-    half = importance[: max(1, len(importance) // 2)]
+    half = importance[: half_of(len(importance))]
     positions = np.flatnonzero(half > sinks.importance_min)
     chosen = positions if len(positions) else [int(half.argmax())]
     return {"has_sinks": True, "sink_heads": tuple(heads), "sink_positions": tuple(int(p) for p in chosen)}

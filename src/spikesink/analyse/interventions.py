@@ -45,7 +45,7 @@ PASSES = 3
 
 
 @dataclass(frozen=True)
-class Choice:
+class Chosen:
     """What `--which` asked for."""
 
     interventions: tuple[Intervention, ...]
@@ -54,7 +54,7 @@ class Choice:
     """Everything was asked for."""
 
 
-def parse_which(text: str | None) -> Choice:
+def parse_which(text: str | None) -> Chosen:
     """Names of interventions, of groups (default, all, core, spikes, sinks, input, none) and of parts, with commas.
 
     Raises InputError for unknown ones.
@@ -73,7 +73,7 @@ def parse_which(text: str | None) -> Choice:
             chosen[name] = None
         chosen.update(dict.fromkeys(_group(name)))
     ordered = sorted((INTERVENTIONS[name] for name in INTERVENTIONS if name in chosen), key=_place)
-    return Choice(tuple(ordered), tuple(part for part in PARTS if part in parts), "all" in names)
+    return Chosen(tuple(ordered), tuple(part for part in PARTS if part in parts), "all" in names)
 
 
 def check_magnitude(magnitude: float | None) -> None:
@@ -159,13 +159,13 @@ def _timing(evaluator: Evaluator, started: float) -> Timing:
     return Timing.now(load_s=load_s, forward_s=evaluator.seconds, total_s=time.perf_counter() - started + load_s)
 
 
-def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Choice) -> Quantisation:
+def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Chosen) -> Quantisation:
     if "quantisation" not in choice.parts:
         return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
     return quantisation(evaluator, held_out, thorough=choice.thorough)
 
 
-def _kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray, choice: Choice) -> KvCache:
+def _kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray, choice: Chosen) -> KvCache:
     if "kv_cache" not in choice.parts:
         return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
     return kv_cache(evaluator, ids)

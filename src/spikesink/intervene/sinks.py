@@ -8,6 +8,7 @@ from torch import Tensor
 from spikesink.access import AccessedModel, AttentionRows, Batch, editing
 from spikesink.errors import InputError
 from spikesink.intervene.base import SHARE, Context, Targets, intervention, random_tokens, seeded
+from spikesink.positions import half_of
 
 KEY_CONTROL = "random_keys"
 HEAD_CONTROL = "random_heads"
@@ -56,7 +57,7 @@ class SinkEditor:
         if self.start:
             tokens |= self.targets.is_spike(hidden)
         if self.control == KEY_CONTROL:
-            first_half = torch.arange(hidden.shape[1])[None] < max(2, hidden.shape[1] // 2)
+            first_half = torch.arange(hidden.shape[1])[None] < max(2, half_of(hidden.shape[1]))
             return random_tokens(tokens, self._generator, among=first_half)
         return tokens
 

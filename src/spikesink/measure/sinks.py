@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.observer import AttentionInputs, AttentionSums, Batch, Observer
-from spikesink.positions import first_half, ranks
+from spikesink.positions import first_half, half_of, ranks
 from spikesink.records import SinkHead, SinkRatio, Sinks
 
 METRICS = ("sun2026", "gu2025")
@@ -94,7 +94,7 @@ class SinkMeasure(Observer):
             self._virtual += sums.virtual_mass
         stop = sums.query_stop
         if stop in self._shorter:
-            largest = self._mass[..., : max(1, stop // 2)].amax(-1).double() / stop
+            largest = self._mass[..., : half_of(stop)].amax(-1).double() / stop
             counts = self.blocks[sums.block].shorter
             counts[stop] = counts.get(stop, 0) + int((largest > self.criteria.epsilon).sum())
         if stop == sums.total_queries:

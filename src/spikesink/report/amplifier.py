@@ -7,7 +7,7 @@ from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section, Table
+from spikesink.report.document import Merit, Part, Table
 from spikesink.report.drawing import (
     BLUE,
     GREY,
@@ -30,9 +30,9 @@ NAMED = 8
 """Outliers that get their channel beside them."""
 
 
-def amplifier_part(record: Anatomy, section: sections.Amplifier) -> Section:
+def amplifier_part(record: Anatomy, section: sections.Amplifier) -> Part:
     """What the amplifier's section of the record says."""
-    return Section(
+    return Part(
         "amplifier",
         "The amplifier",
         "A gated FFN whose gate is near the identity is a quadratic form in each output channel, "

@@ -6,7 +6,7 @@ from statistics import median
 from spikesink.records.survey import Move, SurveyRecord, SurveyRow, moves
 from spikesink.report.atlas_charts import atlas_figures, emergence_figures, trained
 from spikesink.report.conditions import condition_table
-from spikesink.report.document import Document, Merit, Section, Statement, Table
+from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent, quantity
 
 COLUMNS = ("model", "conditions", "max / median", "spike", "sink ratio", "perplexity", "family", "norms", "parameters",
@@ -25,24 +25,24 @@ def atlas_document(record: SurveyRecord) -> Document:
     left = [row for row in record.rows if row.status != "finished"]
     models = {row.model for row in record.rows}
     sections = [
-        Section("cells", "Every cell", tables=[_cells(rows)] if rows else []),
-        Section(
+        Part("cells", "Every cell", tables=[_cells(rows)] if rows else []),
+        Part(
             "plane",
             "Spikes against sinks",
             "Up: a larger spike; right: more heads that sink. Colour is where the norms stand, the choice that the "
             "study changes.",
             figures=atlas_figures(rows),
         ),
-        Section("families", "Families side by side", tables=[_families(rows)] if rows else []),
-        Section(
+        Part("families", "Families side by side", tables=[_families(rows)] if rows else []),
+        Part(
             "emergence",
             "Emergence over training",
             "What a model has after each of its checkpoints; a thing has appeared where it is there and stays.",
             figures=emergence_figures(rows),
             tables=_orders(rows),
         ),
-        Section("paper", "Beside the papers", tables=[_paper(record)] if record.paper else []),
-        Section("left", "Refused and failed", tables=[_left(left)] if left else []),
+        Part("paper", "Beside the papers", tables=[_paper(record)] if record.paper else []),
+        Part("left", "Refused and failed", tables=[_left(left)] if left else []),
     ]
     without = f"; {counted(len(left), 'cell')} without a result" if left else ""
     return Document(
@@ -224,7 +224,7 @@ def moves_document(before: SurveyRecord, after: SurveyRecord) -> Document:
         title="What moved between two surveys",
         lead="A figure moved where neither value lies in the other's interval; a finding, where it is another.",
         statements=[Statement("Moved", f"{text}{f': {listed(models)}' if models else ''}.")],
-        sections=[Section("moved", "What moved", tables=[_moved(found)])] if found else [],
+        sections=[Part("moved", "What moved", tables=[_moved(found)])] if found else [],
         conditions=[("first", condition_table(before)), ("second", condition_table(after))],
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from spikesink.records import Anatomy
 from spikesink.report.conditions import condition_table, shape
-from spikesink.report.document import Document, Section, Statement, Table
+from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import (
     HEIGHT,
     Figure,
@@ -45,14 +45,14 @@ def compare_document(models: Sequence[Model]) -> Document:
     trainings = [(name, model.training) for name, model in named if model.training is not None]
     steps = steps_of([name for name, _ in anatomies])
     sections = [
-        Section("numbers", "The numbers", tables=[_table(named)]),
-        Section(
+        Part("numbers", "The numbers", tables=[_table(named)]),
+        Part(
             "charts",
             "Over training steps" if steps else "Side by side",
             "Depth is the block over the number of blocks, so that models of different depth lie over each other.",
             figures=compare_figures(anatomies, steps),
         ),
-        Section("training", "While they were trained", figures=training_figures(trainings) if trainings else []),
+        Part("training", "While they were trained", figures=training_figures(trainings) if trainings else []),
     ]
     return Document(
         kind="comparison",

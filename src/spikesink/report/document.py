@@ -91,7 +91,7 @@ class Table:
 
 
 @dataclass
-class Section:
+class Part:
     """A heading with an introduction, figures of merit, charts and tables."""
 
     id: str
@@ -104,14 +104,14 @@ class Section:
     """What else there is to know, or why there is nothing to see."""
     label: str = ""
     """Its name where there is little room; the id where it has none of its own."""
-    part: str = ""
+    template: str = ""
     """HTML template that draws what is special in this section; nothing for none."""
     content: Any = None
     """What that template draws."""
 
     @property
     def empty(self) -> bool:
-        return not (self.merits or self.figures or self.tables or self.note or self.part)
+        return not (self.merits or self.figures or self.tables or self.note or self.template)
 
     @property
     def short(self) -> str:
@@ -138,7 +138,7 @@ class Document:
     statements: list[Statement] = field(default_factory=list)
     merits: list[Merit] = field(default_factory=list)
     """What one wants to see first."""
-    sections: list[Section] = field(default_factory=list)
+    sections: list[Part] = field(default_factory=list)
     unmeasured: list[Unmeasured] = field(default_factory=list)
     heads: dict[str, Any] | None = None
     """Details of every head for the sink map; see `head_details`."""

@@ -6,7 +6,7 @@ import altair as alt
 
 from spikesink.records.interventions import Dose, Estimate, InterventionRow, Interventions
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, dashes, drawing, layered, table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent
 from spikesink.report.interventions import cost_text
@@ -15,11 +15,11 @@ LINES = ("sinks left", "spike left (norm ratio)", "spike left (largest magnitude
 CONTROL = "sinks left, controls"
 
 
-def dose_part(record: Interventions) -> Section:
+def dose_part(record: Interventions) -> Part:
     """Every sweep of the record."""
     shown = [dose for dose in record.dose if dose.applicable]
     refused = [f"{dose.name}: {dose.sentence}" for dose in record.dose if not dose.applicable]
-    return Section(
+    return Part(
         "dose",
         "How much is enough",
         "One is weakened step by step: from which strength on does the other fall, and at what cost?",

@@ -8,7 +8,7 @@ from pathlib import Path
 from spikesink.records.interventions import Dose, Interventions
 from spikesink.records.study import StudyRecord, VariantVerdict
 from spikesink.records.training import GraftRecord
-from spikesink.report.document import Document, Section, Statement, Table
+from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
 from spikesink.report.drawing import Figure
 from spikesink.report.format import counted, number
@@ -25,7 +25,7 @@ SEEDS_MIN = 3
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """One of the paper's claims in our words, what the paper reports, and what each route can show about it."""
 
     claim: int
@@ -37,28 +37,28 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(
+    PaperClaim(
         1, None, "Spikes and sinks meet because of the pre-norm design, not by necessity.",
         "At 7B parameters a norm on the writes takes the spike from 3,818 to 520 (92 with QK-norm) and leaves the sink "
         "ratio at 45 to 42 % (46 % before).",
         "A finished model cannot say what training another would give; it says what its own sinks need.",
     ),
-    Claim(
+    PaperClaim(
         2, None, "Spikes act globally: near-constant vectors, the same for every prompt.",
         "Spike tokens' states after the norm are nearly parallel, whatever the prompt.",
         "One constant in place of every spike token's state, against zero and a random constant.",
     ),
-    Claim(
+    PaperClaim(
         3, None, "Sinks act locally: they turn heads down and keep them short-sighted.",
         "Sink heads write less where the sink takes more, and look near with what is left.",
         "`spikesink scan --measure heads`; a folder of findings holds no such record yet.",
     ),
-    Claim(
+    PaperClaim(
         4, "spikes", "Spikes can be suppressed alone at no cost in perplexity.",
         "Sandwich norms lower the spike and the perplexity does not rise (9.8 against 10.1).",
         "Weakening a finished spike has a cost that training would heal; the sweep gives it.",
     ),
-    Claim(
+    PaperClaim(
         4, "sinks", "Sinks can be suppressed alone at no cost in perplexity.",
         "A gate by head takes the sink ratio to 4.5 % at no cost.",
         "Weakening finished sinks has a cost that training would heal; the sweep gives it.",
@@ -129,7 +129,7 @@ def findings(evidence: Evidence) -> list[Finding]:
     return sorted([*made, *([swept] if swept else [])], key=lambda one: ORDER.index(one.verdict))
 
 
-def _finding(claim: Claim, evidence: Evidence) -> Finding:
+def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     lines = [*_finished(claim, evidence), *_grafted(claim, evidence), *_trained(claim, evidence)]
     decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
     verdict = decided.pop() if len(decided) == 1 else "mixed" if decided else "undecided"
@@ -142,7 +142,7 @@ def _finding(claim: Claim, evidence: Evidence) -> Finding:
     )  # fmt: skip
 
 
-def _finished(claim: Claim, evidence: Evidence) -> list[Line]:
+def _finished(claim: PaperClaim, evidence: Evidence) -> list[Line]:
     """Route 1: it answers claim 2 by its own rule; of the others it shows what a finished model needs."""
     lines = []
     for name, record in evidence.doses.items():
@@ -169,7 +169,7 @@ def _source(name: str, record: Interventions) -> str:
     return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
 
 
-def _grafted(claim: Claim, evidence: Evidence) -> list[Line]:
+def _grafted(claim: PaperClaim, evidence: Evidence) -> list[Line]:
     """Route 2: each graft beside its control; as many as there must be seeds decide."""
     if claim.claim not in (1, 4) or claim.part == "sinks":
         return []
@@ -182,7 +182,7 @@ def _grafted(claim: Claim, evidence: Evidence) -> list[Line]:
     return lines
 
 
-def _trained(claim: Claim, evidence: Evidence) -> list[Line]:
+def _trained(claim: PaperClaim, evidence: Evidence) -> list[Line]:
     """Route 3: what the rules of the studies say, with the effects of who speaks for the claim."""
     lines = []
     for study in evidence.studies:
@@ -213,7 +213,7 @@ def _effects(judged: VariantVerdict) -> str:
     )
 
 
-def _change(claim: Claim, verdict: str, evidence: Evidence) -> str:
+def _change(claim: PaperClaim, verdict: str, evidence: Evidence) -> str:
     """What would change the verdict."""
     if verdict == "not tested":
         return f"Any run that speaks for it. {claim.finished}"
@@ -232,7 +232,7 @@ def _change(claim: Claim, verdict: str, evidence: Evidence) -> str:
     return "A variant with at least three seeds that shows the decided opposite; a larger size; another text."
 
 
-def _figures(claim: Claim, evidence: Evidence) -> list[Figure]:
+def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     """A picture of each route."""
     if claim.claim in (2, 3):
         return []
@@ -288,10 +288,10 @@ def findings_document(folder: Path) -> Document:
     )
 
 
-def _section(index: int, finding: Finding, shown: set[str]) -> Section:
+def _section(index: int, finding: Finding, shown: set[str]) -> Part:
     figures = [figure for figure in finding.figures if figure.name not in shown]
     shown.update(figure.name for figure in figures)
-    return Section(
+    return Part(
         f"finding-{index + 1}",
         f"{finding.title}: {finding.verdict}",
         finding.text,

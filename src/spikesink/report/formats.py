@@ -1,18 +1,18 @@
 """What the formats that models are served in cost, and what spikes have to do with it."""
 
 from spikesink.records.interventions import FormatDamage, Interventions
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.format import NONE, interval, listed, number, percent
 from spikesink.report.interventions import cost_text
 
 
-def formats_part(record: Interventions) -> Section:
+def formats_part(record: Interventions) -> Part:
     """Floating-point formats, dearest scales first."""
     rows = record.formats.rows
     inputs = [row for row in rows if row.kind == "inputs"]
     cache = [row for row in rows if row.kind == "kv"]
     columns = ("format", "perplexity", "cost in nats", "of it spikes'", "lost", "lost without spikes")
-    return Section(
+    return Part(
         "formats",
         "Formats that models are served in",
         "A scale that a spike sets makes ordinary values subnormal or zero; one that it cannot set leaves them.",

@@ -7,7 +7,7 @@ from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section
+from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, layered, scatter, table
 from spikesink.report.format import interval, number, percent
 
@@ -15,7 +15,7 @@ KINDS = ("query", "sink key", "other key")
 SHAPES = ("cross", "circle", "triangle-up")
 
 
-def geometry_part(record: Anatomy, section: sections.Geometry) -> Section:
+def geometry_part(record: Anatomy, section: sections.Geometry) -> Part:
     """What the geometry's section of the record says."""
     merits = []
     if section.keys:
@@ -38,7 +38,7 @@ def geometry_part(record: Anatomy, section: sections.Geometry) -> Section:
                 float(np.mean([getattr(gap, name) for gap in gaps])) for name in ("gap", "content", "distance")
             )
             merits.append(Merit(label, gap, note=f"mean: content {number(content)} + distance {number(distance)}"))
-    return Section(
+    return Part(
         "geometry",
         "Why queries find the sink",
         "A head sinks when its queries lie closer to the sink's key than to the others. Before the rotary embedding.",

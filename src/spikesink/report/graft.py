@@ -5,7 +5,7 @@ from typing import Any
 from spikesink.records.interventions import Estimate
 from spikesink.records.training import GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
-from spikesink.report.document import Document, Merit, Section, Statement, Table
+from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.drawing import Figure, table
 from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
 from spikesink.report.training import CURVES, lines
@@ -35,8 +35,8 @@ def graft_document(record: GraftRecord) -> Document:
         statements=_statements(record),
         merits=_merits(record),
         sections=[
-            Section("models", "Before and after", tables=[_points(record)], note=_failures(record)),
-            Section("curves", "While it healed", figures=graft_figures(record)),
+            Part("models", "Before and after", tables=[_points(record)], note=_failures(record)),
+            Part("curves", "While it healed", figures=graft_figures(record)),
         ],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),

@@ -9,7 +9,7 @@ from spikesink.records import Anatomy, SinkHead
 from spikesink.records import anatomy as sections
 from spikesink.report import geometry
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section
+from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import Figure, inline, layered, rounded, scatter, table
 from spikesink.report.format import interval, number, percent
 from spikesink.report.sinks import head_id, strongest_head
@@ -22,7 +22,7 @@ CHANGED = {"write": "the norm of the write", "distance": "distance"}
 """What it goes with inside a head."""
 
 
-def heads_part(record: Anatomy, section: sections.Heads) -> Section:
+def heads_part(record: Anatomy, section: sections.Heads) -> Part:
     """What the heads' section of the record says."""
     merits = [
         Merit(f"sink mass and {NAMES.get(row.other, row.other)}", row.over_heads.value, low=row.over_heads.low,
@@ -37,7 +37,7 @@ def heads_part(record: Anatomy, section: sections.Heads) -> Section:
         for row in section.modulation or []
     ]  # fmt: skip
     merits += _loss(section.loss_test) if section.loss_test is not None else []
-    return Section(
+    return Part(
         "heads",
         "What the sink does to its head",
         "Whether the mass on the sink turns the head's output down, and where the head looks with what is left.",

@@ -6,7 +6,7 @@ import altair as alt
 
 from spikesink.records.interventions import Answer, Estimate, InterventionRow, Interventions
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
 from spikesink.report.format import NONE, counted, listed, number, percent, signed
 
@@ -17,9 +17,9 @@ CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(
 """A control's label without the intervention's, which stands above it."""
 
 
-def interventions_part(record: Interventions) -> Section:
+def interventions_part(record: Interventions) -> Part:
     """What each intervention, control and the verdict say."""
-    return Section(
+    return Part(
         "interventions",
         "Remove one, keep the rest",
         "What the model loses when spikes or sinks go, with a random control of the same size for each.",

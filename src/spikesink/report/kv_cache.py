@@ -4,7 +4,7 @@ import altair as alt
 
 from spikesink.records.interventions import Interventions, KeptSinks
 from spikesink.report.conditions import name
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     HEIGHT,
     Figure,
@@ -21,10 +21,10 @@ from spikesink.report.format import NONE, number
 from spikesink.report.interventions import cost_text
 
 
-def kv_cache_part(record: Interventions) -> Section:
+def kv_cache_part(record: Interventions) -> Part:
     """What a streaming cache of few tokens costs."""
     section = record.kv_cache
-    return Section(
+    return Part(
         "kv-cache",
         "KV cache: how many first tokens to keep",
         "A cache that forgets the first tokens loses the keys that heads sink on.",

@@ -8,7 +8,7 @@ import altair as alt
 from spikesink.positions import placed
 from spikesink.records import Anatomy, Peak
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,
     GREEN,
@@ -38,9 +38,9 @@ RANKS = ("largest", "second", "third", "median")
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def lifecycle_part(record: Anatomy) -> Section:
+def lifecycle_part(record: Anatomy) -> Part:
     """What the life cycle of the record says."""
-    return Section(
+    return Part(
         "lifecycle",
         "Life cycle of the largest activations",
         "Each block adds its write to the residual stream: few blocks make a spike, the ones between carry it along, "
@@ -188,13 +188,13 @@ LISTED = 12
 """Massive channels in the table."""
 
 
-def spikes_part(record: Anatomy) -> Section:
+def spikes_part(record: Anatomy) -> Part:
     """Every listed spike token with the text around it."""
-    return Section(
+    return Part(
         "tokens",
         "The tokens that spike",
         "Darker means larger; the number behind a token is the largest magnitude of its state.",
-        part="tokens",
+        template="tokens",
         content=_spike_lines(record),
         tables=_massive(record),
         note="" if record.summary.has_spikes else "No token reaches the rule for spikes.",

@@ -11,7 +11,7 @@ from spikesink.records import Anatomy, NotApplicable
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
 from spikesink.report.conditions import argument, condition_table, line, sentence
-from spikesink.report.document import Document, Merit, Section, Table, Unmeasured
+from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
 from spikesink.report.dose import dose_part
 from spikesink.report.format import counted, number
 from spikesink.report.formats import formats_part
@@ -31,12 +31,12 @@ ITEMS = 12
 """Values of a plain list that are shown."""
 
 
-def fields_part(name: str, title: str, content: BaseModel | Mapping[str, Any]) -> Section:
+def fields_part(name: str, title: str, content: BaseModel | Mapping[str, Any]) -> Part:
     """Every field of a section, typed or as it was read from a file."""
     values = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
     values = {key: value for key, value in values.items() if key not in HIDDEN}
     tables = {key: value for key, value in values.items() if _is_table(value)}
-    return Section(
+    return Part(
         name,
         title,
         merits=[Merit(_words(key), text(value)) for key, value in values.items() if key not in tables],
@@ -123,8 +123,8 @@ def _intervention_merits(record: Interventions) -> list[Merit]:
     return merits
 
 
-def _sections(model: Model) -> list[Section]:
-    sections: list[Section] = []
+def _sections(model: Model) -> list[Part]:
+    sections: list[Part] = []
     if model.anatomy is not None:
         record = model.anatomy
         sections += [lifecycle_part(record), sinks_part(record), spikes_part(record)]
@@ -150,12 +150,12 @@ def _further(record: Anatomy) -> dict[str, Any]:
     return dict(sorted(sections.items(), key=lambda pair: order.get(pair[0], len(order))))
 
 
-def _measured(record: Anatomy, name: str, section: Any) -> Section:
+def _measured(record: Anatomy, name: str, section: Any) -> Part:
     """The part of one measure; where it has none of its own, all of its fields."""
     known = measures.measures().get(name)
     title = name.replace("_", " ").capitalize()
     if isinstance(section, NotApplicable):
-        return Section(name, title, note=f"Does not apply to this model: {section.reason}.")
+        return Part(name, title, note=f"Does not apply to this model: {section.reason}.")
     if known is None or known.part is None:
         return fields_part(name, title, section)
     return measures.resolve(known.part)(record, section)

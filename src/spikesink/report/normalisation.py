@@ -6,7 +6,7 @@ from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section
+from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import (
     BLUE,
     HEIGHT,
@@ -27,7 +27,7 @@ from spikesink.report.format import counted, number, percent
 KINDS = ("spike tokens", "other tokens")
 
 
-def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Section:
+def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Part:
     """What the normalisation's section of the record says."""
     implicit = section.implicit
     at = _at(section)
@@ -53,7 +53,7 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Sect
             Merit("cosine between prompts", at.spike.cosine_across,
                   note=f"{where}; others {number(at.other.cosine_across)}"),
         ]  # fmt: skip
-    return Section(
+    return Part(
         "normalisation",
         "What normalisation makes of it",
         "How sparse a spike token is behind the norm, and how far it is the same vector in "

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.base import Frozen, JsonRecord
 from spikesink.report.build import record_document
-from spikesink.report.document import Document, Merit, Section, Statement
+from spikesink.report.document import Document, Merit, Part, Statement
 from spikesink.report.drawing import Figure
 from spikesink.report.model import fields_part
 from spikesink.report.write import drawn
@@ -51,7 +51,7 @@ def _statement(statement: Statement) -> Markup:
     return Markup("<p><strong>{}.</strong> {}</p>{}").format(statement.heading, statement.text, listed)
 
 
-def _section(section: Section) -> list[Markup]:
+def _section(section: Part) -> list[Markup]:
     """Its figures of merit and short tables, folded away."""
     tables = [table for table in section.tables if table.brief is None or table.brief]
     rows = [_merit(merit) for merit in section.merits]

@@ -2,14 +2,14 @@
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.format import counted, interval, number, percent
 
 VERDICTS = {True: "holds", False: "does not hold", None: "not applicable"}
 COLOURS = {"holds": "yes", "does not hold": "no"}
 
 
-def properties_part(record: Anatomy, section: sections.Properties) -> Section:
+def properties_part(record: Anatomy, section: sections.Properties) -> Part:
     """What the properties' section of the record says."""
     tables = [_properties(section)]
     if section.overlap is not None:
@@ -17,7 +17,7 @@ def properties_part(record: Anatomy, section: sections.Properties) -> Section:
     if section.overlap_curve:
         tables.append(_curve(section.overlap_curve, section.sink_tokens))
     reason = section.overlap_reason
-    return Section(
+    return Part(
         "properties",
         "The five properties",
         "Whether what was found is what the literature calls massive activations.",

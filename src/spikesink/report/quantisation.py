@@ -7,7 +7,7 @@ import altair as alt
 from spikesink.positions import placed
 from spikesink.records.interventions import Damage, Interventions, Quantisation
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Section, Table
+from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,
     HEIGHT,
@@ -26,10 +26,10 @@ WORST = 5
 """Blocks that a terminal lists, the dearest first."""
 
 
-def quantisation_part(record: Interventions) -> Section:
+def quantisation_part(record: Interventions) -> Part:
     """What int8 costs, where, and what mends it."""
     section = record.quantisation
-    return Section(
+    return Part(
         "quantisation",
         "Int8: what breaks, and what mends it",
         "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",

@@ -9,7 +9,7 @@ from spikesink.positions import placed
 from spikesink.records import Anatomy, SinkHead
 from spikesink.records.scan import SinkRatio
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section
+from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import (
     BLUE,
     HEIGHT,
@@ -38,7 +38,7 @@ MAP_ROWS = 32
 """Rows of the sketched map; models with more heads show the strongest of several in one row."""
 
 
-def sinks_part(record: Anatomy) -> Section:
+def sinks_part(record: Anatomy) -> Part:
     """What the sinks of the record say."""
     summary, sinks = record.summary, record.sinks
     metrics = f"sun2026 {percent(summary.sink_ratio_sun2026)}, first key alone {percent(summary.sink1_gu2025)}"
@@ -49,14 +49,14 @@ def sinks_part(record: Anatomy) -> Section:
     ]
     if sinks.virtual_mass is not None:
         merits.append(Merit("attention on virtual keys", sinks.virtual_mass, "%", note="counted apart"))
-    return Section(
+    return Part(
         "sinks",
         "Where attention sinks",
         "Click a cell, or choose a head with the fields below the map, to see what is known of that head.",
         merits=merits,
         figures=[sink_map(record), head_importance(record), *head_plane(record), *ratio_curves(record)],
         label="Sink heads",
-        part="heads",
+        template="heads",
         content=sorted({head.block for head in sinks.heads}),
     )
 

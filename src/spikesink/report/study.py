@@ -9,7 +9,7 @@ import numpy as np
 
 from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow, VariantVerdict
 from spikesink.report.conditions import condition_table, line
-from spikesink.report.document import Document, Merit, Section, Statement, Table
+from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.drawing import (
     BLUE,
     GREY,
@@ -317,12 +317,12 @@ def _merits(studies: Sequence[StudyRecord]) -> list[Merit]:
     ]
 
 
-def _sections(study: StudyRecord, several: bool) -> list[Section]:
+def _sections(study: StudyRecord, several: bool) -> list[Part]:
     title = f"{study.study} at {study.preset}" if several else ""
 
-    def section(name: str, heading: str, intro: str, **parts: object) -> Section:
+    def section(name: str, heading: str, intro: str, **parts: object) -> Part:
         whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
-        return Section(name_of(study, f"section_{name}"), whole, intro, label=heading, **parts)  # type: ignore[arg-type]
+        return Part(name_of(study, f"section_{name}"), whole, intro, label=heading, **parts)  # type: ignore[arg-type]
 
     figures = study_figures(study)
     curves = [figure for figure in figures if "_curve_" in figure.name]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from spikesink.records import Anatomy
 from spikesink.report.build import record_document
-from spikesink.report.document import Document, Merit, Section, Statement, Table, Unmeasured
+from spikesink.report.document import Document, Merit, Part, Statement, Table, Unmeasured
 from spikesink.report.format import counted, number
 
 LABEL_WIDTH = 14
@@ -87,7 +87,7 @@ def _merits(label: str, merits: list[Merit] | tuple[Merit, ...]) -> Grid:
     return grid
 
 
-def _section(section: Section, width: int) -> list[RenderableType]:
+def _section(section: Part, width: int) -> list[RenderableType]:
     """The parts of a section that a terminal can show; its label stands before the first."""
     parts: list[RenderableType] = []
     label = section.short

@@ -3,7 +3,7 @@
 import altair as alt
 
 from spikesink.records import TrainingRun
-from spikesink.report.document import Section, Statement
+from spikesink.report.document import Part, Statement
 from spikesink.report.drawing import (
     HEIGHT,
     Figure,
@@ -35,10 +35,10 @@ Runs = list[tuple[str, TrainingRun]]
 KEY = ("loss", "spikesink/max_over_median", "spikesink/sink_ratio")
 
 
-def training_part(record: TrainingRun) -> Section:
+def training_part(record: TrainingRun) -> Part:
     """Loss, spike and sinks while the model was trained."""
     intro = f"{record.steps:,} steps, {record.tokens:,} tokens, {record.parameters:,} parameters."
-    return Section("training", "While it was trained", intro, figures=training_figures([(record.name, record)]))
+    return Part("training", "While it was trained", intro, figures=training_figures([(record.name, record)]))
 
 
 def training_statement(record: TrainingRun, alone: bool) -> Statement:

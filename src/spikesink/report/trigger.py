@@ -9,7 +9,7 @@ from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
-from spikesink.report.document import Merit, Section, Table
+from spikesink.report.document import Merit, Part, Table
 from spikesink.report.drawing import (
     BLUE,
     ORANGE,
@@ -37,10 +37,10 @@ CLASSES = 3
 LISTED = 20
 
 
-def trigger_part(record: Anatomy, section: sections.Trigger) -> Section:
+def trigger_part(record: Anatomy, section: sections.Trigger) -> Part:
     """What the trigger's section of the record says."""
     tables = [_self_sinking(section)] if section.self_sinking else []
-    return Section(
+    return Part(
         "trigger",
         "Which tokens trigger it",
         "The first token attends only to itself, so attention is one fixed linear map there, whatever the token is. "

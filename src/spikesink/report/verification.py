@@ -3,7 +3,7 @@
 from spikesink.records import Check, VerificationRecord
 from spikesink.records.scan import BosPair, BosSide
 from spikesink.report.conditions import condition_table, line, name
-from spikesink.report.document import Document, Merit, Section, Statement, Table
+from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.format import NONE, number, percent
 
 HEADS = {
@@ -30,7 +30,7 @@ def verification_document(record: VerificationRecord) -> Document:
         lead=f"{model.get('dtype')} on {model.get('device')}",
         statements=[Statement("Not guaranteed", "; ".join(record.not_guaranteed) + ".")],
         merits=[_range(record)],
-        sections=[Section("checks", "The checks", tables=[_checks(record), _layers(record)])],
+        sections=[Part("checks", "The checks", tables=[_checks(record), _layers(record)])],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
     )
@@ -93,7 +93,7 @@ def bos_document(record: BosPair) -> Document:
         lead="the same text, with BOS in front and without it",
         statements=[Statement("BOS", record.sentence)],
         merits=[Merit("leaving it out", cost.value, "nats", cost.low, cost.high, "of loss, on the same predictions")],
-        sections=[Section("bos", "With and without", tables=[Table("Both", ("", "with BOS", "without"), rows)])],
+        sections=[Part("bos", "With and without", tables=[Table("Both", ("", "with BOS", "without"), rows)])],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
     )

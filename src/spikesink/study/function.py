@@ -27,7 +27,7 @@ class FunctionRules:
 
 
 @dataclass(frozen=True)
-class Interval:
+class SeedInterval:
     """Mean over seeds with Student's t."""
 
     mean: float
@@ -57,14 +57,14 @@ def judged(
     ]
 
 
-def over_seeds(cells: list[CellFunction], name: str, rules: FunctionRules) -> Interval | None:
+def over_seeds(cells: list[CellFunction], name: str, rules: FunctionRules) -> SeedInterval | None:
     """None where fewer cells have it than decide."""
     values = [value for cell in cells if (value := getattr(cell, name)) is not None]
     if len(values) < rules.function_seeds_min:
         return None
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + rules.function_confidence) / 2, len(values) - 1)) * error
-    return Interval(mean, mean - half, mean + half, len(values))
+    return SeedInterval(mean, mean - half, mean + half, len(values))
 
 
 def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:

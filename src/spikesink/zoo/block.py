@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spikesink.zoo.arrangements import PostNorm
 from spikesink.zoo.attention import Attention
-from spikesink.zoo.context import Context, Prefix
+from spikesink.zoo.context import Context, RegisterCache
 from spikesink.zoo.ffn import AttentionFFN
 from spikesink.zoo.spec import DecoderSpec
 
@@ -52,7 +52,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         """With registers (1, register, d_model), also what this layer makes of them."""
         if registers is None or context.registers is None:
             return self._blocks(hidden_states, context, _call)
-        prefix = Prefix()
+        prefix = RegisterCache()
         registers = self._blocks(registers, replace(context.registers, cache=prefix), _call_unwatched)
         return self._blocks(hidden_states, replace(context, prefix=prefix), _call), registers
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 
-class Prefix(dict[int, tuple[Tensor, Tensor]]):
+class RegisterCache(dict[int, tuple[Tensor, Tensor]]):
     """Keys and values of the registers by layer index, written like a cache."""
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -24,7 +24,7 @@ class Context:
     cache: Any = None
     rotary: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """cos and sin by theta, each (batch or 1, token, d_head); empty without RoPE."""
-    prefix: Prefix | None = None
+    prefix: RegisterCache | None = None
     """What the registers, which stand in front of every token, offer to this layer's queries."""
     registers: "Context | None" = None
     """The registers' own context, where there are registers."""
