@@ -1,12 +1,14 @@
 """A whole graft of a tiny model: record, resumption, export, and what is refused."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from test_graft_families import tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spikesink.analyse.scan import scan
 from spikesink.data.corpus import read_corpus
@@ -14,6 +16,7 @@ from spikesink.data.tokenizers import train_bpe
 from spikesink.errors import InputError, NumericError, OutputError
 from spikesink.graft import GraftSettings, graft_and_heal, graft_recipes
 from spikesink.records.training import GraftRecord
+from spikesink.train.streams import open_stream
 from spikesink.zoo import SpikesinkDecoderForCausalLM
 
 FAST = ("training.batch_size=3", "running.threads=1", "running.save_every=4", "monitor.sequences=2")
@@ -153,6 +156,31 @@ def test_a_training_that_does_not_fit_is_refused_first(checkpoint, text, tmp_pat
     with pytest.raises(InputError, match="weights, gradients and optimiser"):
         graft_and_heal(settings(checkpoint, text, "arrangement=sandwich"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_token_ids_instead_of_a_text(checkpoint, tmp_path):
+    """The last sequences are held out, the others trained on, each as it is."""
+    ids = np.random.default_rng(1).integers(0, 300, (9, 16))
+    np.save(tmp_path / "ids.npy", ids)
+    healing, _, _ = graft_recipes(settings(checkpoint, None, "gate=conditional", tokens=tmp_path / "ids.npy"))
+    stream = open_stream(healing, lambda *_: None)
+    assert (stream.held_out == ids[4:]).all() and stream.provenance["tokens"] == 4 * 16
+    assert {tuple(stream.sample(index)) for index in range(4)} == {tuple(row) for row in ids[:4]}
+    longer = settings(checkpoint, None, "gate=conditional", tokens=tmp_path / "ids.npy", seq_len=17)
+    with pytest.raises(InputError, match=r"data.seq_len=16"):
+        open_stream(graft_recipes(longer)[0], lambda *_: None)
+
+
+def test_a_field_and_the_chat_template(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = "{% for one in messages %}cat{{ one.content }}mat{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [json.dumps({"body": f" sat {index}"}) for index in range(300)]
+    (tmp_path / "text.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    asked = settings(tmp_path / "model", tmp_path / "text.jsonl", "gate=conditional", field="body", chat_template=True)
+    stream = open_stream(graft_recipes(asked)[0], lambda *_: None)
+    assert re.search(r"cat sat \d+mat", tokenizer.decode(stream.held_out[0]))
 
 
 def test_recipes_differ_in_the_model_alone(checkpoint, text):

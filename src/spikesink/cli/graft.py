@@ -1,12 +1,13 @@
 """`spikesink graft`: replace one design choice of a pretrained model, heal it, and see what comes back."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spikesink.cli.options import RESULT, TEXT, Dataset, Json, TextFile, safe_name
+from spikesink.cli.options import FLAG, RESULT, TEXT, Json, Text, grouped, safe_name
 from spikesink.cli.report import page_beside, show
 from spikesink.errors import InputError
 
@@ -22,8 +23,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="What to replace, e.g. arrangement=sandwich; or of the recipe, e.g. optimiser.lr=1e-4."),
 ]
-SeqLen = Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)]
-Bos = Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)]
 Sequences = Annotated[int, typer.Option(min=2, help="Held-out sequences to evaluate on.", rich_help_panel=TEXT)]
 Steps = Annotated[
     int, typer.Option(min=0, help="Of about 1,024 tokens; 0 replaces and trains nothing.", rich_help_panel=TRAINING)
@@ -43,13 +42,24 @@ Code = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class TrainingText(Text):
+    """The text to heal and to evaluate on."""
+
+    pack: Annotated[
+        bool, typer.Option("--pack", metavar=FLAG, help="Join documents, as is always done here.", rich_help_panel=TEXT)
+    ] = False
+    seq_len: Annotated[int, typer.Option(min=3, help="Tokens per sequence.", rich_help_panel=TEXT)] = 128
+    bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never.", rich_help_panel=TEXT)] = (
+        "auto"
+    )
+
+
+@grouped
 def graft_command(
+    text: TrainingText,
     model: Model = None,
     changes: Changes = None,
-    text: TextFile = None,
-    dataset: Dataset = None,
-    seq_len: SeqLen = 128,
-    bos: Bos = "auto",
     sequences: Sequences = 64,
     steps: Steps = 100,
     control: Control = True,
@@ -67,16 +77,20 @@ def graft_command(
 
     if not changes:
         raise InputError("Nothing is replaced; give a choice, e.g. --set arrangement=sandwich.")
-    if text is not None and dataset is not None:
-        raise InputError("Got --text and --dataset; expected one source of text.")
+    text.check()
     name = safe_name("-".join(["graft", safe_name(Path(model).name) if model else "embedded", *changes]))
     folder = out or Path("runs") / name
     with progress_bar() as progress:
         progress("load torch", 0, 1)
+        from spikesink.data.tokens import load_token_ids
         from spikesink.graft import GraftSettings, graft_and_heal
 
         progress("load torch", 1, 1)
-        settings = GraftSettings(model, tuple(changes), text, dataset, steps, seq_len, sequences, bos)
+        seq_len = load_token_ids(text.tokens).ids.shape[1] if text.tokens is not None else text.seq_len
+        settings = GraftSettings(
+            model, tuple(changes), text.text, text.dataset, steps, seq_len, sequences, text.bos, text.field,
+            text.tokens, text.chat_template,
+        )  # fmt: skip
         record = graft_and_heal(
             settings, folder, resume=resume, control=control, control_from=control_from, code=code, progress=progress
         )

@@ -6,7 +6,7 @@ the position in the data is the number of samples seen.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ import numpy as np
 
 from spikesink.atomic import make_folder
 from spikesink.data.corpus import Corpus
+from spikesink.data.encode import Encoder
+from spikesink.data.files import Document
 from spikesink.errors import InputError, OutputError
 
 HELD_OUT_SHARE = 32
@@ -52,14 +54,15 @@ def write_token_file(
     folder: Path,
     *,
     max_tokens: int | None = None,
+    chat: Encoder | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TokenFile:
     """Tokenise a corpus into `folder`, or read it if it is there whole. Raises InputError and OutputError.
 
-    `max_tokens` ends the training stream early, for corpora without an end.
+    `max_tokens` ends the training stream early, for corpora without an end. chat: wraps documents as a user's messages.
     """
     try:
-        make_folder(folder, lambda empty: _fill(corpus, tokenizer, empty, max_tokens, progress), _is_whole)
+        make_folder(folder, lambda empty: _fill(corpus, tokenizer, empty, max_tokens, chat, progress), _is_whole)
     except OSError as error:
         raise OutputError(
             f"The token file '{folder}' cannot be written: {error.strerror}. Free some space, or set SPIKESINK_CACHE "
@@ -80,7 +83,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _fill(
-    corpus: Corpus, tokenizer: Any, folder: Path, max_tokens: int | None, progress: Callable[[str, int, int], None]
+    corpus: Corpus,
+    tokenizer: Any,
+    folder: Path,
+    max_tokens: int | None,
+    chat: Encoder | None,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     dtype = np.dtype("<u2") if len(tokenizer) <= 2**16 else np.dtype("<u4")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -88,8 +96,11 @@ def _fill(
     documents = 0
     with (folder / "train.bin").open("wb") as train, (folder / "held_out.bin").open("wb") as held_out:
         files = {"train": train, "held_out": held_out}
-        for batch in _batches(corpus):
-            encoded = tokenizer(batch, add_special_tokens=False, verbose=False).input_ids
+        for batch in _batches(chat.documents(corpus) if chat else corpus.documents()):
+            if chat:
+                encoded = [chat.body(document) for document in batch]
+            else:
+                encoded = tokenizer(batch, add_special_tokens=False, verbose=False).input_ids
             for text, ids in zip(batch, encoded, strict=True):
                 split = "held_out" if is_held_out(text) else "train"
                 files[split].write(np.array([*ids, *end], dtype=dtype).tobytes())
@@ -112,9 +123,9 @@ def _fill(
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
-def _batches(corpus: Corpus) -> Any:
-    batch: list[str] = []
-    for document in corpus.documents():
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    for document in documents:
         batch.append(document)
         if len(batch) == BATCH_DOCUMENTS:
             yield batch
@@ -123,8 +134,9 @@ def _batches(corpus: Corpus) -> Any:
         yield batch
 
 
-def is_held_out(text: str) -> bool:
+def is_held_out(document: Document) -> bool:
     """Which side of the split a document is on."""
+    text = document if isinstance(document, str) else json.dumps(document)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_SHARE == 0
 
 

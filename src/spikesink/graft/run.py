@@ -126,6 +126,10 @@ class GraftSettings:
     sequences: int = 64
     """Held-out sequences that are evaluated."""
     bos: str = "auto"
+    field: str | None = None
+    tokens: Path | None = None
+    """An .npy of token ids (sequences, seq_len) instead of a text."""
+    chat_template: bool = False
 
 
 def graft_recipes(settings: GraftSettings) -> tuple[Recipe, Recipe, dict[str, Any]]:
@@ -168,19 +172,25 @@ def _content(settings: GraftSettings, name: str) -> dict[str, Any]:
 
 
 def _source(settings: GraftSettings, tokens: int) -> dict[str, Any]:
+    if settings.tokens is not None:
+        return {"kind": "ids", "path": str(settings.tokens)}
+    read = {"field": settings.field, "chat_template": settings.chat_template}
     if settings.text is not None:
-        return {"kind": "text", "path": str(settings.text)}
+        return {"kind": "text", "path": str(settings.text), **read}
     if settings.dataset is not None:
         # The tokenizer is the model's own, whatever stands here.
-        return {"kind": "hub", "name": settings.dataset, "tokenizer": "", "tokens": tokens}
+        return {"kind": "hub", "name": settings.dataset, "tokenizer": "", "tokens": tokens, **read}
     raise InputError(
-        "Healing needs a text of its own: the default one is too small to train on. Give --text FILE or --dataset NAME."
+        "Healing needs a text of its own: the default one is too small to train on. Give --text FILE, --dataset NAME "
+        "or --tokens IDS.npy."
     )
 
 
 def _with_bos(settings: GraftSettings, name: str) -> bool:
     """Whether sequences begin with BOS, as a scan decides it."""
-    return bool(Encoder(pretrained_tokenizer(name), settings.bos, False).prefix)
+    if settings.tokens is not None:
+        return False
+    return bool(Encoder(pretrained_tokenizer(name), settings.bos, settings.chat_template).prefix)
 
 
 MOVED_SEQUENCES = 8

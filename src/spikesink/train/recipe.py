@@ -20,6 +20,8 @@ ORIGIN = "model.from="
 LATER = {
     "pretrained": None,
     "data.source.restarts": 0,
+    "data.source.field": None,
+    "data.source.chat_template": False,
     "model.qkv_bias": False,
     "model.arrangement.qk_norm_over": None,
     "model.attention_softcap": None,
@@ -54,6 +56,10 @@ class TextData(Choice):
     path: str
     tokenizer: str | None = None
     """Hub id or folder; nothing trains a byte-level BPE of model.vocab_size on the text."""
+    field: str | None = None
+    """Field of a row with the text, where it is another."""
+    chat_template: bool = False
+    """Wrap each document as a user's message."""
 
 
 class HubData(Choice):
@@ -64,9 +70,18 @@ class HubData(Choice):
     tokenizer: str
     tokens: PositiveInt
     """Tokens to stream before training; fewer than the run needs are repeated in another order."""
+    field: str | None = None
+    chat_template: bool = False
 
 
-Source = Annotated[BigramBackcopyData | PythonSourceData | TextData | HubData, KIND, BY_NAME]
+class IdsData(Choice):
+    """Token ids of a pretrained model's tokenizer: an .npy of integers (sequences, seq_len), the last ones held out."""
+
+    kind: Literal["ids"] = "ids"
+    path: str
+
+
+Source = Annotated[BigramBackcopyData | PythonSourceData | TextData | HubData | IdsData, KIND, BY_NAME]
 
 
 class Data(Choice):

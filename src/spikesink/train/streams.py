@@ -14,11 +14,13 @@ from spikesink.atomic import cache_folder
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
 from spikesink.data.corpus import python_source
+from spikesink.data.encode import Encoder
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
+from spikesink.data.tokens import check_ids, load_token_ids
 from spikesink.errors import InputError, short
 from spikesink.observer import Progress
-from spikesink.train.recipe import BigramBackcopyData, HubData, PythonSourceData, Recipe, TextData
+from spikesink.train.recipe import BigramBackcopyData, HubData, IdsData, PythonSourceData, Recipe, TextData
 
 HELD_OUT_STREAM = 1
 
@@ -37,6 +39,8 @@ def open_stream(recipe: Recipe, progress: Progress) -> Stream:
     """The data of a recipe; tokenised files are cached. Raises InputError where it does not fit the model."""
     if isinstance(recipe.data.source, BigramBackcopyData):
         return _generated(recipe, recipe.data.source)
+    if isinstance(recipe.data.source, IdsData):
+        return _given(recipe, recipe.data.source)
     return _packed(recipe, progress)
 
 
@@ -60,6 +64,25 @@ def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
     return Stream(train.sample, ids, character_tokenizer(chain.tokens), provenance)
 
 
+def _given(recipe: Recipe, source: IdsData) -> Stream:
+    data, tokens = recipe.data, load_token_ids(source.path)
+    check_ids(tokens, recipe.model.vocab_size, recipe.model.max_positions)
+    sequences, length = tokens.ids.shape
+    if length != data.seq_len or sequences <= data.held_out:
+        raise InputError(
+            f"'{source.path}' holds {sequences} sequences of {length} token ids; expected more than the "
+            f"{data.held_out} that are held out, of {data.seq_len}. Set data.seq_len={length}, or data.held_out lower."
+        )
+    train = tokens.ids[: -data.held_out]
+    provenance = {
+        **{name: tokens.provenance()[name] for name in ("source", "source_sha256", "source_description")},
+        "documents": len(train), "tokens": train.size, "held_out": f"the last {data.held_out} sequences",
+        "passes": recipe.training.steps * recipe.training.batch_size / len(train),
+    }  # fmt: skip
+    sampler = PackedSampler(train.reshape(-1), length, bos_id=None, seed=data.seed)
+    return Stream(sampler.sample, tokens.ids[-data.held_out :], _tokenizer(recipe, None), provenance)
+
+
 def _packed(recipe: Recipe, progress: Progress) -> Stream:
     data, source = recipe.data, recipe.data.source
     progress("prepare data", 0, 1)
@@ -73,8 +96,11 @@ def _packed(recipe: Recipe, progress: Progress) -> Stream:
     if data.bos and tokenizer.bos_token_id is None:
         raise InputError("data.bos is true, but the tokenizer has no BOS token; use --set data.bos=false.")
     limit = source.tokens if isinstance(source, HubData) else None
-    key = f"{_key(corpus, source)}-{_fingerprint(tokenizer)}{f'-{limit}' if limit else ''}"
-    file = write_token_file(corpus, tokenizer, cache_folder() / "tokens" / key, max_tokens=limit, progress=progress)
+    chat = Encoder(tokenizer, "never", True) if getattr(source, "chat_template", False) else None
+    marks = [getattr(source, "field", None), limit, "chat" if chat else None]
+    key = "-".join(map(str, [_key(corpus, source), _fingerprint(tokenizer), *filter(None, marks)]))
+    folder = cache_folder() / "tokens" / key
+    file = write_token_file(corpus, tokenizer, folder, max_tokens=limit, chat=chat, progress=progress)
     bos_id = tokenizer.bos_token_id if data.bos else None
     train, held_out = (_sampler(file, part, data, bos_id) for part in ("train", "held_out"))
     progress("prepare data", 1, 1)
@@ -98,14 +124,18 @@ def _sampler(file: TokenFile, part: str, data: Any, bos_id: int | None) -> Packe
 def _corpus(source: Any) -> Corpus:
     if isinstance(source, PythonSourceData):
         return python_source()
-    return read_corpus(Path(source.path)) if isinstance(source, TextData) else hub_corpus(source.name)
+    if isinstance(source, TextData):
+        return read_corpus(Path(source.path), source.field)
+    return hub_corpus(source.name, source.field)
 
 
-def _tokenizer(recipe: Recipe, corpus: Corpus) -> Any:
+def _tokenizer(recipe: Recipe, corpus: Corpus | None) -> Any:
     if recipe.pretrained is not None:
         from spikesink.train.pretrained import pretrained_tokenizer
 
         return pretrained_tokenizer(recipe.pretrained)
+    if corpus is None:
+        raise InputError("data.source is token ids, whose tokenizer is a pretrained model's: give model.from as well.")
     name = getattr(recipe.data.source, "tokenizer", None)
     if name is None:
         size = recipe.model.vocab_size
