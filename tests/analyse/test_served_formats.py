@@ -4,17 +4,25 @@ import numpy as np
 import pytest
 import torch
 from naive import perplexity
-from tiny import spiking, token_ids
+from tiny import MARKED, spiking, token_ids
 
 from spikesink.access import access, editing, observing, run
-from spikesink.access.linears import find_linears
-from spikesink.analyse.formats import Rounding
+from spikesink.access.linears import editing_inputs, find_linears
+from spikesink.analyse.evaluation import Evaluator
+from spikesink.analyse.formats import INPUTS, KV, WEIGHTS, Rounding
 from spikesink.analyse.interventions import dissociate, parse_which
-from spikesink.intervene.formats import FORMATS
+from spikesink.analyse.quantisation import calibrate
+from spikesink.analyse.resume import FinishedPasses
+from spikesink.intervene import Targets
+from spikesink.measure.sinks import SinkCriteria
 from spikesink.measure.states import ChannelRange
 from spikesink.observer import full_batch
 
 quantization = pytest.importorskip("compressed_tensors.quantization")
+
+NO_TARGETS = Targets(
+    has_spikes=False, spike=0.0, edit_block=2, step_up_block=None, step_down_block=None, channels=(), magnitude_min=1.0
+)
 
 
 def made():
@@ -27,8 +35,10 @@ def record():
 
 
 def test_every_format_has_a_row(record):
-    names = [row.name for row in record.formats.rows if row.kind == "inputs"]
-    assert names == list(FORMATS)
+    rows = record.formats.rows
+    assert [row.name for row in rows if row.kind == "inputs"] == list(INPUTS)
+    assert [row.name for row in rows if row.kind == "kv"] == list(KV)
+    assert [row.name for row in rows if row.kind == "weights"] == list(WEIGHTS)
     assert not record.quantisation.applicable
     assert parse_which("all").parts == ("quantisation", "kv_cache", "formats")
     assert "formats" not in parse_which(None).parts
@@ -81,3 +91,29 @@ def test_a_spike_takes_ordinary_values_along(record):
     assert whole.lost > whole.lost_without_spikes
     assert token.lost == pytest.approx(token.lost_without_spikes, abs=1e-3)
     assert np.isfinite([row.loss_difference_nats.value for row in record.formats.rows]).all()
+
+
+def test_scales_learned_without_spikes_are_smaller():
+    """Spared in a static format, a spike is in no scale; ranges by hand from the model's own inputs."""
+    accessed, ids = access(made()), token_ids(sequences=3, tokens=21)
+    marked = ids < MARKED
+    shown = {}
+    with editing_inputs(find_linears(accessed), lambda site, x: shown.setdefault(site.name, x)):
+        run(accessed, full_batch(ids))
+    calibration = calibrate(Evaluator(accessed, ids, NO_TARGETS, FinishedPasses(), SinkCriteria()), ids, marked)
+    for name, entering in shown.items():
+        ordinary, every = entering[~marked].abs().amax(0), entering.abs().flatten(0, 1).amax(0)
+        assert torch.allclose(calibration.ordinary.largest[name], ordinary, atol=1e-5)
+        assert torch.allclose(calibration.ranges.largest[name], every, atol=1e-5)
+    first = "model.layers.0.mlp.down_proj"
+    assert calibration.ranges.largest[first][0] > 20 > 1 > calibration.ordinary.largest[first][0]
+    assert calibration.blocks == [1, 2, 3, 4]
+
+
+def test_what_several_maps_read_is_rounded_once():
+    accessed = access(made())
+    rounding = Rounding("fp8 e4m3 per token", ChannelRange(), None, spare=False)
+    with editing_inputs(find_linears(accessed), rounding.enter):
+        run(accessed, full_batch(torch.tensor([[5, 6, 7]])))
+    # By layer what enters q, k and v; o; gate and up; down.
+    assert 0.99 < rounding.values / (2 * 3 * (128 + 128 + 128 + 256)) <= 1, "but for zeros"

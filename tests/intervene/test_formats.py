@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spikesink.errors import DoesNotApplyError, InputError
-from spikesink.intervene.formats import FORMATS, round_to
+from spikesink.intervene.formats import FORMATS, lost, round_to
 
 pytest.importorskip("compressed_tensors")
 
@@ -71,6 +71,58 @@ def test_nvfp4_has_two_scales():
     assert (values[0][16:20], scale[0][16]) == ([6.0, 2.0, -1.0, 0.0], 1.0)
     # 6.6 / 6 = 1.1 is 1.125 in e4m3.
     assert (values[0][32:34], scale[0][32]) == ([6.75, 1.125], 1.125)
+
+
+def test_e4m3_without_a_scale_cuts_off_at_448():
+    values, scale = rounded("fp8 e4m3 scale 1", [[1000.0, -500.0, 17.0, 2**-9 * 1.6, 2**-9 * 0.4]])
+    assert values == [[448.0, -448.0, 16.0, 2**-8, 0.0]]
+    assert scale == [[1.0] * 5]
+
+
+def test_a_learned_scale_for_each_channel():
+    values, scale = rounded("fp8 e4m3 per channel static", [[17.0, 0.54], [1000.0, -1000.0]], [448.0, 224.0])
+    assert values == [[16.0, 0.5625], [448.0, -224.0]]
+    assert scale == [[1.0, 0.5]] * 2
+    values, scale = rounded("int8 per channel static", [[1.4, 3.0], [200.0, -600.0]], [127.5, 255.0])
+    # 3 is one and a half twos, and half goes to even.
+    assert values == [[1.0, 4.0], [127.0, -256.0]]
+    assert scale == [[1.0, 2.0]] * 2
+
+
+def test_int8_has_256_steps():
+    """127.5 makes the scale one; ties go to even, the last step below is one further than the last above."""
+    values, scale = rounded("int8 per tensor static", [[127.4, 200.0, -200.0, 2.5, 0.5, -0.6]], 127.5)
+    assert values == [[127.0, 127.0, -128.0, 2.0, 0.0, -1.0]]
+    values, scale = rounded("int8 per token", [[127.5, 2.5, -3.5], [255.0, 3.0, 0.9]])
+    assert values == [[127.0, 2.0, -4.0], [254.0, 4.0, 0.0]]
+    assert scale == [[1.0] * 3, [2.0] * 3]
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_int4_and_fp8_of_groups(size):
+    """Int4 has 16 steps: 7.5 makes the scale one."""
+    rest = [0.0] * (size - 5)
+    values, scale = rounded(f"int4 per {size}", [[7.5, 2.5, 0.5, -7.5, 3.4, *rest, 15.0, 3.0, 0.9, -15.0, 5.1, *rest]])
+    assert values[0][:5] == [7.0, 2.0, 0.0, -8.0, 3.0]
+    assert values[0][size : size + 5] == [14.0, 4.0, 0.0, -16.0, 6.0]
+    assert (scale[0][size - 1], scale[0][size]) == (1.0, 2.0)
+    rest = [0.0] * (size - 3)
+    values, _ = rounded(
+        f"fp8 e4m3 per {size}", [[448.0, 1.07, 2**-9 * 0.4, *rest, 0.4375, 0.1, 2**-19, 2**-21, *rest[1:]]]
+    )
+    assert values[0][:3] == [448.0, 1.125, 0.0]
+    assert values[0][size : size + 4] == [0.4375, 104 * 2**-10, 2**-19, 0.0]
+
+
+def test_what_is_lost_became_zero_or_subnormal():
+    values = torch.tensor([[448.0, 2**-6, 2**-7, 0.0, 1e-9]])
+    assert lost(values, *round_to(values, "fp8 e4m3 per tensor"), "fp8 e4m3 per tensor").tolist() == [
+        [False, False, True, False, True]
+    ]
+    values = torch.tensor([[127.5, 1.4, 0.5, 0.0, -0.6]])
+    assert lost(values, *round_to(values, "int8 per token"), "int8 per token").tolist() == [
+        [False, False, True, False, False]
+    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)

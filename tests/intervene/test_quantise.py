@@ -33,14 +33,13 @@ def by_hand(values, bits, granularity, spared=()):
     result = values.clone()
     tokens, channels = values.shape
     counted = [t for t in range(tokens) if t not in spared]
+    whole = max((abs(float(values[u, d])) for u in counted for d in range(channels)), default=0.0)
+    by_channel = [max((abs(float(values[u, c])) for u in counted), default=0.0) for c in range(channels)]
     for t in counted:
+        token = max(abs(float(values[t, d])) for d in range(channels))
         for c in range(channels):
-            area = {
-                "tensor": [abs(float(values[u, d])) for u in counted for d in range(channels)],
-                "token": [abs(float(values[t, d])) for d in range(channels)],
-                "channel": [abs(float(values[u, c])) for u in counted],
-            }[granularity]
-            result[t, c] = rounded(float(values[t, c]), max(area), bits)
+            largest = {"tensor": whole, "token": token, "channel": by_channel[c]}[granularity]
+            result[t, c] = rounded(float(values[t, c]), largest, bits)
     return result
 
 

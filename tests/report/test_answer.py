@@ -15,7 +15,7 @@ def answers(**records):
 
 def test_everything_measured():
     said = answers(anatomy=anatomy(), interventions=interventions())
-    assert list(said) == ["Spikes", "Sinks", "What breaks without them", "What to do"]
+    assert list(said) == ["What to do", "Spikes", "Sinks", "What breaks without them"]
     spikes = said["Spikes"].text
     assert "500 in channel 5 after block 2 (layer 0, FFN), 1,234 × the median" in spikes
     assert "1 channel (5) and 3 tokens spike: the first token of 2 of 4 sequences and 1 later one (“⏎”)." in spikes
@@ -53,7 +53,7 @@ def test_what_was_not_measured_names_its_command():
     assert not said["What breaks without them"].measured
     assert "spikesink intervene org/name adds it" in said["What breaks without them"].text
     alone = answers(interventions=interventions())
-    assert list(alone) == ["Spikes and sinks", "What breaks without them", "What to do"]
+    assert list(alone) == ["What to do", "Spikes and sinks", "What breaks without them"]
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
     some = answers(interventions=interventions(parts=False))
     assert some["What to do"].points[-1] == "Not measured: quantisation and kv_cache (not asked for)."

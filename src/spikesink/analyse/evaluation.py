@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from spikesink import bootstrap
-from spikesink.access import AccessedModel, Batch, editing
+from spikesink.access import AccessedModel, Batch, editing, observing
+from spikesink.access.capture import run_until
 from spikesink.access.prefix import Prefix
-from spikesink.analyse.passes import Progress, no_progress, stream
+from spikesink.analyse.passes import Progress, batches, default_batch_size, no_progress, stream
 from spikesink.analyse.resume import FinishedPasses
 from spikesink.intervene import Targets
 from spikesink.measure.perplexity import LossMeasure
@@ -179,18 +180,24 @@ class Evaluator:
 
         return self.finished.get(key, timed)
 
-    def spike_tokens(self) -> Tensor | None:
-        """Which tokens spike in the model as it is, (sequence, token) bool; None where it has no spikes."""
+    def spike_tokens(self, ids: Tensor | None = None, key: str = "spike tokens") -> Tensor | None:
+        """Which tokens spike in the model as it is, (sequence, token) bool; None where it has no spikes.
+
+        ids: other sequences than the evaluated ones, whose marks are kept as `key`.
+        """
         if not self.targets.has_spikes:
             return None
+        ids, block = self.ids if ids is None else ids, self.targets.edit_block
 
         def run() -> dict[str, list]:
-            states = SpikeStates(self.targets.edit_block, self.targets.is_spike)
-            stream(self.accessed, self.ids, [states], batch_size=self.batch_size)
+            states = SpikeStates(block, self.targets.is_spike)
+            with self.prefix.replaying(block // 2), observing(self.accessed, [states]):
+                for batch in batches(ids, None, self.batch_size or default_batch_size(ids.shape[1])):
+                    run_until(self.accessed, batch, block)
             return {"spikes": torch.cat(states.spikes).nonzero().tolist()}
 
-        marked = torch.zeros(self.ids.shape, dtype=torch.bool)
-        for sequence, position in self.finished.get("spike tokens", run)["spikes"]:
+        marked = torch.zeros(ids.shape, dtype=torch.bool)
+        for sequence, position in self.finished.get(key, run)["spikes"]:
             marked[sequence, position] = True
         return marked
 

@@ -1,6 +1,7 @@
-"""What the formats that models are served in cost, how much of it spikes do, and which values are lost."""
+"""What the formats that models are served in cost, how much of it spikes do, in which blocks, which values are lost."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,18 +9,53 @@ from torch import Tensor
 
 from spikesink import bootstrap
 from spikesink.access import editing
-from spikesink.access.linears import KINDS, LinearSite, editing_inputs
+from spikesink.access.linears import LinearSite, editing_inputs
 from spikesink.analyse.evaluation import Evaluation, Evaluator, evaluate, spike_share
-from spikesink.analyse.quantisation import Calibration, calibrate
+from spikesink.analyse.quantisation import WORST_BLOCK_MIN, Calibration, calibrate
 from spikesink.errors import DoesNotApplyError
-from spikesink.intervene.formats import FORMATS, round_to
-from spikesink.intervene.quantise import TokenMarks, kv_name
+from spikesink.intervene.formats import FORMATS, lost, round_to
+from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
-from spikesink.records.interventions import FormatDamage, Formats
+from spikesink.records.interventions import BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
-KV = ("fp8 e4m3 per tensor", "fp8 e4m3 per token", "nvfp4")
-"""Formats that caches come in; keys and values of a token side by side."""
+INPUTS = (
+    "fp8 e4m3 per tensor static",
+    "fp8 e4m3 per tensor",
+    "fp8 e5m2 per tensor",
+    "fp8 e4m3 per token",
+    "fp8 e4m3 per 128",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+)
+"""What enters linear maps."""
+WEIGHTS = {
+    "fp8 e4m3 per output channel": "fp8 e4m3 per token",
+    "fp8 e4m3 per 128": "fp8 e4m3 per 128",
+    "fp8 e4m3 per 32": "fp8 e4m3 per 32",
+    "int4 per 128": "int4 per 128",
+    "int4 per 32": "int4 per 32",
+    "mxfp4": "mxfp4",
+    "nvfp4": "nvfp4",
+}
+"""Weights, (output, input) channels: groups run along the input."""
+KV = {
+    "fp8 e4m3 scale 1": ("fp8 e4m3 scale 1",) * 2,
+    "fp8 e4m3 per tensor static": ("fp8 e4m3 per tensor static",) * 2,
+    "fp8 e4m3 per tensor": ("fp8 e4m3 per tensor",) * 2,
+    "fp8 e4m3 per token": ("fp8 e4m3 per token",) * 2,
+    "fp8 e4m3 keys per channel, values per token": ("fp8 e4m3 per channel static", "fp8 e4m3 per token"),
+    "int8 per tensor static": ("int8 per tensor static",) * 2,
+    "int8 per token": ("int8 per token",) * 2,
+    "int8 keys per channel, values per token": ("int8 per channel static", "int8 per token"),
+    "nvfp4": ("nvfp4",) * 2,
+}
+"""Caches: the formats of keys and of values, those of all KV heads of a token side by side."""
+SCANNED_MIN = 0.05
+"""Nats from which a format is tried in one block at a time."""
+SCAN_SEQUENCES = 8
+"""Sequences of that."""
 
 
 class Rounding(TokenMarks):
@@ -32,102 +68,192 @@ class Rounding(TokenMarks):
         super().__init__(marked)
         self.name, self.ranges, self.spare = name, ranges, spare
         self.values = self.lost = 0
+        self._shared: tuple[Tensor, Tensor] | None = None
 
-    def rounded(self, site: str, entering: Tensor) -> Tensor:
-        """What enters a site, (..., channel), in the format."""
+    def rounded(self, site: str, entering: Tensor, name: str | None = None) -> Tensor:
+        """What enters a site, (..., channel), in the format; name: another format than that of the object."""
+        name = name or self.name
         flat = entering.reshape(-1, entering.shape[-1])
         spikes = torch.zeros(len(flat), dtype=torch.bool) if self.rows is None else self.rows.reshape(-1)
         spikes = spikes.to(flat.device)
         chosen = ~spikes if self.spare else torch.ones_like(spikes)
         if not bool(chosen.any()):
             return entering
-        largest = self.ranges.largest[site].max() if FORMATS[self.name].static else None
-        values, scale = round_to(flat[chosen], self.name, largest)
+        values, scale = round_to(flat[chosen], name, self._largest(site, name))
         ordinary = ~spikes[chosen]
-        held = flat[chosen][ordinary] != 0
-        small = values[ordinary].abs() < FORMATS[self.name].smallest_normal * scale[ordinary]
-        self.values += int(held.sum())
-        self.lost += int((held & small).sum())
+        held = flat[chosen][ordinary]
+        self.values += int((held != 0).sum())
+        self.lost += int(lost(held, values[ordinary], scale[ordinary], name).sum())
         result = flat.clone()
         result[chosen] = values
         return result.view_as(entering)
 
+    def _largest(self, site: str, name: str) -> Tensor | None:
+        if not FORMATS[name].static:
+            return None
+        largest = self.ranges.largest[site]
+        return largest if FORMATS[name].scales == "channel" else largest.max()
+
     def enter(self, site: LinearSite, entering: Tensor) -> Tensor:
-        return self.rounded(site.name, entering)
+        """What several maps read (q, k and v) is rounded and counted once."""
+        if self._shared is None or self._shared[0] is not entering:
+            self._shared = entering, self.rounded(site.name, entering)
+        return self._shared[1]
+
+    def weight(self, rows: Tensor) -> Tensor:
+        """A weight (output, input) in the format."""
+        values, scale = round_to(rows, self.name)
+        self.values += int((rows != 0).sum())
+        self.lost += int(lost(rows, values, scale, self.name).sum())
+        return values
 
 
 class KvRounding(Rounding):
-    """The same on post-RoPE keys and values; channels are those of all KV heads."""
+    """The same on post-RoPE keys and values of some blocks; channels are those of all KV heads."""
+
+    def __init__(
+        self, names: tuple[str, str], ranges: ChannelRange, marked: Tensor | None, spare: bool, blocks: set[int] | None
+    ) -> None:
+        super().__init__(names[0], ranges, marked, spare)
+        self.names, self.blocks = names, blocks
 
     def edit_keys(self, block: int, key: Tensor) -> Tensor:
-        return self._cached(kv_name(block, "key"), key)
+        return self._cached(block, "key", key, self.names[0])
 
     def edit_values(self, block: int, value: Tensor) -> Tensor:
-        return self._cached(kv_name(block, "value"), value)
+        return self._cached(block, "value", value, self.names[1])
 
-    def _cached(self, site: str, cached: Tensor) -> Tensor:
+    def _cached(self, block: int, which: str, cached: Tensor, name: str) -> Tensor:
+        if self.blocks is not None and block not in self.blocks:
+            return cached
         flat = cached.transpose(1, 2).flatten(2)
-        return self.rounded(site, flat).unflatten(2, (cached.shape[1], -1)).transpose(1, 2)
+        return self.rounded(kv_name(block, which), flat, name).unflatten(2, (cached.shape[1], -1)).transpose(1, 2)
 
 
 def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
-    """Every format of FORMATS at the input of all linear maps, and those of caches at keys and values.
+    """Inputs of all linear maps, their weights, and keys and values, each in the formats that they are served in.
 
-    Static scales are learned on the held-out ids (sequence, token). Weights stay as they are.
+    Static scales are learned on the held-out ids (sequence, token). What costs SCANNED_MIN nats or more is also done in
+    one block at a time, on the first sequences.
     """
-    calibration = calibrate(evaluator, held_out)
+    calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, "held-out spike tokens"))
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
-    asked = [("inputs", name) for name in FORMATS] + [("kv", name) for name in KV]
+    few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES])
+    with few.prefix.keeping():
+        few_baseline = few.loss(f"baseline of {len(few.ids)}")
+    asked = [(kind, name) for kind, names in (("inputs", INPUTS), ("weights", WEIGHTS), ("kv", KV)) for name in names]
     rows, skipped = [], []
     for index, (kind, name) in enumerate(asked):
         evaluator.progress(STAGE, index, len(asked))
         try:
-            rows.append(_row(evaluator, calibration, baseline, kind, name))
+            row = _row(evaluator, calibration, baseline, kind, name)
         except DoesNotApplyError as reason:
             skipped.append(f"{name} of {kind}: {reason}")
+            continue
+        if row.loss_difference_nats.low > 0 and row.loss_difference_nats.value >= SCANNED_MIN:
+            worst = _worst_blocks(few, calibration, few_baseline, kind, name)
+            row = row.model_copy(update={"worst_blocks": worst, "scanned": True})
+        rows.append(row)
     evaluator.progress(STAGE, len(asked), len(asked))
+    evaluator.seconds = few.seconds
     return Formats(rows=rows, skipped=skipped)
 
 
 def _row(evaluator: Evaluator, calibration: Calibration, baseline: Evaluation, kind: str, name: str) -> FormatDamage:
-    broken, lost = _pass(evaluator, calibration, kind, name, spare=False)
+    broken, gone = _pass(evaluator, calibration, kind, name)
     difference = bootstrap.estimate(bootstrap.difference, broken.losses, baseline.losses)
-    share = without = None
-    if calibration.spikes is not None:
+    share = without = kept_difference = None
+    if calibration.spikes is not None and kind != "weights":
         kept, without = _pass(evaluator, calibration, kind, name, spare=True)
         share = spike_share(broken, kept, baseline) if difference.low > 0 else None
-    made = FORMATS[name]
+        kept_difference = bootstrap.estimate(bootstrap.difference, kept.losses, baseline.losses)
+    made = [FORMATS[each] for each in _formats(kind, name)]
+    scales = dict.fromkeys(each.scales for each in made)
     return FormatDamage(
         name=name,
         kind=kind,
-        element=made.element,
-        scales=made.scales,
-        static=made.static,
+        element=made[0].element,
+        scales=" of keys, ".join(scales) + " of values" * (len(scales) > 1),
+        static=made[0].static or made[0].fixed is not None,
         perplexity=bootstrap.estimate(bootstrap.perplexity, broken.loss_sums, broken.predictions),
         loss_difference_nats=difference,
+        kept_loss_difference_nats=kept_difference,
         spike_share=share,
-        lost=lost,
+        lost=gone,
         lost_without_spikes=without,
     )
 
 
+def _formats(kind: str, name: str) -> tuple[str, ...]:
+    """Names in FORMATS."""
+    return KV[name] if kind == "kv" else (WEIGHTS[name] if kind == "weights" else name,)
+
+
+def _worst_blocks(
+    few: Evaluator, calibration: Calibration, baseline: Evaluation, kind: str, name: str
+) -> list[BlockDamage]:
+    """Blocks that alone do a notable share of what the format does in all, the worst first."""
+    whole, _ = _pass(few, calibration, kind, name)
+    damage = float(bootstrap.difference(whole.losses, baseline.losses))
+    accessed = few.accessed
+    blocks = [sites.block for sites in accessed.attending] if kind == "kv" else calibration.blocks
+    rows = []
+    for block in blocks:
+        alone, _ = _pass(few, calibration, kind, name, block=block)
+        cost = bootstrap.estimate(bootstrap.difference, alone.losses, baseline.losses)
+        if cost.low > 0 and cost.value >= WORST_BLOCK_MIN * damage > 0:
+            rows.append(BlockDamage(block=block, loss_difference_nats=cost))
+    return sorted(rows, key=lambda row: -row.loss_difference_nats.value)
+
+
 def _pass(
-    evaluator: Evaluator, calibration: Calibration, kind: str, name: str, *, spare: bool
+    evaluator: Evaluator,
+    calibration: Calibration,
+    kind: str,
+    name: str,
+    *,
+    spare: bool = False,
+    block: int | None = None,
 ) -> tuple[Evaluation, float]:
-    """A pass in the format, and the share of ordinary values that were lost in it."""
-    made = KvRounding if kind == "kv" else Rounding
-    rounding = made(name, calibration.ranges, calibration.spikes, spare)
+    """A pass in the format, in one block or all, and the share of ordinary values that were lost in it."""
+    contexts, rounding = _contexts(evaluator, calibration, kind, name, spare, block)
+    untouched = 0 if block is None else (block - 1) // 2
 
     def run() -> dict[str, Any]:
-        with ExitStack() as stack:
-            if kind != "kv":
-                sites = [site for kind in KINDS for site in calibration.sites[kind]]
-                stack.enter_context(editing_inputs(sites, rounding.enter))
-            edited = editing(evaluator.accessed, rounding)
+        with evaluator.prefix.replaying(untouched):
             result = evaluate(
-                evaluator.accessed, evaluator.ids, edited, batch_size=evaluator.batch_size, loss_only=True
+                evaluator.accessed, evaluator.ids, *contexts, batch_size=evaluator.batch_size, loss_only=True
             )
         return {"evaluation": result.to_dict(), "lost": rounding.lost / max(1, rounding.values)}
 
-    result = evaluator.kept(f"formats/{kind} {name}{' spike tokens kept' if spare else ''}", run)
+    key = f"formats/{kind} {name}{' spike tokens kept' if spare else ''}"
+    key += "" if block is None else f" block {block}"
+    result = evaluator.kept(f"{key} of {len(evaluator.ids)}", run)
     return Evaluation(**result["evaluation"]), result["lost"]
+
+
+def _contexts(
+    evaluator: Evaluator, calibration: Calibration, kind: str, name: str, spare: bool, block: int | None
+) -> tuple[list[AbstractContextManager], Rounding]:
+    accessed = evaluator.accessed
+    ranges = calibration.ordinary if spare and calibration.ordinary is not None else calibration.ranges
+    marked = calibration.spikes
+    blocks = None if block is None else {block}
+    if kind == "kv":
+        marked = _kept_in_cache(evaluator, marked)
+        rounding = KvRounding(KV[name], ranges, marked, spare, blocks)
+        return [editing(accessed, rounding)], rounding
+    sites = [site for each in calibration.sites.values() for site in each if block in (None, site.block)]
+    rounding = Rounding(_formats(kind, name)[0], ranges, marked, spare)
+    if kind == "weights":
+        return [replaced_weights(sites, rounding.weight)], rounding
+    return [editing(accessed, rounding), editing_inputs(sites, rounding.enter)], rounding
+
+
+def _kept_in_cache(evaluator: Evaluator, spikes: Tensor | None) -> Tensor | None:
+    """Spike tokens and, where heads sink, the positions that they sink on."""
+    if spikes is None or not evaluator.targets.has_sinks:
+        return spikes
+    kept = spikes.clone()
+    kept[:, [position for position in evaluator.targets.sink_positions if position < kept.shape[1]]] = True
+    return kept

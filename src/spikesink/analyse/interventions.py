@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel
 from spikesink.access.rotary import rotates
+from spikesink.analyse.budget import within_budget
 from spikesink.analyse.dissociation import dissociation_rows
 from spikesink.analyse.dose import doses, parse_dose
 from spikesink.analyse.evaluation import Evaluator
@@ -82,6 +83,16 @@ def check_magnitude(magnitude: float | None) -> None:
         raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
 
 
+def check_budget(nats: float | None, choice: Chosen) -> None:
+    """Refuse a budget that is none, or that lacks what it starts from. Raises InputError."""
+    if nats is None:
+        return
+    if not 0 < nats < math.inf:
+        raise InputError(f"budget is {nats}; expected nats above 0, e.g. 0.05.")
+    if "quantisation" not in choice.parts:
+        raise InputError("A budget starts from where int8 does its damage: add quantisation to --which.")
+
+
 def _place(made: Intervention) -> int:
     """Its place in the table."""
     return EDITS.index(made.edits)
@@ -99,6 +110,7 @@ def dissociate(
     *,
     which: str | None = None,
     dose: Sequence[str] = (),
+    budget: float | None = None,
     held_out: int = 16,
     draws: int = 2,
     epsilon: float = 0.3,
@@ -113,14 +125,15 @@ def dissociate(
 
     tokens: integer ids (sequence, token); the last `held_out` sequences (at most half) are held out to find spikes,
     sinks and constants on, the others are evaluated. which: names of interventions, groups and parts (`parse_which`).
-    dose: sweeps of strength (`parse_dose`). draws: of every random control; a sweep takes one. epsilon, sink_metric: as
-    in `scan`; magnitude: as in `find`. long_tokens: for the KV cache, of at least 128 tokens each, where positions are
-    rotations also more than the model was trained on; default the evaluated ones. folder: where finished passes are
-    kept, so that a run that was killed goes on (`resume.remove_partial`). Raises SpikesinkError subclasses.
+    dose: sweeps of strength (`parse_dose`). budget: nats that int8 may cost (`within_budget`). draws: of every random
+    control; a sweep takes one. epsilon, sink_metric: as in `scan`; magnitude: as in `find`. long_tokens: for the KV
+    cache, of at least 128 tokens each, where positions are rotations also more than the model was trained on; default
+    the evaluated ones. folder: of finished passes, for a run that was killed. Raises SpikesinkError subclasses.
     """
     started = time.perf_counter()
     choice, sweeps = parse_which(which), parse_dose(dose)
     check_magnitude(magnitude)
+    check_budget(budget, choice)
     criteria = check_options(epsilon, sink_metric, batch_size)
     given = as_tokens(tokens)
     long = given if long_tokens is None else as_tokens(long_tokens)
@@ -130,7 +143,7 @@ def dissociate(
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
     asked = {
-        "which": which, "dose": list(dose), "held_out": held_out, "draws": draws, "epsilon": epsilon,
+        "which": which, "dose": list(dose), "budget": budget, "held_out": held_out, "draws": draws, "epsilon": epsilon,
         "sink_metric": sink_metric, "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
     }  # fmt: skip
     provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
@@ -145,7 +158,7 @@ def dissociate(
         quantisation=quantised,
         kv_cache=cache,
         formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
-        recommendation=recommend(evaluator, quantised, cache),
+        recommendation=recommend(evaluator, quantised, cache, within_budget(evaluator, quantised, budget)),
         dose=doses(evaluator, sweeps),
         found=_facts(targets),
         provenance=provenance,
@@ -197,7 +210,7 @@ def _provenance(accessed: AccessedModel, tokens: Tokens, settings: dict[str, Any
 def _identity(provenance: Provenance) -> dict[str, Any]:
     """What makes a pass: everything but which passes are asked for, so that a later run may ask for more."""
     identity = provenance.model_dump(mode="json")
-    for name in ("which", "dose", "draws"):
+    for name in ("which", "dose", "budget", "draws"):
         del identity["settings"][name]
     return {**identity, "passes": PASSES}
 

@@ -14,6 +14,7 @@ from spikesink.analyse.passes import stream
 from spikesink.intervene import freeze_spikes
 from spikesink.intervene.quantise import (
     Scheme,
+    TokenMarks,
     kv_name,
     quantised_inputs,
     quantised_kv,
@@ -43,38 +44,51 @@ class Calibration:
     ranges: ChannelRange
     spikes: Tensor | None
     """Spike tokens (sequence, token) bool of the evaluated sequences; None where the model has no spikes."""
+    ordinary: ChannelRange | None = None
+    """Ranges without the held-out spike tokens; None where these were not asked for."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """Blocks with linear maps."""
+        return sorted({site.block for sites in self.sites.values() for site in sites})
 
 
-class _KvRange:
-    """Editor that notes ranges of keys and values and changes nothing."""
+class _Ranges(TokenMarks):
+    """Editor that notes ranges of what enters linear maps, of keys and values, and changes nothing."""
 
-    def __init__(self, ranges: ChannelRange) -> None:
-        self.ranges = ranges
+    def __init__(self, marked: Tensor | None) -> None:
+        super().__init__(marked)
+        self.all, self.unmarked = ChannelRange(), ChannelRange()
+
+    def note(self, name: str, values: Tensor) -> Tensor:
+        self.all.update(name, values)
+        if self.rows is not None and not bool(self.rows.all()):
+            self.unmarked.update(name, values.flatten(0, -2)[~self.rows.flatten().to(values.device)])
+        return values
 
     def edit_keys(self, block: int, key: Tensor) -> Tensor:
-        self.ranges.update(kv_name(block, "key"), key.transpose(1, 2).flatten(2))
+        self.note(kv_name(block, "key"), key.transpose(1, 2).flatten(2))
         return key
 
     def edit_values(self, block: int, value: Tensor) -> Tensor:
-        self.ranges.update(kv_name(block, "value"), value.transpose(1, 2).flatten(2))
+        self.note(kv_name(block, "value"), value.transpose(1, 2).flatten(2))
         return value
 
 
-def calibrate(evaluator: Evaluator, held_out: Tensor) -> Calibration:
-    """One pass over the held-out sequences for ranges, and one over the evaluated ones for spike tokens."""
+def calibrate(evaluator: Evaluator, held_out: Tensor, marked: Tensor | None = None) -> Calibration:
+    """One pass over the held-out sequences for ranges, and one over the evaluated ones for spike tokens.
+
+    marked: spike tokens (sequence, token) of the held-out ones, for ranges without them.
+    """
     linears = find_linears(evaluator.accessed)
-    ranges = ChannelRange()
-
-    def note(site: LinearSite, entering: Tensor) -> Tensor:
-        ranges.update(site.name, entering)
-        return entering
-
+    ranges = _Ranges(marked)
     with ExitStack() as stack:
-        stack.enter_context(editing_inputs(linears, note))
-        stack.enter_context(editing(evaluator.accessed, _KvRange(ranges)))
+        stack.enter_context(editing(evaluator.accessed, ranges))
+        stack.enter_context(editing_inputs(linears, lambda site, entering: ranges.note(site.name, entering)))
         stream(evaluator.accessed, held_out, [], batch_size=evaluator.batch_size)
     sites = {kind: [site for site in linears if site.kind == kind] for kind in KINDS}
-    return Calibration(sites, ranges, evaluator.spike_tokens())
+    ordinary = None if marked is None else ranges.unmarked
+    return Calibration(sites, ranges.all, evaluator.spike_tokens(), ordinary)
 
 
 @dataclass

@@ -22,6 +22,9 @@ DoseOption = Annotated[
     list[str] | None,
     typer.Option("--dose", help="Sweep a strength: default, NAME, or NAME=LEVELS with commas; again for more."),
 ]
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget", help="Nats that int8 may cost: the smallest set of measures for it.")
+]
 HeldOut = Annotated[int, typer.Option(min=1, help="Further sequences that constants are learned on.")]
 Draws = Annotated[int, typer.Option(min=1, help="Draws of every random control.")]
 Magnitude = Annotated[
@@ -40,6 +43,7 @@ def intervene_command(
     output: Output,
     which: Which = "default",
     dose: DoseOption = None,
+    budget: BudgetOption = None,
     sequences: Sequences = 24,
     held_out: HeldOut = 16,
     cache_sequences: CacheSequences = 6,
@@ -62,19 +66,20 @@ def intervene_command(
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
         from spikesink.analyse.dose import parse_dose
-        from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
+        from spikesink.analyse.interventions import check_budget, check_magnitude, dissociate, parse_which
 
         choice = parse_which(which)
         parse_dose(dose or ())
         check_magnitude(magnitude)
+        check_budget(budget, choice)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
         ids = text.read(accessed, sequences + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(
-            accessed, ids, which=which, dose=dose or (), held_out=held_out, draws=draws, epsilon=sinking.epsilon,
-            sink_metric=sinking.sink_metric, magnitude=magnitude, batch_size=sinking.batch_size, long_tokens=long,
-            folder=folder, progress=progress,
+            accessed, ids, which=which, dose=dose or (), budget=budget, held_out=held_out, draws=draws,
+            epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, magnitude=magnitude,
+            batch_size=sinking.batch_size, long_tokens=long, folder=folder, progress=progress,
         )  # fmt: skip
     _finish(record, folder, output.force, output.json)
 

@@ -4,7 +4,7 @@ Values are rounded to the grid of an integer type and stay floating point, so th
 kernel. Scales are symmetric: the largest magnitude over the integer type's largest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -106,9 +106,19 @@ class TokenMarks:
 def quantised_inputs(accessed: AccessedModel, sites: list[LinearSite], scheme: Scheme) -> Iterator[None]:
     """Quantise what enters these linear maps."""
     spares = TokenMarks(scheme.spared_tokens)
+    alike = scheme.static is None and not scheme.spared_channels
+    done: tuple[Tensor, Tensor] | None = None
+
+    def apply(site: LinearSite, entering: Tensor) -> Tensor:
+        nonlocal done
+        # What several maps read (q, k and v) is rounded once, where all of them round alike.
+        if done is None or done[0] is not entering or not alike:
+            done = entering, scheme.apply(site.name, entering, spares.rows)
+        return done[1]
+
     with ExitStack() as stack:
         stack.enter_context(editing(accessed, spares))
-        stack.enter_context(editing_inputs(sites, lambda site, x: scheme.apply(site.name, x, spares.rows)))
+        stack.enter_context(editing_inputs(sites, apply))
         yield
 
 
@@ -144,13 +154,19 @@ def quantised_kv(
     return editing(accessed, _KvEditor(scheme, blocks))
 
 
-@contextmanager
-def quantised_weights(sites: list[LinearSite], bits: int, granularity: str = "channel") -> Iterator[None]:
+def quantised_weights(sites: list[LinearSite], bits: int, granularity: str = "channel") -> AbstractContextManager[None]:
     """Quantise weights, one scale per tensor or per output channel; they come back bit for bit."""
+    per = "tensor" if granularity == "tensor" else "token"
+    return replaced_weights(sites, lambda rows: fake_quantise(rows, bits, per))
+
+
+@contextmanager
+def replaced_weights(sites: list[LinearSite], make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Weights, shown as (output, input), become what `make` makes of them; they come back bit for bit."""
     with ExitStack() as stack:
         for site in sites:
             rows = site.weight.detach() if site.input_dim == 1 else site.weight.detach().T
-            done = fake_quantise(rows, bits, "tensor" if granularity == "tensor" else "token")
+            done = make(rows)
             stack.enter_context(_replaced(site.weight, done if site.input_dim == 1 else done.T))
         yield
 

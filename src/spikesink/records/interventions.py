@@ -163,13 +163,20 @@ class Quantisation(Section):
     """Site kinds that the model does not have, with the reason."""
 
 
+class BlockDamage(Frozen):
+    """What one block costs alone."""
+
+    block: int
+    loss_difference_nats: Estimate
+
+
 class FormatDamage(Frozen):
-    """What enters every linear map, or keys and values, in a floating-point format that models are served in."""
+    """What enters every linear map, its weights, or keys and values, in a format that models are served in."""
 
     name: str
-    """Of `spikesink.intervene.formats.FORMATS`."""
+    """Of `INPUTS`, `WEIGHTS` or `KV` in `spikesink.analyse.formats`."""
     kind: str
-    """inputs or kv."""
+    """inputs, weights or kv."""
     element: str
     scales: str
     static: bool
@@ -182,6 +189,12 @@ class FormatDamage(Frozen):
     """Share of the other tokens' values that become zero or subnormal."""
     lost_without_spikes: float | None
     """The same with spike tokens in high precision and in no scale."""
+    kept_loss_difference_nats: Estimate | None = None
+    """Cost with spike tokens, of caches also the positions of sinks, in high precision and in no scale."""
+    scanned: bool = False
+    """Whether one block at a time was tried."""
+    worst_blocks: list[BlockDamage] = Field(default_factory=list)
+    """Blocks that alone do a notable share of the damage, the worst first, on the first sequences."""
 
 
 class Formats(Section):
@@ -219,6 +232,30 @@ class KvCache(Section):
     note: str | None = None
 
 
+class MeasureSet(Frozen):
+    """What a model costs that is served with some measures, all of them together."""
+
+    measures: list[str]
+    ignored: list[str]
+    """Linear maps in high precision, as `named_modules` calls them."""
+    blocks: list[int]
+    """Their blocks, the worst first."""
+    perplexity: Estimate
+    loss_difference_nats: Estimate
+    within: bool
+    """Whether the upper end of the cost is within the budget."""
+
+
+class Budget(Section):
+    nats: float
+    deployed: str
+    """What is served: the format before any measure."""
+    tried: list[MeasureSet] = Field(default_factory=list)
+    """In the order of their runs, the first without any measure."""
+    chosen: MeasureSet | None = None
+    """The smallest set within the budget; None where none is."""
+
+
 class Recommendation(Frozen):
     """What a serving engineer can act on."""
 
@@ -229,6 +266,8 @@ class Recommendation(Frozen):
     modules: list[str] = Field(default_factory=list)
     """Linear maps of these blocks at whose input the damage is done, as `named_modules` calls them."""
     keep_sink_tokens: int | None
+    budget: Budget | None = None
+    """With which measures the loss stays within a budget; None where none was given."""
 
 
 class Interventions(Record):
@@ -262,10 +301,38 @@ class Interventions(Record):
         return {name: value for name, value in content.items() if name != "skipping"}
 
 
-def advice(has_spikes: bool, quantised: Quantisation, cache: KvCache) -> list[str]:
-    """What was measured of int8 and the KV cache as advice, a sentence each."""
-    sentences = [*([] if has_spikes else ["The model has no spikes."]), *_int8(quantised), *_keep(cache)]
+def advice(has_spikes: bool, quantised: Quantisation, cache: KvCache, budget: Budget | None = None) -> list[str]:
+    """What was measured of a budget, int8 and the KV cache as advice, a sentence each."""
+    spikes = [] if has_spikes else ["The model has no spikes."]
+    sentences = [*_within(budget), *spikes, *_int8(quantised), *_keep(cache)]
     return sentences or ["Nothing was measured that calls for a measure."]
+
+
+def _within(budget: Budget | None) -> list[str]:
+    if budget is None:
+        return []
+    text = f"Within {budget.nats:g} nats"
+    if not budget.applicable:
+        return [f"{text}: not measured, since {budget.reason}."]
+    plain = budget.tried[0]
+    text += f" ({budget.deployed}; {_costs(plain)} without measures): "
+    if budget.chosen is None:
+        best = min(budget.tried, key=lambda made: made.loss_difference_nats.value)
+        return [f"{text}no set of measures; the best, {_measures(best)}, costs {_costs(best)}."]
+    if not budget.chosen.measures:
+        return [f"{text}nothing need be done."]
+    ignored = budget.chosen.ignored
+    names = f" Ignore {', '.join(ignored)}." if ignored else ""
+    return [f"{text}{_measures(budget.chosen)}, {_costs(budget.chosen)}.{names}"]
+
+
+def _measures(made: MeasureSet) -> str:
+    return " and ".join(made.measures) or "none"
+
+
+def _costs(made: MeasureSet) -> str:
+    cost = made.loss_difference_nats
+    return f"{cost.value:+.3f} [{cost.low:+.3f}, {cost.high:+.3f}]"
 
 
 def _int8(quantised: Quantisation) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from spikesink.positions import first_half, placed
 from spikesink.records import Anatomy
-from spikesink.records.interventions import InterventionRow, Interventions
+from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
 from spikesink.records.interventions import advice as recommended
 from spikesink.report.conditions import argument
 from spikesink.report.document import Statement
@@ -38,8 +38,9 @@ def minutes(record: Anatomy) -> str:
 
 
 def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
-    points = list(_modules(record.recommendation.blocks, anatomy))
-    parts = recommended(bool(record.found.get("has_spikes")), record.quantisation, record.kv_cache)
+    points = _modules(record.recommendation, anatomy)
+    budget = record.recommendation.budget
+    parts = recommended(bool(record.found.get("has_spikes")), record.quantisation, record.kv_cache, budget)
     # A record of another version may say it in other words: those are shown as they are.
     points += parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text]
     sections = {"quantisation": record.quantisation, "kv_cache": record.kv_cache}
@@ -51,11 +52,11 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
     return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", tuple(points))
 
 
-def _modules(blocks: list[int], anatomy: Anatomy | None) -> list[str]:
-    """Blocks that break int8 by the names of their modules, to be pasted into a list of what is left alone."""
-    names = module_names(anatomy) if anatomy is not None else {}
-    known = [name for block in blocks if (name := names.get(block))]
-    return [f"Keep in high precision: {', '.join(known)}."] if known else []
+def _modules(advised: Recommendation, anatomy: Anatomy | None) -> list[str]:
+    """What breaks int8 by the names of modules, to be pasted into a list of what is left alone."""
+    by_block = module_names(anatomy) if anatomy is not None else {}
+    names = advised.modules or [name for block in advised.blocks if (name := by_block.get(block))]
+    return [f"Keep in high precision: {', '.join(names)}."] if names else []
 
 
 def module_names(record: Anatomy) -> dict[int, str | None]:
@@ -99,14 +100,18 @@ def _next(record: Anatomy) -> str:
 
 
 def answer(model: Model) -> list[Statement]:
-    """What spikes, where and who makes it; what sinks; what breaks without; what to do; how it was trained."""
+    """What spikes, where and who makes it; what sinks; what breaks without; what to do; how it was trained.
+
+    What to do comes first where it was measured.
+    """
     statements = []
     if model.anatomy is not None:
         statements += [Statement("Spikes", _spikes(model.anatomy)), Statement("Sinks", _sinks(model.anatomy))]
     elif model.interventions is not None:
         statements.append(_found(model.interventions))
     if model.anatomy is not None or model.interventions is not None:
-        statements += [_breaks(model), advice(model.anatomy, model.interventions)]
+        statements.append(_breaks(model))
+        statements.insert(0 if model.interventions else len(statements), advice(model.anatomy, model.interventions))
     if model.training is not None:
         statements.append(training_statement(model.training, alone=not statements))
     return statements

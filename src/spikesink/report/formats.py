@@ -1,44 +1,67 @@
-"""What the formats that models are served in cost, and what spikes have to do with it."""
+"""What the formats that models are served in cost, in which blocks, and what spikes have to do with it."""
 
+from spikesink.positions import placed
 from spikesink.records.interventions import FormatDamage, Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.format import NONE, interval, listed, number, percent
 from spikesink.report.interventions import cost_text
 
+KINDS = {
+    "inputs": "What enters every linear map",
+    "weights": "Weights of every linear map",
+    "kv": "Keys and values",
+}
+SHOWN_BLOCKS = 3
+
 
 def formats_part(record: Interventions) -> Part:
-    """Floating-point formats, dearest scales first."""
-    rows = record.formats.rows
-    inputs = [row for row in rows if row.kind == "inputs"]
-    cache = [row for row in rows if row.kind == "kv"]
-    columns = ("format", "perplexity", "cost in nats", "of it spikes'", "lost", "lost without spikes")
+    """Formats of inputs, weights and caches, in the order of their scales."""
+    section = record.formats
+    by_kind = {kind: [row for row in section.rows if row.kind == kind] for kind in KINDS}
     return Part(
         "formats",
         "Formats that models are served in",
         "A scale that a spike sets makes ordinary values subnormal or zero; one that it cannot set leaves them.",
-        tables=[
-            *(
-                [Table("What enters every linear map", columns, [_cells(row) for row in inputs], words=1)]
-                if inputs
-                else []
-            ),
-            *([Table("Keys and values", columns, [_cells(row) for row in cache], words=1)] if cache else []),
-        ],
+        tables=[table for kind, rows in by_kind.items() if rows for table in (_costs(kind, rows), _why(kind, rows))],
         note=" ".join(
             [
-                "Weights stay as they are. Lost: share of the other tokens' values that become zero or subnormal.",
-                *(f"Left out: {listed(record.formats.skipped)}." for _ in record.formats.skipped[:1]),
+                "Each alone, the rest as it is. Kept: spike tokens, of caches also sinks, in high precision and in no "
+                "scale. Lost: share of the other tokens' values that become zero or subnormal, and with spike tokens "
+                "kept. Worst: what a block costs alone, of formats that cost enough to look.",
+                *(f"Left out: {listed(section.skipped, 12)}." for _ in section.skipped[:1]),
             ]
         ),
     )
 
 
-def _cells(row: FormatDamage) -> list[str]:
-    return [
-        row.name,
-        number(row.perplexity.value),
-        cost_text(row.loss_difference_nats),
-        interval(row.spike_share),
-        percent(row.lost),
-        NONE if row.lost_without_spikes is None else percent(row.lost_without_spikes),
+def _costs(kind: str, rows: list[FormatDamage]) -> Table:
+    """What each costs, and what of it goes with spike tokens; weights have none."""
+    columns = ["format", "perplexity", "cost in nats", "kept", "spikes' share"][: 3 if kind == "weights" else 5]
+    cells = [
+        [
+            row.name,
+            number(row.perplexity.value),
+            cost_text(row.loss_difference_nats),
+            NONE if row.kept_loss_difference_nats is None else cost_text(row.kept_loss_difference_nats),
+            interval(row.spike_share),
+        ]
+        for row in rows
     ]
+    return Table(KINDS[kind], columns, [row[: len(columns)] for row in cells], words=1)
+
+
+def _why(kind: str, rows: list[FormatDamage]) -> Table:
+    """What is lost, and where the damage is done."""
+    columns = ["format", "worst blocks", "lost", "lost, kept"][: 3 if kind == "weights" else 4]
+    cells = [[row.name, _worst(row), percent(row.lost), _percent(row.lost_without_spikes)] for row in rows]
+    return Table(f"{KINDS[kind]}: why", columns, [row[: len(columns)] for row in cells], words=2)
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else percent(share)
+
+
+def _worst(row: FormatDamage) -> str:
+    """Blocks with their cost in nats; a dash where none was looked for, or none stands out."""
+    shown = [f"{placed(each.block)} {each.loss_difference_nats.value:+.2g}" for each in row.worst_blocks[:SHOWN_BLOCKS]]
+    return "; ".join(shown) or ("none" if row.scanned else NONE)

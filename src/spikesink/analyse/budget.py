@@ -1,0 +1,100 @@
+"""The smallest set of measures with which int8 costs no more than a budget, every set run as it would be deployed."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from torch import Tensor
+
+from spikesink import bootstrap
+from spikesink.access.linears import LinearSite, find_linears
+from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
+from spikesink.records.interventions import Budget, MeasureSet, Quantisation
+
+STAGE = "budget"
+PER_TOKEN, IGNORED, KEPT = "one scale per token", "ignored layers", "spike tokens kept"
+MEASURES = (PER_TOKEN, IGNORED, KEPT)
+"""The easiest to serve first."""
+DEPLOYED = "int8: weights per output channel, what enters linear maps with one dynamic scale per tensor"
+
+
+def within_budget(evaluator: Evaluator, quantised: Quantisation, nats: float | None) -> Budget | None:
+    """Sets of measures, the smallest first, until the upper end of a set's cost is at most `nats`.
+
+    All sets of a size are run; of those within, the one that ignores the fewest linear maps and then costs least is
+    chosen, and of the blocks that it ignores only the worst stay, as many as it needs. None where no budget is given.
+    """
+    if nats is None:
+        return None
+    linears = find_linears(evaluator.accessed)
+    if quantised.worst_kind is None or not linears:
+        return Budget(applicable=False, reason="the model has no single linear maps", nats=nats, deployed=DEPLOYED)
+    rows = sorted(quantised.blocks, key=lambda row: -row.loss_difference_nats.value)
+    blocks = [block for row in rows if row.loss_difference_nats.low > 0 for block in row.blocks or []]
+    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    search = _Search(evaluator, linears, quantised.worst_kind, blocks, baseline, evaluator.spike_tokens(), nats)
+    measures = [PER_TOKEN, *([IGNORED] if search.ignorable else []), *([KEPT] if search.spikes is not None else [])]
+    tried = [search.run((), 0)]
+    within = [made for made in tried if made.within]
+    for size in range(1, len(measures) + 1):
+        if not within:
+            made = [search.run(names, len(blocks)) for names in combinations(measures, size)]
+            tried += made
+            within = [each for each in made if each.within]
+    within.sort(key=lambda made: (len(made.ignored), made.loss_difference_nats.value))
+    if within and within[0].ignored:
+        fewer = search.fewest(within[0])
+        tried += fewer
+        within = sorted((made for made in [*fewer, within[0]] if made.within), key=lambda made: len(made.blocks))
+    return Budget(nats=nats, deployed=DEPLOYED, tried=tried, chosen=within[0] if within else None)
+
+
+@dataclass(frozen=True)
+class _Search:
+    evaluator: Evaluator
+    linears: list[LinearSite]
+    kind: str
+    blocks: list[int]
+    """Those whose input of this kind does damage alone, the worst first."""
+    baseline: Evaluation
+    spikes: Tensor | None
+    nats: float
+
+    @property
+    def ignorable(self) -> bool:
+        return any(self._is_ignored(site, self.blocks) for site in self.linears)
+
+    def run(self, measures: tuple[str, ...], ignored: int) -> MeasureSet:
+        """The model as it is served with these measures; ignored: how many of the worst blocks."""
+        blocks = self.blocks[:ignored] if IGNORED in measures else []
+        sites = [site for site in self.linears if not self._is_ignored(site, blocks)]
+        scheme = Scheme(
+            granularity="token" if PER_TOKEN in measures else "tensor",
+            spared_tokens=self.spikes if KEPT in measures else None,
+        )
+        result = self.evaluator.loss(
+            f"budget/{' + '.join(measures)} {blocks}",
+            quantised_weights(sites, 8),
+            quantised_inputs(self.evaluator.accessed, sites, scheme),
+        )
+        cost = bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses)
+        return MeasureSet(
+            measures=list(measures),
+            ignored=[site.name for site in self.linears if self._is_ignored(site, blocks)],
+            blocks=blocks,
+            perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
+            loss_difference_nats=cost,
+            within=cost.high <= self.nats,
+        )
+
+    def fewest(self, made: MeasureSet) -> list[MeasureSet]:
+        """The same measures with fewer ignored blocks, halving what is between too few and enough."""
+        tried, few, enough = [], 0, len(made.blocks)
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            tried.append(self.run(tuple(made.measures), middle))
+            few, enough = (few, middle) if tried[-1].within else (middle, enough)
+        return tried
+
+    def _is_ignored(self, site: LinearSite, blocks: list[int]) -> bool:
+        return site.kind == self.kind and site.block in blocks
