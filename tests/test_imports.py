@@ -1,6 +1,7 @@
 """The arrows of the design: which part may import which, read from the source; and what must not load torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -97,6 +98,23 @@ def test_style(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno <= 60, f"{node.name} does not fit a screen"
+
+
+BARE_BLOCKS = [
+    "access/capture.py",
+    "analyse/quantisation.py",
+    "intervene/quantise.py",
+    "report/amplifier.py",
+    "report/sinks.py",
+]
+"""Once each: an assertion, names of rows, a line of a chart, the ends of an axis."""
+
+
+def test_a_message_names_a_block_with_its_layer():
+    """Everyone indexes model.layers[11].mlp: what says `block {...}` takes it from `placed`, with layer and kind."""
+    bare = re.compile(r"\b[Bb]lock \{(?!.*?(placed|place)\b)[^}]*\}")
+    lines = [(path, line) for path in sorted(SOURCE.rglob("*.py")) for line in path.read_text().splitlines()]
+    assert [str(path.relative_to(SOURCE)) for path, line in lines if bare.search(line)] == BARE_BLOCKS
 
 
 def test_no_cycles():

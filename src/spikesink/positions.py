@@ -31,6 +31,6 @@ def layer_of(block: int) -> int:
     return (block - 1) // 2
 
 
-def placed(block: int) -> str:
-    """24 (layer 11, FFN)."""
-    return f"{block} (layer {layer_of(block)}, {block_kind(block)})"
+def placed(block: int, kind: str | None = None) -> str:
+    """24 (layer 11, FFN); 23 (layer 11, mixer) where the block's kind is that of a hybrid model's recurrence."""
+    return f"{block} (layer {layer_of(block)}, {kind if kind == 'mixer' else block_kind(block)})"

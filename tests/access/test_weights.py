@@ -87,7 +87,7 @@ def test_other_ffns_say_why(family, reason):
 def test_biases_and_attention_blocks_are_refused():
     with pytest.raises(DoesNotApplyError, match="biases"):
         gated_ffns(access(tiny("llama", mlp_bias=True)), 2)
-    with pytest.raises(DoesNotApplyError, match="attention block"):
+    with pytest.raises(DoesNotApplyError, match=r"Block 3 \(layer 1, attention\) is no FFN"):
         gated_ffns(access(tiny("llama")), 3)
 
 
@@ -177,7 +177,7 @@ def test_the_key_projection_gives_the_keys_before_rope(family, exact):
 
 
 def test_keys_that_stand_between_queries_and_values_are_not_taken():
-    with pytest.raises(DoesNotApplyError, match="key projection of block 3"):
+    with pytest.raises(DoesNotApplyError, match=r"key projection of block 3 \(layer 1, attention\)"):
         key_projection(access(tiny("gpt_neox")), 3, 24)
 
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_reassigned_says_why():
         pass
     local = access(tiny("gemma3_text"))
     window, watch = reassigned_window(local, 6, 2), observing(local, [])
-    with pytest.raises(DoesNotApplyError, match="block 1 has a window"), window, watch:
+    with pytest.raises(DoesNotApplyError, match=r"block 1 \(layer 0, attention\) has a window"), window, watch:
         run(local, full_batch(token_ids(sequences=1, tokens=17)))
 
 

@@ -151,7 +151,7 @@ class TestModels:
         tensors = load_file(folder / "model.safetensors")
         tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        refused(cli("scan", folder), "block 4", "not numbers")
+        refused(cli("scan", folder), "block 4 (layer 1, FFN)", "not numbers")
 
     def test_more_than_the_memory(self, cli, checkpoint, monkeypatch):
         import psutil

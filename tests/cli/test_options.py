@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from spikesink.measures import BUILT_IN
+from spikesink.requirement import dtype_name
 
 COMMANDS = ("scan", "intervene", "train", "graft", "study", "survey", "report", "verify")
 
@@ -66,6 +67,10 @@ def test_options_of_other_tools_get_ours(cli, option, ours):
         (("--sink-metric", "sun2025"), "did you mean 'sun2026'?"),
         (("--measure", "amplifer"), "did you mean 'amplifier'?"),
         (("--epsilon", "2"), "between 0 and 1"),
+        (("--dtype", "float31"), "did you mean 'float32'?"),
+        (("--text", "nowhere.txt"), "No such file"),
+        (("--tokens", "nowhere.npy"), "No such file"),
+        ((), "nor in the cache, and HF_HUB_OFFLINE is set"),
     ],
 )
 def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options, message):
@@ -76,9 +81,7 @@ def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("half", "float16")])
 def test_dtypes_by_their_other_names(name, dtype):
-    from spikesink.access.load import DTYPES, _resolve_dtype
-
-    assert _resolve_dtype(name, "cpu") == DTYPES[dtype]
+    assert dtype_name(name) == dtype
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda:7"])
@@ -92,7 +95,8 @@ def test_the_hub_out_of_reach_is_one_try_and_one_sentence(monkeypatch):
 
     import spikesink
     from spikesink import reach
-    from spikesink.errors import ModelError
+    from spikesink.data import hub_corpus
+    from spikesink.errors import InputError, ModelError
 
     tried = []
 
@@ -106,6 +110,14 @@ def test_the_hub_out_of_reach_is_one_try_and_one_sentence(monkeypatch):
         spikesink.load("nobody/no-such-model")
     assert len(tried) == 1 and tried[0][1] <= 2, "one try, and no other client tries on"
     assert "name no model for the embedded SmolLM2" in str(refusal.value)
+    with pytest.raises(InputError, match=r"cannot be reached.*HF_HUB_OFFLINE=1"):
+        hub_corpus("nobody/no-such-data")
+    assert len(tried) == 2
+
+
+def test_a_value_for_an_option_that_takes_none_is_not_taken_for_a_model(cli):
+    ran = cli("scan", "--pack", "true")
+    assert ran.code == 2 and "options such as --pack take no value" in ran.err
 
 
 @pytest.mark.parametrize(

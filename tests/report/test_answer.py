@@ -40,6 +40,21 @@ def test_the_key_that_sinks_take_is_counted():
     assert "none of them mostly on the first token; most often on position 2" in answers(anatomy=record)["Sinks"].text
 
 
+def test_a_mixer_is_not_called_attention():
+    """A hybrid model whose first block, a recurrence, makes the spikes."""
+    record = anatomy()
+    cycles = [
+        cycle.model_copy(update={"kind": "mixer"}) if cycle.block == 1 else cycle for cycle in record.lifecycle.blocks
+    ]
+    update = {
+        "lifecycle": record.lifecycle.model_copy(update={"blocks": cycles}),
+        "summary": record.summary.model_copy(update={"step_up_blocks": [1], "spike_block": 1}),
+    }
+    text = answers(anatomy=record.model_copy(update=update))["Spikes"].text
+    assert "after block 1 (layer 0, mixer)" in text and "Block 1 (layer 0, mixer) makes them" in text
+    assert record.placed(3) == "3 (layer 1, attention)" and record.placed(99) == "99 (layer 49, attention)"
+
+
 def test_a_verdict_of_no():
     said = answers(anatomy=anatomy(spikes=False, sinks=False, measures=()))
     assert said["Spikes"].text.startswith("No spikes. The largest magnitude is 500 in channel 5")
@@ -63,7 +78,7 @@ def test_a_training_run_says_how_it_ended():
     said = answers(training=training())
     assert list(said) == ["Training"]
     assert "999 parameters, 90 steps, 9,000 tokens; held-out loss 1.600 nats." in said["Training"].text
-    assert "largest magnitude 300." in said["Training"].text and "spikesink scan RUN/model" in said["Training"].text
+    assert "largest magnitude 300." in said["Training"].text
     both = answers(anatomy=anatomy(), training=training())
     assert list(both)[-1] == "Training" and "spikesink scan RUN/model" not in both["Training"].text
 

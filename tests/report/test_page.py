@@ -160,7 +160,7 @@ def test_a_scan_alone_says_what_is_missing(tmp_path):
     text = write_page([tmp_path], tmp_path / "report.html").read_text()
     assert f"{', '.join(MEASURES)}: <code>spikesink scan made/model --measure all</code>" in text
     assert "The amplifier" not in text, "one line for all of them, not a box each"
-    assert "spikesink intervene made/model adds it" in text
+    assert "Not measured; <code>spikesink intervene made/model</code> <button" in text
     assert "figure-lifecycle_residual" in text and "figure-amplifier_norms" not in text
 
 

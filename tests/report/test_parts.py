@@ -39,12 +39,12 @@ def test_a_scan_alone_says_what_to_do():
         "block 6 (layer 2, FFN), model.layers.2.ffn."
     )
     assert points[1] == "Keep the first token in the KV cache: 3 heads of 6 attend to a sink."
-    assert points[2].startswith("Next: spikesink intervene org/name measures") and "about 15 min" in points[2]
+    assert len(points) == 2
 
 
-def test_without_spikes_and_sinks_there_is_no_advice_but_the_next_step():
-    points = statement(anatomy(spikes=False, sinks=False, measures=()), "What to do").points
-    assert points[0].startswith("No spikes") and points[1].startswith("Next: ") and len(points) == 2
+def test_without_spikes_and_sinks_there_is_no_advice():
+    said = statement(anatomy(spikes=False, sinks=False, measures=()), "What to do")
+    assert said.text.startswith("No spikes") and not said.points
 
 
 def test_massive_or_an_outlier_is_one_word():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from spikesink.access import families
 from spikesink.access.families import BlockNames, Layout
 from spikesink.errors import UnsupportedModelError
+from spikesink.positions import placed
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class BlockSites:
     multiplier: float
     also: tuple[tuple[nn.Module, float], ...] = ()
     """Further modules whose outputs, each times a number, are part of the same write."""
+
+    @property
+    def place(self) -> str:
+        """Number, layer and kind, as messages name the block."""
+        return placed(self.block, self.kind)
 
     @property
     def writers(self) -> tuple[tuple[nn.Module, float], ...]:

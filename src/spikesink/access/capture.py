@@ -24,7 +24,7 @@ from spikesink.access.blocks import BlockSites, LayerSites
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import check_finite, listeners, not_finite
 from spikesink.observer import Batch
-from spikesink.positions import placed, ranks
+from spikesink.positions import ranks
 
 
 @dataclass
@@ -384,7 +384,8 @@ class _LayerHooks:
     def show(self, method: str, block: int, tensor: Tensor) -> None:
         listening = listeners(self.tap.observers, method)
         if listening:
-            what = f"block {placed(block)}"
+            sites = self.sites.attention if block % 2 else self.sites.ffn
+            what = f"block {sites.place}" if block else "the embedding"
             check_finite(f"The residual after {what}" if method == "on_residual" else f"What {what} writes", tensor)
         for listen in listening:
             listen(block, tensor)

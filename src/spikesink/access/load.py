@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 import spikesink
+from spikesink import requirement
 from spikesink.access.adapter import Adapter, find_adapter, merged
 from spikesink.access.blocks import find_blocks
 from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
@@ -25,14 +26,11 @@ from spikesink.access.passed import Passed, checkpoint_key, read_passed, remembe
 from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
 from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
 from spikesink.access.verify import verify as verify_layers
-from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, did_you_mean, short
+from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, short
 from spikesink.limits import panics_raised
 from spikesink.observer import Progress, no_progress
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16",
-           "fp64": "float64", "double": "float64"}  # fmt: skip
-"""Dtypes as they are called elsewhere."""
+DTYPES = {name: getattr(torch, name) for name in requirement.DTYPES}
 
 
 def load(
@@ -265,10 +263,7 @@ def _resolve_device(device: str | None) -> str:
 def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device == "cpu" else "auto"
-    name = ALIASES.get(dtype, dtype)
-    if name not in DTYPES:
-        raise ModelError(f"Unknown dtype '{dtype}'{did_you_mean(dtype, list(DTYPES))}")
-    return DTYPES[name]
+    return DTYPES[requirement.dtype_name(dtype)]
 
 
 def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

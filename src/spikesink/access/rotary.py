@@ -19,6 +19,7 @@ from spikesink.access.comparison import probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.errors import DoesNotApplyError
 from spikesink.observer import AttentionInputs
+from spikesink.positions import placed
 
 SHIFT = 7
 
@@ -130,8 +131,8 @@ def _conventions(accessed: AccessedModel, rotary: Rotary) -> dict[int, Undo]:
         best = min(moved, key=lambda undo: moved[undo])
         if not moved[best] < limit:
             raise DoesNotApplyError(
-                f"The rotary position embedding of block {block} cannot be undone: pre-RoPE queries and keys still "
-                f"move with the position by {moved[best]:.2g} (relative; limit {limit:.0e})"
+                f"The rotary position embedding of block {placed(block)} cannot be undone: pre-RoPE queries and "
+                f"keys still move with the position by {moved[best]:.2g} (relative; limit {limit:.0e})"
             )
         conventions[block] = best
     return conventions

@@ -295,7 +295,9 @@ def verify(accessed: AccessedModel) -> dict[str, float]:
         by_block = check.find(passes).by_block
         for block, wrong in sorted(by_block.items()):
             if not wrong <= limit:
-                raise VerificationError(check.refusal.format(placed=placed(block), wrong=wrong, limit=limit))
+                raise VerificationError(
+                    check.refusal.format(placed=accessed.blocks()[block - 1].place, wrong=wrong, limit=limit)
+                )
         largest[check.name] = max(by_block.values(), default=0.0)
     return {
         "largest_sum_difference": largest["sums"],
@@ -446,7 +448,8 @@ def attention_differences(accessed: AccessedModel, batch: Batch, ours: dict[int,
     watched_eager(accessed, batch, against)
     if against.kept:
         raise VerificationError(
-            f"Block {min(against.kept)} writes under spikesink's attention but not under the model's own; refused."
+            f"Block {placed(min(against.kept))} writes under spikesink's attention but not under the model's own; "
+            "refused."
         )
     return against.differences
 

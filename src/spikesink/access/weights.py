@@ -17,6 +17,7 @@ from spikesink.access.comparison import difference, probe_ids, probe_rows, toler
 from spikesink.access.model import AccessedModel
 from spikesink.errors import DoesNotApplyError
 from spikesink.observer import AttentionRows, full_batch
+from spikesink.positions import placed
 from spikesink.weights import AttentionWeights, GatedFFN, InputNorm
 
 PROJECTIONS = {
@@ -71,7 +72,7 @@ def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
             if difference(expected, shown) < tolerances(like.dtype).product:
                 return NormScale(norm, gain, shift)
     raise DoesNotApplyError(
-        f"The input norm of block {sites.block} ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm, so "
+        f"The input norm of block {sites.place} ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm, so "
         "h~ has no fixed length"
     )
 
@@ -83,19 +84,20 @@ def gated_ffns(accessed: AccessedModel, block: int) -> list[GatedFFN]:
     """
     sites = accessed.blocks()[block - 1]
     if sites.kind != "ffn":
-        raise DoesNotApplyError(f"Block {block} is an attention block")
+        raise DoesNotApplyError(f"Block {sites.place} is no FFN block")
     parts = _parts(sites)
     scale = norm_scale(sites, accessed.d_model)
     if scale is not None and scale.bias is not None:
         raise DoesNotApplyError(
-            f"The input norm of block {block} has a bias, which adds linear terms to the quadratic form"
+            f"The input norm of block {sites.place} has a bias, which adds linear terms to the quadratic form"
         )
     gain = None if scale is None else scale.gain
     ffns = []
     for part in parts:
         if part.gate.shape[1] != accessed.d_model or part.down.shape[0] != accessed.d_model:
             raise DoesNotApplyError(
-                f"The FFN of block {block} ({type(sites.inner).__name__}) keeps its weights in a way that is not known"
+                f"The FFN of block {sites.place} ({type(sites.inner).__name__}) keeps its weights in a way "
+                "that is not known"
             )
         gate, up = (matrix.detach().float() for matrix in (part.gate, part.up))
         ffn = GatedFFN(
@@ -130,7 +132,7 @@ def _parts(sites: BlockSites) -> list[_Part]:
         return [_dense(inner, sites.block, None)]
     if hasattr(experts, "limit") or hasattr(experts, "gate_up_proj_bias"):
         raise DoesNotApplyError(
-            f"The gate of block {sites.block} ({type(experts).__name__}) clamps and multiplies by (up + 1), which adds "
+            f"The gate of block {sites.place} ({type(experts).__name__}) clamps and multiplies by (up + 1), which adds "
             "a linear term to the quadratic form"
         )
     parts = _experts(experts, sites.block)
@@ -149,11 +151,13 @@ def _dense(module: Any, block: int, expert: int | None) -> _Part:
         halves = (gate.weight, up.weight)
     else:
         raise DoesNotApplyError(
-            f"The FFN of block {block} ({type(module).__name__}) is not gated, so its output is no quadratic form, or "
-            "has its weights under names that are not known"
+            f"The FFN of block {placed(block)} ({type(module).__name__}) is not gated, so its output is no quadratic "
+            "form, or has its weights under names that are not known"
         )
     if any(linear is not None and _has_bias(linear) for linear in linears):
-        raise DoesNotApplyError(f"The FFN of block {block} has biases, which add linear terms to the quadratic form")
+        raise DoesNotApplyError(
+            f"The FFN of block {placed(block)} has biases, which add linear terms to the quadratic form"
+        )
     return _Part(halves[0], halves[1], down.weight, expert, module)
 
 
@@ -169,7 +173,8 @@ def _experts(experts: Any, block: int) -> list[_Part]:
     fused, down = getattr(experts, "gate_up_proj", None), getattr(experts, "down_proj", None)
     if not (isinstance(fused, Tensor) and isinstance(down, Tensor) and fused.ndim == down.ndim == 3):
         raise DoesNotApplyError(
-            f"The experts of block {block} ({type(experts).__name__}) keep their weights in a way that is not known"
+            f"The experts of block {placed(block)} ({type(experts).__name__}) keep their weights in a way that is "
+            "not known"
         )
     parts = []
     for index in range(fused.shape[0]):
@@ -205,8 +210,8 @@ def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | Non
         wrong = difference((ACT2FN[ffn.activation](gate) * up) @ ffn.down.T, shown.reshape(len(hidden), -1))
     if not wrong < tolerances(part.gate.dtype).product:
         raise DoesNotApplyError(
-            f"The FFN of block {sites.block} ({type(sites.inner).__name__}) differs from W_down(act(W_gate h) * W_up h)"
-            f" by {wrong:.2g} (relative), so its amplifier is not known"
+            f"The FFN of block {sites.place} ({type(sites.inner).__name__}) differs from "
+            f"W_down(act(W_gate h) * W_up h) by {wrong:.2g} (relative), so its amplifier is not known"
         )
 
 
@@ -215,7 +220,7 @@ def _run(part: _Part, sites: BlockSites, hidden: Tensor) -> Tensor:
         return part.run(hidden)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DoesNotApplyError(
-            f"The FFN of block {sites.block} ({type(sites.inner).__name__}) cannot be run by itself ({error})"
+            f"The FFN of block {sites.place} ({type(sites.inner).__name__}) cannot be run by itself ({error})"
         ) from error
 
 
@@ -275,7 +280,7 @@ def output_projection(accessed: AccessedModel, block: int, seen: Probe) -> tuple
     """
     sites = accessed.blocks()[block - 1]
     if block not in seen.outputs:
-        raise DoesNotApplyError(f"Block {block} ({type(sites.inner).__name__}) mixes tokens without attending")
+        raise DoesNotApplyError(f"Block {sites.place} ({type(sites.inner).__name__}) mixes tokens without attending")
     module = _projection(sites.inner, "output")
     if module is None:
         raise _unknown(block, sites, "output projection")
@@ -383,10 +388,10 @@ def _check_write(accessed: AccessedModel, sites: BlockSites, expected: Tensor, w
         wrong = difference(expected * sites.multiplier, write)
     if not wrong < tolerances(accessed.dtype).forward:
         raise DoesNotApplyError(
-            f"{what} differs from what block {sites.block} ({type(sites.inner).__name__}) writes by {wrong:.2g} "
+            f"{what} differs from what block {sites.place} ({type(sites.inner).__name__}) writes by {wrong:.2g} "
             "(relative): a gate, a learned sink or an arrangement that is not known"
         )
 
 
 def _unknown(block: int, sites: BlockSites, what: str) -> DoesNotApplyError:
-    return DoesNotApplyError(f"The {what} of block {block} ({type(sites.inner).__name__}) is not known")
+    return DoesNotApplyError(f"The {what} of block {sites.place} ({type(sites.inner).__name__}) is not known")

@@ -11,6 +11,7 @@ from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import INTERVENTIONS, Intervention
 from spikesink.intervene.base import Context
+from spikesink.positions import placed
 from spikesink.records.interventions import Draw, Estimate, InterventionRow
 
 STAGE = "interventions"
@@ -165,7 +166,7 @@ def _cannot_answer(evaluator: Evaluator, description: dict[str, Any]) -> str | N
     made = INTERVENTIONS.get(description["control_of"] or description["name"])
     if made is None or made.edits != "sinks" or made.reach == "start" or not evaluator.targets.has_spikes:
         return None
-    return f"it edits sinks after block {evaluator.targets.edit_block}, when the spikes are written"
+    return f"it edits sinks after block {placed(evaluator.targets.edit_block)}, when the spikes are written"
 
 
 def _draw(seed: int, drawn: Evaluation) -> Draw:

@@ -20,7 +20,7 @@ from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import SpikeStates
-from spikesink.positions import half_of
+from spikesink.positions import half_of, placed
 
 AMPLIFIER_SHARE = 0.9
 """Share of what the step-up block writes into the spike channels that the cut entries bring."""
@@ -174,5 +174,5 @@ def _direction(accessed: AccessedModel, block: int | None, channel: int) -> tupl
     except DoesNotApplyError as reason:
         return None, str(reason)
     if len(ffns) > 1:
-        return None, f"block {block} is a mixture of experts, whose experts have an s* each"
+        return None, f"block {placed(block)} is a mixture of experts, whose experts have an s* each"
     return torch.from_numpy(spectrum(ffns[0], channel, count=1).vectors[0]).float(), None

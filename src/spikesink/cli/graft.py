@@ -94,6 +94,6 @@ def graft_command(
         record = graft_and_heal(
             settings, folder, resume=resume, control=control, control_from=control_from, code=code, progress=progress
         )
-    show(record, json)
+    show(record, json, run=folder)
     print(f"Record: {folder}\nModel: {folder / 'model'}", file=sys.stderr)
     page_beside(folder)

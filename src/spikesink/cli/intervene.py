@@ -59,9 +59,9 @@ def intervene_command(
     from spikesink.records import check_output
     from spikesink.records.interventions import Interventions
 
+    sinking.check()
     text.check()
     loading.check()
-    sinking.check()
     if output.out is not None:
         check_output(output.out, Interventions.file, force=output.force)
     with progress_bar() as progress:
@@ -81,7 +81,7 @@ def intervene_command(
             epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, magnitude=magnitude,
             batch_size=sinking.batch_size, long_tokens=long, folder=folder, progress=progress,
         )  # fmt: skip
-    _finish(record, folder, output.force, output.json)
+    _finish(record, folder, output, loading.model)
 
 
 def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> Any:
@@ -105,14 +105,14 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> A
         return None
 
 
-def _finish(record: "Interventions", folder: Path | None, force: bool, json: bool) -> None:
+def _finish(record: "Interventions", folder: Path | None, output: Output, model: str | None) -> None:
     """Write the record, forget the finished passes, and say what came out."""
     from spikesink.analyse.resume import remove_partial
 
     if folder is not None:
-        record.save(folder, force=force)
+        record.save(folder, force=output.force)
         remove_partial(folder)
-    show(record, json)
+    show(record, output.json, run=folder, model=model)
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
         page_beside(folder)

@@ -10,7 +10,7 @@ import typer
 from spikesink.cli.export import export_command
 from spikesink.cli.graft import graft_command
 from spikesink.cli.intervene import intervene_command
-from spikesink.cli.options import plain
+from spikesink.cli.options import FLAG, plain
 from spikesink.cli.report import report_command
 from spikesink.cli.scan import scan_command
 from spikesink.cli.study import study_command
@@ -90,7 +90,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version", "-V", metavar=FLAG, callback=_version, is_eager=True, help="Print the version and leave."
+        ),
     ] = False,
 ) -> None:
     """Spikes and sinks of any Hugging Face causal LM."""

@@ -48,8 +48,9 @@ class Loading:
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="float32|bfloat16|float16|float64",
-            help="Default float32 on CPU, the checkpoint's on a GPU; fp16, bf16 and half are known.",
+            metavar="DTYPE",
+            help="float32, bfloat16, float16 or float64 (also fp16, bf16, half); default float32 on CPU, the "
+            "checkpoint's on a GPU.",
             rich_help_panel=MODEL,
         ),
     ] = None
@@ -83,9 +84,14 @@ class Loading:
     ] = None
 
     def check(self) -> None:
-        """Refuse a hub id that cannot be had, before torch is imported, which takes longer. Raises ModelError."""
+        """Refuse what cannot be had before torch is imported, which takes longer. Raises ModelError, InputError."""
         from spikesink.reach import check_reachable, is_hub_id
+        from spikesink.requirement import dtype_name
 
+        if self.dtype is not None:
+            dtype_name(self.dtype)
+        if str(self.model).lower() in ("true", "false"):
+            raise InputError(f"Got '{self.model}' as the model; options such as --pack take no value: leave it out.")
         if is_hub_id(self.model):
             check_reachable(str(self.model), self.revision)
 
@@ -158,11 +164,20 @@ class Text:
 
     def check(self, prompt: str | None = None) -> None:
         """Refuse what can be refused before anything is loaded. Raises InputError."""
+        from spikesink.data.files import check_file
+        from spikesink.reach import check_dataset_reachable
+
         sources = {"--text": self.text, "--prompt": prompt, "--dataset": self.dataset, "--tokens": self.tokens}
         given = [name for name, source in sources.items() if source is not None]
         if len(given) > 1:
             raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
         _check_choice("--bos", self.bos, BOS)
+        if self.dataset is not None:
+            check_dataset_reachable(self.dataset)
+        if self.text is not None and not self.text.is_dir():
+            check_file(self.text, "text file")
+        if self.tokens is not None:
+            check_file(self.tokens, "token file (.npy)")
 
     def read(self, accessed: Any, sequences: int, prompt: str | None = None, *, beyond: bool = False) -> Any:
         """Token ids of the source for an accessed model, beyond its positions if told so.

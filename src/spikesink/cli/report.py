@@ -50,14 +50,14 @@ def default_page(runs: list[Path]) -> Path:
     return run.with_suffix(".html") if run.is_file() else run / "report.html"
 
 
-def show(record: Any, json: bool) -> None:
-    """Print what a record says, or it as JSON."""
+def show(record: Any, json: bool, *, run: Path | None = None, model: str | None = None) -> None:
+    """Print what a record says, with the next step for this run and model, or it as JSON."""
     if json:
         sys.stdout.write(record.to_json())
         return
     from spikesink.report.terminal import print_record
 
-    print_record(record)
+    print_record(record, run=run, model=model)
 
 
 def page_beside(run: Path, page: Path | None = None) -> None:

@@ -48,10 +48,10 @@ def scan_command(
     if measures == "help":
         _print_measures()
         return
-    text.check(prompt)
-    loading.check()
     sinking.check()
     names = parse_names(measures)
+    text.check(prompt)
+    loading.check()
     both = text.bos == "both"
     if both and text.tokens is not None:
         raise InputError("--bos both puts BOS in front of a text and leaves it out; --tokens has no text. Use --text.")
@@ -69,11 +69,11 @@ def scan_command(
             measures=names, progress=progress,
         )  # fmt: skip
     if isinstance(made, tuple):
-        _save_pair(made, output, folder)
+        _save_pair(made, output, folder, loading.model)
         return
     if folder is not None:
         made.save(folder, force=output.force)
-    show(made, output.json)
+    show(made, output.json, run=folder, model=loading.model)
     if prompt is not None and not output.json:
         from spikesink.report.terminal import print_prompt
 
@@ -83,14 +83,16 @@ def scan_command(
         page_beside(folder)
 
 
-def _save_pair(pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder: Path | None) -> None:
+def _save_pair(
+    pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder: Path | None, model: str | None
+) -> None:
     """A record in a folder for each condition, and their comparison beside them."""
     *records, comparison = pair
     if folder is not None:
         for name, record in zip((WITH_BOS, WITHOUT_BOS), records, strict=True):
             record.save(folder / name, force=output.force)
         comparison.write(folder / comparison.file)
-    show(comparison, output.json)
+    show(comparison, output.json, run=folder, model=model)
     if folder is not None:
         print(f"Records: {folder / WITH_BOS}, {folder / WITHOUT_BOS}, {folder / comparison.file}", file=sys.stderr)
 

@@ -76,9 +76,9 @@ def _leave_group() -> None:
 
 
 def _report(record: Any, folder: Path, json: bool) -> None:
-    show(record, json)
+    show(record, json, run=folder)
     if not json:
-        print(f"Run: {folder}\nNext: spikesink scan {folder}/model --tokens {folder}/held_out.npy", file=sys.stderr)
+        print(f"Run: {folder}", file=sys.stderr)
 
 
 def _print_plan(recipe: Any) -> None:

@@ -29,5 +29,5 @@ def verify_command(loading: Loading, output: Output, seq_len: SeqLen = None) -> 
         record = verify_all(accessed, tokens=seq_len, progress=progress)
     if output.out is not None:
         record.save(output.out, force=output.force)
-    show(record, output.json)
+    show(record, output.json, model=loading.model)
     require_verified(record)

@@ -22,6 +22,7 @@ from spikesink.data.files import (
     document_of,
 )
 from spikesink.errors import InputError, short
+from spikesink.reach import check_dataset_reachable
 
 GENERIC_BUILDERS = ("arrow", "audiofolder", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")
 """Names that `datasets` resolves to whatever files lie in the current folder instead of asking the hub."""
@@ -148,6 +149,7 @@ def hub_corpus(name: str, field: str | None = None) -> Corpus:
     if repository in GENERIC_BUILDERS:
         raise InputError(f"'{repository}' is a file format, not a data set of the hub; for a file use --text FILE.")
     split = split or "train"
+    check_dataset_reachable(name)
     try:
         from datasets import load_dataset_builder
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel, access
 from spikesink.errors import DoesNotApplyError, InputError, did_you_mean
+from spikesink.positions import placed
 
 
 @dataclass(frozen=True)
@@ -194,5 +195,5 @@ def require_residual(accessed: AccessedModel, block: int) -> None:
     if block % 2 and (accessed.parallel or accessed.post_norm):
         kind = "parallel" if accessed.parallel else "post-norm"
         raise DoesNotApplyError(
-            f"the spike stands after block {block}, an attention block of a {kind} layer, where no residual can be set"
+            f"the spike stands after block {placed(block)}, of a {kind} layer, where no residual can be set"
         )

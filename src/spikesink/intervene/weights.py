@@ -13,6 +13,7 @@ from spikesink.access.linears import LinearSite, find_linears
 from spikesink.access.weights import NormScale, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import DIVISOR, Context, Targets, intervention, random_tokens, seeded
+from spikesink.positions import placed
 
 
 @intervention(edits="spikes", controls=("random_entries",), reach="block")
@@ -39,12 +40,12 @@ def step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite:
     if block is None:
         raise DoesNotApplyError("no single block makes the spikes")
     if block % 2:
-        raise DoesNotApplyError(f"the spikes are made by block {block}, an attention block, not by an FFN")
+        raise DoesNotApplyError(f"the spikes are made by block {placed(block)}, not by an FFN")
     for site in find_linears(accessed):
         if site.block == block and site.kind == "down_proj":
             return site
     raise DoesNotApplyError(
-        f"the FFN of block {block} has no single linear output projection (as in a mixture of experts)"
+        f"the FFN of block {placed(block)} has no single linear output projection (as in a mixture of experts)"
     )
 
 

@@ -12,6 +12,7 @@ from spikesink.access.sink_cache import check_window
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import Context
 from spikesink.observer import AttentionInputs
+from spikesink.positions import placed
 
 GROWING = {"dynamic", "longrope"}
 """Kinds of RoPE whose frequencies depend on how many tokens there are."""
@@ -81,7 +82,7 @@ class ReassigningEditor(WindowEditor):
             rows = scores[:, :, start - query_start :]
             kept = rows[..., max(0, self.first - key_start) : max(0, self.first - key_start + self.keep)]
             if kept.shape[-1] < self.keep or bool(kept.isinf().any()):
-                raise DoesNotApplyError(f"block {block} has a window of its own, which hides kept tokens")
+                raise DoesNotApplyError(f"block {placed(block)} has a window of its own, which hides kept tokens")
             kept.copy_(self._kept_scores(block, start, stop))
         return scores
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spikesink.observer import Batch, Observer
+from spikesink.positions import placed
 from spikesink.records import MassiveChannel, Peak, SpikeVerdict
 
 TOP = 3
@@ -362,7 +363,9 @@ def _no_spikes(statistics: ResidualStatistics, criteria: SpikeCriteria, block: i
             f"{criteria.token_ratio_min:g} x that token's own"
         )
     share = statistics.candidates.count(statistics.threshold(criteria)) / statistics.tokens
-    return f"{share:.0%} of the tokens are as large as a spike in block {block}: a large scale rather than spikes"
+    return (
+        f"{share:.0%} of the tokens are as large as a spike in block {placed(block)}: a large scale rather than spikes"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from spikesink.positions import placed
 from spikesink.records.base import Frozen, Provenance, Record, Section, Timing
 
 
@@ -347,7 +348,7 @@ def _int8(quantised: Quantisation) -> list[str]:
     text += f"{broken.perplexity.value:.1f}"
     if quantised.worst_blocks:
         text += f", most of it in block{'s' if len(quantised.worst_blocks) > 1 else ''} "
-        text += ", ".join(map(str, sorted(quantised.worst_blocks)))
+        text += ", ".join(map(placed, sorted(quantised.worst_blocks)))
     if quantised.spike_share is not None:
         text += f"; {quantised.spike_share.value:.0%} of the damage goes when spike tokens are kept in high precision"
     options = sorted(quantised.remedies, key=lambda row: row.perplexity.value)

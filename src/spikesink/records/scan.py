@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from spikesink.positions import placed
 from spikesink.records.anatomy import Interval
 from spikesink.records.base import Frozen, JsonRecord, NotApplicable, Provenance, Record, Section, Timing
 
@@ -223,6 +224,10 @@ class Anatomy(Record):
                 kind = Section.known[name] if section.get("applicable", True) else NotApplicable
                 typed[name] = kind.model_validate(section)
         return typed
+
+    def placed(self, block: int) -> str:
+        """24 (layer 11, FFN), with what the life cycle knows of the block."""
+        return placed(block, next((cycle.kind for cycle in self.lifecycle.blocks if cycle.block == block), None))
 
 
 class BosSide(Frozen):

@@ -24,7 +24,7 @@ from spikesink.report.drawing import (
     magnitude_axis,
     table,
 )
-from spikesink.report.format import NONE, counted, interval, listed, number, percent
+from spikesink.report.format import NONE, blocks, counted, interval, listed, number, percent
 
 NAMED = 8
 """Outliers that get their channel beside them."""
@@ -180,7 +180,7 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
         chart=layered(chart),
         rows=table(rows),
         caption="The largest eigenvalues of S_k = (U_k + U_kᵀ)/2 of the spike channel, one line a block; "
-        f"orange: blocks {listed(shown, 12)}.{ended} From the weights alone.",
+        f"orange: {blocks(shown)}.{ended} From the weights alone.",
         conditions=conditions(record),
         alternative=f"Eigenvalue spectra of channel {spike}.{ended or ' No step block.'}",
     )

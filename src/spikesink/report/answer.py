@@ -4,22 +4,19 @@ from collections import Counter
 
 import numpy as np
 
-from spikesink.positions import first_half, placed
+from spikesink.positions import first_half
 from spikesink.records import Anatomy
 from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
 from spikesink.records.interventions import advice as recommended
-from spikesink.report.conditions import argument
+from spikesink.report.conditions import command
 from spikesink.report.document import Statement
 from spikesink.report.format import blocks, counted, listed, number, percent, quantity, quoted
+from spikesink.report.next_step import intervene_s, lasting
 from spikesink.report.runs import Model
 from spikesink.report.training import training_statement
 
 HEADING = "What to do"
 LISTED = 4
-PASSES = 45
-"""About how many times `spikesink intervene` runs its text, in its default table."""
-EVALUATED = 40
-"""Sequences that it runs by default."""
 
 
 def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Statement:
@@ -27,14 +24,8 @@ def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Stat
     if interventions is not None:
         return _measured(interventions, anatomy)
     assert anatomy is not None
-    return Statement(HEADING, "", (*_precision(anatomy), *_cache(anatomy), _next(anatomy)))
-
-
-def minutes(record: Anatomy) -> str:
-    """About how long `spikesink intervene` takes where this scan was made."""
-    sequences = record.provenance.tokens.get("sequences") or EVALUATED
-    seconds = record.timing.forward_s * EVALUATED / sequences * PASSES
-    return f"about {max(1, round(seconds / 60))} min"
+    points = (*_precision(anatomy), *_cache(anatomy))
+    return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", points)
 
 
 def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
@@ -71,7 +62,7 @@ def _precision(record: Anatomy) -> list[str]:
         return ["No spikes: nothing that a scan sees calls for mixed precision."]
     names = module_names(record)
     blocks = summary.step_up_blocks + summary.step_down_blocks
-    written = [f"block {placed(block)}" + (f", {names[block]}" if names.get(block) else "") for block in blocks]
+    written = [f"block {record.placed(block)}" + (f", {names[block]}" if names.get(block) else "") for block in blocks]
     where = f"; the blocks that write and remove them: {'; '.join(written)}" if written else ""
     channels = f"channel{'s' if len(summary.spike_channels) > 1 else ''} {listed(summary.spike_channels, 8)}"
     return [f"In high precision first: {_advice_tokens(record)}; {channels} of the residual stream{where}."]
@@ -94,11 +85,6 @@ def _cache(record: Anatomy) -> list[str]:
     return [f"Keep the first token in the KV cache: {heads} of {summary.head_count:,} attend to a sink."]
 
 
-def _next(record: Anatomy) -> str:
-    command = f"spikesink intervene {argument(record.provenance.model)}"
-    return f"Next: {command} measures what int8 and a short KV cache cost, and what breaks ({minutes(record)})."
-
-
 def answer(model: Model) -> list[Statement]:
     """What spikes, where and who makes it; what sinks; what breaks without; what to do; how it was trained.
 
@@ -113,13 +99,13 @@ def answer(model: Model) -> list[Statement]:
         statements.append(_breaks(model))
         statements.insert(0 if model.interventions else len(statements), advice(model.anatomy, model.interventions))
     if model.training is not None:
-        statements.append(training_statement(model.training, alone=not statements))
+        statements.append(training_statement(model.training))
     return statements
 
 
 def _spikes(record: Anatomy) -> str:
     summary = record.summary
-    top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {placed(summary.spike_block)}"
+    top = f"{number(summary.spike)} in channel {summary.spike_channel} after block {record.placed(summary.spike_block)}"
     if not summary.has_spikes:
         rule = record.spikes
         if rule.token_share_max is not None and (rule.token_share or 0) > rule.token_share_max and rule.reason:
@@ -171,10 +157,10 @@ def _made(record: Anatomy) -> str:
         return f"Which block makes them is not named: {rule.reason}."
     if not summary.step_up_blocks:
         return f"No single block makes them: none writes {percent(rule.share_min)} of the plateau by itself."
-    up = blocks(summary.step_up_blocks)
+    up = blocks(summary.step_up_blocks, record.placed)
     text = f"{up[0].upper()}{up[1:]} {'makes' if len(summary.step_up_blocks) == 1 else 'make'} them"
     if summary.step_down_blocks:
-        down = blocks(summary.step_down_blocks)
+        down = blocks(summary.step_down_blocks, record.placed)
         return f"{text}; {down} {'takes' if len(summary.step_down_blocks) == 1 else 'take'} them away."
     return f"{text}; no single block takes them away."
 
@@ -235,17 +221,18 @@ def _found(record: Interventions) -> Statement:
             f", in {counted(len(targets.get('channels', [])), 'channel')} ({listed(targets.get('channels', []), 6)})"
         )
     sinks = f"{counted(len(targets.get('sink_heads', [])), 'head')} sink." if targets.get("has_sinks") else "No sinks."
-    command = f"Their anatomy was not measured: spikesink scan {argument(record.provenance.model)} adds it."
-    return Statement("Spikes and sinks", f"{text}. {sinks} {command}")
+    line = command("scan", record.provenance.model)
+    text = f"{text}. {sinks} Their anatomy was not measured: {line} adds it."
+    return Statement("Spikes and sinks", text, commands=(line,))
 
 
 def _breaks(model: Model) -> Statement:
     record = model.interventions
     if record is None:
         assert model.anatomy is not None
-        command = f"spikesink intervene {argument(model.anatomy.provenance.model)}"
-        text = f"Not measured; {command} adds it ({minutes(model.anatomy)})."
-        return Statement("What breaks without them", text, measured=False)
+        line = command("intervene", model.anatomy.provenance.model)
+        text = f"Not measured; {line} adds it ({lasting(intervene_s(model.anatomy))})."
+        return Statement("What breaks without them", text, measured=False, commands=(line,))
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []
     if "zero_spikes" in rows and "baseline" in rows:

@@ -8,6 +8,7 @@ from spikesink.report.atlas_charts import atlas_figures, emergence_figures, trai
 from spikesink.report.conditions import condition_table
 from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent, quantity
+from spikesink.report.next_step import next_step
 
 COLUMNS = ("model", "conditions", "max / median", "spike", "sink ratio", "perplexity", "family", "norms", "parameters",
            "block", "channels", "made by", "taken by", "sink heads", "sink positions", "zeroing, nats",
@@ -58,6 +59,7 @@ def atlas_document(record: SurveyRecord) -> Document:
         ],
         sections=[section for section in sections if not section.empty],
         conditions=[("survey", condition_table(record))],
+        next=next_step(record),
         command="spikesink report SURVEY",
     )
 

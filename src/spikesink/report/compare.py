@@ -118,7 +118,8 @@ def _cells(model: Model) -> dict[str, str]:
         cells |= {
             "spikes": "yes" if summary.has_spikes else "no", "spike": number(summary.spike),
             "over": number(summary.max_over_median), "channels": listed(summary.spike_channels, 4) or NONE,
-            "up": blocks(summary.step_up_blocks), "down": blocks(summary.step_down_blocks),
+            "up": blocks(summary.step_up_blocks, anatomy.placed),
+            "down": blocks(summary.step_down_blocks, anatomy.placed),
             "sinks": percent(summary.sink_ratio), "gu": percent(summary.sink_ratio_gu2025),
             "first": number(anatomy.sinks.first_key_importance), "perplexity": number(summary.perplexity),
         }  # fmt: skip

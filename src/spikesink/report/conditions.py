@@ -5,6 +5,9 @@ from typing import Any
 from spikesink.records import Provenance, Record, Timing
 from spikesink.report.document import Table
 
+EMBEDDED = ("SmolLM2-135M-Instruct", "Q4_1")
+"""What records call the embedded model, and what its weights come from."""
+
 
 def conditions(record: Record) -> str:
     """Model, tokens, BOS, dtype and what the weights went through, in one sentence."""
@@ -28,10 +31,12 @@ def name(model: dict[str, Any]) -> str:
     return str(model.get("name") or model.get("model_type") or "model")
 
 
-def argument(model: dict[str, Any]) -> str:
-    """The model as one types it: its hub id; a folder's name alone does not say where it lies."""
+def command(verb: str, model: dict[str, Any]) -> str:
+    """The command line of a model: its hub id; a folder's name alone does not say where it lies, the embedded model
+    has none."""
     text = name(model)
-    return text if "/" in text else "MODEL"
+    embedded = (text, model.get("gguf_quantisation")) == EMBEDDED
+    return f"spikesink {verb}" + ("" if embedded else f" {text if '/' in text else 'MODEL'}")
 
 
 def shape(provenance: Provenance) -> str:

@@ -23,6 +23,8 @@ class Statement:
     text: str
     points: tuple[str, ...] = ()
     measured: bool = True
+    commands: tuple[str, ...] = ()
+    """Command lines that stand in the text or the points: the page offers them to be copied."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Document:
     """Details of every head for the sink map; see `head_details`."""
     conditions: list[tuple[str, Table]] = field(default_factory=list)
     """By record: its provenance."""
+    next: Statement | None = None
+    """What to run next, and its cost."""
     command: str = ""
     """What makes this page again."""
     condition: str = ""

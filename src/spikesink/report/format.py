@@ -1,6 +1,6 @@
 """Numbers, blocks, tokens and lists as a reader wants them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from spikesink.positions import placed
@@ -89,9 +89,9 @@ def listed(items: Sequence[object], most: int = 8) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
-def blocks(numbers: Sequence[int]) -> str:
+def blocks(numbers: Sequence[int], place: Callable[[int], str] = placed) -> str:
     """block 24 (layer 11, FFN); blocks 58 (layer 28, FFN) and 60 (layer 29, FFN)."""
-    shown = [placed(block) for block in numbers]
+    shown = [place(block) for block in numbers]
     return f"block{'s' if len(shown) > 1 else ''} {listed(shown)}" if shown else "no single block"
 
 

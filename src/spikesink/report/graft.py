@@ -8,6 +8,7 @@ from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.drawing import Figure, table
 from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
+from spikesink.report.next_step import next_step
 from spikesink.report.training import CURVES, lines
 
 SPIKE_RATIO_MIN = 10.0
@@ -40,6 +41,7 @@ def graft_document(record: GraftRecord) -> Document:
         ],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
+        next=next_step(record),
     )
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import altair as alt
 
-from spikesink.positions import placed
 from spikesink.records import Anatomy, Peak
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Part, Table
@@ -90,8 +89,9 @@ def _residual(record: Anatomy) -> Figure:
         f"magnitude; logarithmic. {_marked(record)}",
         conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest magnitude is "
-        f"{number(peak.spike)} in channel {peak.spike_channel} after block {placed(peak.spike_block)}; "
-        f"step-up: {blocks(peak.step_up_blocks)}; step-down: {blocks(peak.step_down_blocks)}.",
+        f"{number(peak.spike)} in channel {peak.spike_channel} after block {record.placed(peak.spike_block)}; "
+        f"step-up: {blocks(peak.step_up_blocks, record.placed)}; "
+        f"step-down: {blocks(peak.step_down_blocks, record.placed)}.",
     )
 
 
@@ -110,7 +110,7 @@ def _write(record: Anatomy) -> Figure:
         f"away shows as few high points here and a plateau above. {_marked(record)}",
         conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest write is "
-        f"{number(top['magnitude'])} in channel {top['channel']}, by block {placed(top['block'])}.",
+        f"{number(top['magnitude'])} in channel {top['channel']}, by block {record.placed(top['block'])}.",
     )
 
 
@@ -169,7 +169,8 @@ def _shares(record: Anatomy) -> Figure:
         rows=table(rows),
         caption=f"Signed contribution of each block on the spike channels at {rule.tokens} spike tokens, as a share of "
         f"the plateau ({number(rule.plateau)}). At least {percent(rule.share_min)} up to block "
-        f"{placed(record.spikes.verdict_block)} is step-up, at most −{percent(rule.share_min)} after it step-down.",
+        f"{record.placed(record.spikes.verdict_block)} is step-up, at most −{percent(rule.share_min)} after it "
+        "step-down.",
         conditions=conditions(record),
         alternative="Bar chart of each block's share of the plateau; the step blocks are "
         + ", ".join(f"{row['block']} ({row['share']:+.0%})" for row in rows if row["block"] in steps)
@@ -180,7 +181,8 @@ def _shares(record: Anatomy) -> Figure:
 def _marked(record: Anatomy) -> str:
     summary = record.summary
     if summary.step_up_blocks or summary.step_down_blocks:
-        return f"▲ step-up: {blocks(summary.step_up_blocks)}. ▼ step-down: {blocks(summary.step_down_blocks)}."
+        up, down = (blocks(steps, record.placed) for steps in (summary.step_up_blocks, summary.step_down_blocks))
+        return f"▲ step-up: {up}. ▼ step-down: {down}."
     return f"No step block is marked ({record.lifecycle.step_rule.reason or 'none reaches the rule'})."
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from spikesink import measures
-from spikesink.positions import placed
 from spikesink.records import Anatomy, NotApplicable
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
-from spikesink.report.conditions import argument, condition_table, line, sentence
+from spikesink.report.conditions import command as command_line
+from spikesink.report.conditions import condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
 from spikesink.report.dose import dose_part
 from spikesink.report.format import counted, number
@@ -19,6 +19,7 @@ from spikesink.report.heads import head_details
 from spikesink.report.interventions import interventions_part
 from spikesink.report.kv_cache import kv_cache_part
 from spikesink.report.lifecycle import lifecycle_part, spikes_part
+from spikesink.report.next_step import next_step
 from spikesink.report.quantisation import quantisation_part
 from spikesink.report.runs import Model
 from spikesink.report.sinks import sinks_part
@@ -89,6 +90,7 @@ def model_document(model: Model) -> Document:
         heads=head_details(model.anatomy) if model.anatomy is not None else None,
         conditions=[(record.file, condition_table(record)) for record in records],
         condition=line(records[0]),
+        next=next_step(*records),
     )
 
 
@@ -96,7 +98,7 @@ def _merits(model: Model) -> list[Merit]:
     merits: list[Merit] = []
     if model.anatomy is not None:
         summary = model.anatomy.summary
-        where = f"channel {summary.spike_channel}, block {placed(summary.spike_block)}"
+        where = f"channel {summary.spike_channel}, block {model.anatomy.placed(summary.spike_block)}"
         massive = "massive" if model.anatomy.spikes.massive_count else "outlier by our rule only"
         verdict = massive if summary.has_spikes else "no spikes"
         heads = f"{summary.sink_head_count:,} of {counted(summary.head_count, 'head')}"
@@ -165,14 +167,14 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
     """What is missing, one line with its command for each kind."""
     rows: list[Unmeasured] = []
     if model.anatomy is not None:
-        command = f"spikesink scan {argument(model.anatomy.provenance.model)}"
+        command = command_line("scan", model.anatomy.provenance.model)
         known, measured = measures.measures(), _further(model.anatomy)
         missing = [name for name in known if name not in measured]
         if missing:
             names = "all" if len(missing) == len(known) else ",".join(missing)
             rows.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
     if model.interventions is not None:
-        command = f"spikesink intervene {argument(model.interventions.provenance.model)} --which all"
+        command = command_line("intervene", model.interventions.provenance.model) + " --which all"
         parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}
         rows += [
             Unmeasured(name, command, section.reason or "") for name, section in parts.items() if not section.applicable

@@ -2,7 +2,6 @@
 
 import altair as alt
 
-from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
@@ -36,17 +35,15 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Part
               note=f"of a spike token's normed state; others {percent(implicit.explained_other)}"),
     ]  # fmt: skip
     if implicit.explained_spike_before is not None and implicit.before_block is not None:
-        note = (
-            f"the same tokens before the step-up, after block {placed(implicit.before_block)}: they are mostly first "
-        )
-        note += "tokens, alike by their place"
+        note = f"the same tokens before the step-up, after block {record.placed(implicit.before_block)}: they are "
+        note += "mostly first tokens, alike by their place"
         merits.append(Merit("explained before they spike", implicit.explained_spike_before, "%", note=note))
     if implicit.explained_spike_without_channels is not None:
         note = "of what is left of a spike token's normed state without them"
         rest = implicit.explained_spike_without_channels
         merits.append(Merit("explained without the spike channels", rest, "%", note=note))
     if at is not None:
-        where = f"after block {placed(at.block)}"
+        where = f"after block {record.placed(at.block)}"
         merits += [
             Merit("energy in the spike channels", at.spike.energy_share, "%",
                   note=f"{where}; others {percent(at.other.energy_share)}"),
@@ -73,7 +70,7 @@ def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> l
     at = _at(section)
     if at is None:
         return []
-    where = f"after block {placed(at.block)}"
+    where = f"after block {record.placed(at.block)}"
     cosine = _figure(
         record, section, "norm_cosine", "cosine_across", "cosine between prompts",
         "Are spike tokens the same vector in every prompt?",

@@ -39,6 +39,7 @@ def chart(record: object, name: str) -> alt.Chart | alt.LayerChart:
 
 def _document(document: Document) -> Markup:
     parts = [_statement(statement) for statement in document.statements if statement.measured]
+    parts += [_statement(document.next)] if document.next is not None else []
     for section in document.sections:
         parts += [_picture(figure) for figure in section.figures if figure.key]
         parts += _section(section)

@@ -84,6 +84,17 @@ def _equation(match: re.Match[str]) -> str:
     return f'<math alttext="{match.group()}">{BY_FORM[match.group()]}</math>'
 
 
+COPIED = Markup('<code>{}</code> <button type="button" class="copy" data-copy="{}" aria-label="Copy: {}">copy</button>')
+
+
+def commands(text: str, lines: Sequence[str]) -> Markup:
+    """Text, escaped, with the command lines that it holds as code that can be copied."""
+    shown = escape(text)
+    for line in lines:
+        shown = Markup(shown.replace(escape(line), COPIED.format(line, line, line)))
+    return shown
+
+
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -122,7 +133,7 @@ def render(page: Document) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(mathematics=mathematics, placed=placed)
+    environment.filters.update(mathematics=mathematics, placed=placed, commands=commands)
     return environment.get_template("page.html").render(
         page=page,
         version=version("spikesink"),

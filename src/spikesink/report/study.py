@@ -27,6 +27,7 @@ from spikesink.report.drawing import (
     table,
 )
 from spikesink.report.format import NONE, counted, listed, number, percent
+from spikesink.report.next_step import next_step
 
 CURVES = {
     "loss_nats": ("Training loss", "loss, nats", False),
@@ -261,6 +262,7 @@ def study_document(studies: Sequence[StudyRecord]) -> Document:
         sections=[section for study in studies for section in _sections(study, len(studies) > 1)],
         conditions=[(title, condition_table(study)) for title, study in zip(titles, studies, strict=True)],
         condition=line(studies[0]) if len(studies) == 1 else "",
+        next=next_step(studies[0]) if len(studies) == 1 else None,
     )
 
 

@@ -1,5 +1,9 @@
 """A document in a terminal: statements, figures of merit, charts in characters, tables as wide as there is room."""
 
+import re
+import shlex
+from dataclasses import replace
+
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -21,10 +25,17 @@ STYLES = {"strong": "bold", "control": "dim", "dim": "dim", "yes": "green", "no"
 """Looks of a table's rows, by the class that the page gives them."""
 
 
-def print_record(record: object, console: Console | None = None) -> None:
-    """Print what a record says."""
+def print_record(
+    record: object, console: Console | None = None, *, run: object = None, model: str | None = None
+) -> None:
+    """Print what a record says; run, model: what RUN and MODEL are in the command of the next step, where known."""
     document = record_document(record)
     if document is not None:
+        if document.next is not None:
+            names = {"RUN": run, "MODEL": model}
+            words = [shlex.quote(str(names.get(word) or word)) if word in names else word
+                     for word in re.split(r"\b(RUN|MODEL)\b", document.next.text)]  # fmt: skip
+            document.next = replace(document.next, text="".join(words))
         print_document(document, console)
 
 
@@ -46,6 +57,8 @@ def _parts(document: Document, width: int) -> list[RenderableType]:
         parts += _section(section, width)
     if document.unmeasured:
         parts.append(_unmeasured(document.unmeasured))
+    if document.next is not None:
+        parts.append(_statements([document.next]))
     if document.condition:
         parts.append(_block("Conditions", [Text(document.condition, "dim")]))
     return parts

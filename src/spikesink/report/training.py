@@ -41,8 +41,8 @@ def training_part(record: TrainingRun) -> Part:
     return Part("training", "While it was trained", intro, figures=training_figures([(record.name, record)]))
 
 
-def training_statement(record: TrainingRun, alone: bool) -> Statement:
-    """How the run ended; where nothing else is known of the model, the command that scans it."""
+def training_statement(record: TrainingRun) -> Statement:
+    """How the run ended."""
     text = f"{record.parameters:,} parameters, {record.steps:,} steps, {record.tokens:,} tokens; held-out loss "
     text += f"{record.held_out_loss_nats:.3f} nats."
     entropy, seen = record.provenance.tokens.get("entropy_nats"), record.anatomy
@@ -53,8 +53,6 @@ def training_statement(record: TrainingRun, alone: bool) -> Statement:
         text += f", {number(seen['max_over_median'])} × the median" if "max_over_median" in seen else ""
         text += f", sink ratio {percent(seen['sink_ratio'])}" if "sink_ratio" in seen else ""
         text += "."
-    if alone:
-        text += " Its anatomy was not measured: spikesink scan RUN/model --tokens RUN/held_out.npy adds it."
     return Statement("Training", text)
 
 

@@ -193,7 +193,7 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
         chart=layered(bars, rule),
         rows=table(rows),
         caption=f"{text} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
-        f"{probe.block}, every item of the vocabulary.",
+        f"{placed(probe.block)}, every item of the vocabulary.",
         conditions=conditions(record),
         alternative=f"Two histograms: {text}.",
     )

@@ -5,6 +5,7 @@ from spikesink.records.scan import BosPair, BosSide
 from spikesink.report.conditions import condition_table, line, name
 from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.format import NONE, number, percent
+from spikesink.report.next_step import next_step
 
 HEADS = {
     "sums": "sums",
@@ -33,6 +34,7 @@ def verification_document(record: VerificationRecord) -> Document:
         sections=[Part("checks", "The checks", tables=[_checks(record), _layers(record)])],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
+        next=next_step(record),
     )
 
 
@@ -96,6 +98,7 @@ def bos_document(record: BosPair) -> Document:
         sections=[Part("bos", "With and without", tables=[Table("Both", ("", "with BOS", "without"), rows)])],
         conditions=[(record.file, condition_table(record))],
         condition=line(record),
+        next=next_step(record),
     )
 
 

@@ -20,11 +20,12 @@ from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, Revis
 from spikesink.access.checkpoint import embedded_gguf, find_checkpoint, model_files
 from spikesink.access.gguf_header import read_header
 from spikesink.access.hub import pinned
-from spikesink.access.load import ALIASES, DTYPES
+from spikesink.access.load import DTYPES
 from spikesink.access.stored import read_stored
 from spikesink.atomic import file_sha256
-from spikesink.errors import ModelError, SpikesinkError, did_you_mean
+from spikesink.errors import ModelError, SpikesinkError
 from spikesink.reach import check_reachable, is_hub_id
+from spikesink.requirement import dtype_name
 from spikesink.survey.grid import EMBEDDED, STEP, step_of
 
 GIB = 2**30
@@ -146,10 +147,7 @@ def weight_bytes(plan: Planned, dtypes: list[str]) -> int | None:
         return None
     sizes = []
     for dtype in dtypes:
-        name = ALIASES.get(dtype, dtype)
-        if name not in (*DTYPES, "auto"):
-            raise ModelError(f"Unknown dtype '{dtype}'{did_you_mean(dtype, list(DTYPES))}")
-        sizes.append(4 if name == "auto" else DTYPES[name].itemsize)
+        sizes.append(4 if dtype == "auto" else DTYPES[dtype_name(dtype)].itemsize)
     return plan.elements * max(sizes)
 
 

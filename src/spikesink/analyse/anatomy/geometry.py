@@ -26,7 +26,7 @@ from spikesink.measure.geometry import (
 from spikesink.measure.states import Gather
 from spikesink.measure.statistics import rank_correlation
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
-from spikesink.positions import ranks
+from spikesink.positions import placed, ranks
 from spikesink.records import anatomy as record
 
 CHANNELS = 8
@@ -73,8 +73,8 @@ class KeyParts:
         wrong = difference(hidden @ weight.T + offset, ours)
         if not wrong < tolerances(self.accessed.dtype).forward:
             raise DoesNotApplyError(
-                f"The keys of block {block} are not W_K times the normed state (they differ by {wrong:.2g}), as where "
-                "keys are normed"
+                f"The keys of block {placed(block)} are not W_K times the normed state (they differ by {wrong:.2g}), "
+                "as where keys are normed"
             )
         channels, explained = column_parts(hidden[: len(self.spike)], weight, CHANNELS)
         _, explained_other = column_parts(hidden[len(self.spike) :], weight, CHANNELS)

@@ -21,7 +21,7 @@ from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import Gather
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.observer import AttentionRows, Batch, Observer, full_batch
-from spikesink.positions import ranks
+from spikesink.positions import placed, ranks
 from spikesink.records import anatomy as record
 
 ABLATED_ITEMS = 256
@@ -54,7 +54,7 @@ def attention_ablation(
     accessed = scanned.accessed
     blocks = [sites.block for sites in accessed.attending if sites.block < last_block]
     if not blocks:
-        raise DoesNotApplyError(f"No attention block comes before block {last_block}, which makes the spike")
+        raise DoesNotApplyError(f"No attention block comes before block {placed(last_block)}, which makes the spike")
     starts = [blocks[index] for index in np.unique(np.linspace(0, len(blocks) - 1, MAX_ROWS).astype(int))]
     silenced = [[], *([block for block in blocks if block >= start] for start in starts)]
     if len(blocks) > 1:
@@ -146,7 +146,7 @@ def step_direction(scanned: Scan) -> tuple[int, int, Tensor]:
         raise DoesNotApplyError("There is no step-up FFN block whose direction s* a token could be led to")
     ffns = gated_ffns(scanned.accessed, block)
     if len(ffns) != 1:
-        raise DoesNotApplyError(f"The step-up block {block} is a mixture of experts: s* depends on the expert")
+        raise DoesNotApplyError(f"The step-up block {placed(block)} is a mixture of experts: s* depends on the expert")
     channel = scanned.spike.peak.channel
     return block, channel, torch.from_numpy(spectrum(ffns[0], channel).vectors[0]).float()
 
