@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import altair as alt
 
 from spikesink.records.survey import SurveyRow
-from spikesink.report.compare import depth_axis, lines
-from spikesink.report.drawing import Figure, colours, drawing, layered, log_scale, magnitude_axis, table
+from spikesink.report.compare import depth_axis
+from spikesink.report.drawing import Figure, colours, drawing, layered, lines, log_scale, magnitude_axis, table
 from spikesink.report.format import counted, listed, number
 
 MOST_LINES = 10
@@ -66,12 +66,12 @@ def _life_cycles(rows: Sequence[SurveyRow]) -> Figure:
     ]
     values = [line["magnitude"] for line in content]
     y = alt.Y("magnitude:Q", title="largest magnitude", scale=log_scale(values), axis=magnitude_axis(values))
-    tips: list[str | alt.Tooltip] = ["model:N", "depth:Q", alt.Tooltip("magnitude:Q", format=",.4~g")]
+    tips = ["model:N", "depth:Q", alt.Tooltip("magnitude:Q", format=",.4~g")] if len(content) <= MOST_POINTS else []
     more = f" The first {MOST_LINES} of {len(firsts)} models." if len(firsts) > MOST_LINES else ""
     return Figure(
         name="atlas_life_cycles",
         title="Life cycles",
-        chart=lines("model", [row.model for row in shown], depth_axis(), y, tips, points=len(content) <= MOST_POINTS),
+        chart=lines("model", [row.model for row in shown], depth_axis(), y, tips),
         rows=table(content),
         caption=f"Largest magnitude after each block, by depth; of each model its first revision and condition.{more}",
         alternative="Life cycles. Largest: " + listed([f"{row.model} {number(row.spike)}" for row in shown]) + ".",
@@ -109,7 +109,7 @@ def emergence_figures(rows: Sequence[SurveyRow]) -> list[Figure]:
         scale = log_scale(values) if name in ("max_over_median", "perplexity") else alt.Scale(zero=name == "sink_ratio")
         axis = alt.Axis(format="%" if name == "sink_ratio" else ",~g")
         x = alt.X("at:Q", title=f"training, {' or '.join(units)}", axis=alt.Axis(grid=False, format="~s"))
-        tips: list[str | alt.Tooltip] = ["model:N", "step:Q", "condition:N", alt.Tooltip(f"{name}:Q", format=",.4~g")]
+        tips = ["model:N", "step:Q", "condition:N", alt.Tooltip(f"{name}:Q", format=",.4~g")]
         figures.append(
             Figure(
                 name=f"emergence_{name}",

@@ -9,19 +9,7 @@ import numpy as np
 from spikesink.records import Anatomy
 from spikesink.report.conditions import condition_table, shape
 from spikesink.report.document import Document, Part, Statement, Table
-from spikesink.report.drawing import (
-    HEIGHT,
-    Figure,
-    Rows,
-    colours,
-    dashes,
-    drawing,
-    layered,
-    line_legend,
-    log_scale,
-    magnitude_axis,
-    table,
-)
+from spikesink.report.drawing import Figure, Rows, drawing, layered, lines, log_scale, magnitude_axis, table
 from spikesink.report.format import NONE, blocks, counted, interval, listed, number, percent
 from spikesink.report.runs import Model, labels
 from spikesink.report.training import training_figures
@@ -160,20 +148,6 @@ def compare_figures(named: Named, steps: list[int] | None) -> list[Figure]:
     return [*over_steps, _lifecycles(named), _sinks(named), _numbers(named)]
 
 
-def lines(
-    field: str, names: list[str], x: alt.X, y: alt.Y, tips: list[str | alt.Tooltip], *, points: bool = True
-) -> alt.LayerChart:
-    """A line for each name, with points that say where they are; many of these take long to draw."""
-    base = drawing().encode(
-        x, y, alt.Color(f"{field}:N", title=None, scale=colours(names), sort=names, legend=line_legend())
-    )
-    line = base.mark_line(strokeWidth=2).encode(
-        alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=names)
-    )
-    marks = base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips) if points else None
-    return layered(line, marks, height=HEIGHT)
-
-
 def depth_axis() -> alt.X:
     """Blocks as a share of all, so that models of different depth lie over each other."""
     return alt.X("depth:Q", title="depth (block / blocks)", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False))
@@ -224,7 +198,7 @@ def _sinks(named: Named) -> Figure:
     y = alt.Y(
         "sink_ratio:Q", title="sink ratio of the block", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")
     )
-    tips: list[str | alt.Tooltip] = ["model:N", "block:Q", alt.Tooltip("sink_ratio:Q", format=".1%")]
+    tips = ["model:N", "block:Q", alt.Tooltip("sink_ratio:Q", format=".1%")]
     return Figure(
         name="compare_sinks",
         title="Where heads sink",

@@ -160,6 +160,36 @@ def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt
     )
 
 
+def lines(
+    field: str,
+    names: Sequence[str],
+    x: alt.X,
+    y: alt.Y,
+    tips: Sequence[str | alt.Tooltip],
+    *,
+    hues: Sequence[str] | None = None,
+    size: int = 20,
+    opacity: float = 1.0,
+    legend: bool = True,
+    marks: alt.LayerChart | None = None,
+    over: Sequence[alt.Chart] = (),
+    height: int = HEIGHT,
+) -> alt.LayerChart:
+    """A line for each name, with points that say where they are unless there are no tips; many take long to draw.
+
+    marks: a layer below, whose labels stand above the chart; over: layers on top.
+    """
+    shown = line_legend(above_marks=marks is not None) if legend else None
+    scale = colours(names, hues)
+    base = drawing().encode(x, y, alt.Color(f"{field}:N", title=None, scale=scale, sort=list(names), legend=shown))
+    line = base.mark_line(strokeWidth=2)
+    if legend:
+        dash = alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names), sort=list(names))
+        line = line.encode(dash)
+    points = base.mark_point(filled=True, size=size, opacity=opacity).encode(tooltip=list(tips)) if tips else None
+    return layered(marks, line, points, *over, height=height)
+
+
 def scatter(x: alt.X, y: alt.Y, kinds: Sequence[str], tips: Sequence[str]) -> alt.Chart:
     """Points of two kinds, told apart by colour and shape."""
     return drawing().mark_point(filled=True, size=36, opacity=0.75).encode(

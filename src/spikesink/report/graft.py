@@ -9,7 +9,7 @@ from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.drawing import Figure, table
 from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
 from spikesink.report.next_step import next_step
-from spikesink.report.training import CURVES, lines
+from spikesink.report.training import CURVES, step_lines
 
 SPIKE_RATIO_MIN = 10.0
 """Norm of the first token over the median token's from which the text speaks of a spike token."""
@@ -160,7 +160,7 @@ def _curve(record: GraftRecord, name: str) -> Figure | None:
         name=f"graft_{name.split('/')[-1]}",
         title=title,
         key=name != "loss",
-        chart=lines("run", runs, axis, rows, logarithmic),
+        chart=step_lines("run", runs, axis, rows, logarithmic),
         rows=table(rows),
         caption=f"At the end: {ends}.",
         conditions=f"{record.model}, {record.tokens:,} tokens",

@@ -5,18 +5,7 @@ import altair as alt
 from spikesink.records.interventions import Interventions, KeptSinks
 from spikesink.report.conditions import name
 from spikesink.report.document import Part, Table
-from spikesink.report.drawing import (
-    HEIGHT,
-    Figure,
-    Rows,
-    colours,
-    dashes,
-    drawing,
-    layered,
-    line_legend,
-    log_scale,
-    table,
-)
+from spikesink.report.drawing import HEIGHT, Figure, Rows, lines, log_scale, table
 from spikesink.report.format import NONE, number
 from spikesink.report.interventions import cost_text
 
@@ -78,12 +67,9 @@ def _cache(record: Interventions) -> Figure:
         for row in section.table
         if row.window is not None
     ]  # fmt: skip
-    lines = list(dict.fromkeys(row["line"] for row in rows))
-    base = drawing().encode(
-        alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False)),
-        alt.Y("perplexity:Q", title="perplexity", scale=log_scale(row["perplexity"] for row in rows)),
-        alt.Color("line:N", title=None, scale=colours(lines), legend=line_legend()),
-    )
+    names = list(dict.fromkeys(row["line"] for row in rows))
+    x = alt.X("kept:Q", title="tokens kept", axis=alt.Axis(tickMinStep=1, grid=False))
+    y = alt.Y("perplexity:Q", title="perplexity", scale=log_scale(row["perplexity"] for row in rows))
     tips = ["line:N", "kept:Q", alt.Tooltip("perplexity:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g"),
             alt.Tooltip("high:Q", format=".4~g")]  # fmt: skip
     full = next((row.perplexity.value for row in section.table if row.window is None), None)
@@ -93,11 +79,7 @@ def _cache(record: Interventions) -> Figure:
     return Figure(
         name="kv_cache",
         title="How many first tokens a KV cache must keep",
-        chart=layered(
-            base.mark_line(strokeWidth=2).encode(alt.StrokeDash("line:N", title=None, scale=dashes(lines))),
-            base.mark_point(filled=True, size=45, opacity=1).encode(tooltip=tips),
-            height=HEIGHT - 40,
-        ),
+        chart=lines("line", names, x, y, tips, size=45, height=HEIGHT - 40),
         rows=table(rows),
         caption=f"Perplexity with a streaming cache of so many tokens, so many of them the first ones; full attention: "
         f"{number(full)}. Rule: {kept}, the fewest within {section.tolerance_nats:g} nats of the best at the largest "

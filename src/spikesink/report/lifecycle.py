@@ -18,12 +18,10 @@ from spikesink.report.drawing import (
     Rows,
     Sketch,
     block_axis,
-    colours,
-    dashes,
     drawing,
     inline,
     layered,
-    line_legend,
+    lines,
     log_scale,
     magnitude_axis,
     step_marks,
@@ -127,23 +125,13 @@ def _peaks(block: int, kind: str, peaks: list[Peak] | None) -> Rows:
 def _lines(rows: Rows, record: Anatomy, title: str) -> alt.LayerChart:
     names = [name for name in RANKS if any(row["which"] == name for row in rows)]
     values = [row["magnitude"] for row in rows]
-    base = drawing().encode(
-        block_axis(),
-        alt.Y("magnitude:Q", title=title, scale=log_scale(values), axis=magnitude_axis(values)),
-        alt.Color(
-            "which:N",
-            title=None,
-            scale=colours(names, [ORANGE, BLUE, GREEN, GREY]),
-            legend=line_legend(above_marks=True),
-        ),
-    )
-    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("which:N", title=None, scale=dashes(names)))
-    point = base.mark_point(filled=True, size=28, opacity=1).encode(
-        tooltip=[
-            f"{name}:N" for name in ("block", "kind", "which", "channel", "magnitude", "sign", "sequence", "position")
-        ]
-    )
-    return layered(step_marks(record.summary.step_up_blocks, record.summary.step_down_blocks), line, point)
+    y = alt.Y("magnitude:Q", title=title, scale=log_scale(values), axis=magnitude_axis(values))
+    fields = ("block", "kind", "which", "channel", "magnitude", "sign", "sequence", "position")
+    marks = step_marks(record.summary.step_up_blocks, record.summary.step_down_blocks)
+    return lines(
+        "which", names, block_axis(), y, [f"{name}:N" for name in fields], hues=[ORANGE, BLUE, GREEN, GREY], size=28,
+        marks=marks,
+    )  # fmt: skip
 
 
 def _shares(record: Anatomy) -> Figure:

@@ -6,21 +6,7 @@ from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
 from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part
-from spikesink.report.drawing import (
-    BLUE,
-    HEIGHT,
-    ORANGE,
-    Figure,
-    Rows,
-    block_axis,
-    colours,
-    dashes,
-    drawing,
-    layered,
-    line_legend,
-    step_marks,
-    table,
-)
+from spikesink.report.drawing import BLUE, HEIGHT, ORANGE, Figure, Rows, block_axis, lines, step_marks, table
 from spikesink.report.format import counted, number, percent
 
 KINDS = ("spike tokens", "other tokens")
@@ -102,21 +88,14 @@ def _figure(
             if value is not None:
                 rows.append({"block": block.block, "kind": kind, "value": value, "tokens": statistics.tokens,
                              "prompts": statistics.prompts})  # fmt: skip
-    base = drawing().encode(
-        block_axis(),
-        alt.Y("value:Q", title=axis),
-        alt.Color("kind:N", title=None, scale=colours(KINDS, [ORANGE, BLUE]), legend=line_legend(above_marks=True)),
-    )
-    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("kind:N", title=None, scale=dashes(KINDS)))
     tips = ["block:Q", "kind:N", alt.Tooltip("value:Q", format=".4f"), "tokens:Q", "prompts:Q"]
     marks = step_marks(record.summary.step_up_blocks, record.summary.step_down_blocks)
+    y = alt.Y("value:Q", title=axis)
     last = section.blocks[-1]
     return Figure(
         name=name,
         title=title,
-        chart=layered(
-            marks, line, base.mark_point(filled=True, size=20, opacity=1).encode(tooltip=tips), height=HEIGHT - 60
-        ),
+        chart=lines("kind", KINDS, block_axis(), y, tips, hues=[ORANGE, BLUE], marks=marks, height=HEIGHT - 60),
         rows=table(rows),
         caption=f"{metric} Residual after each block, seen through the model's {section.norm} without its scale; "
         f"{last.spike.tokens} spike and {last.other.tokens} other tokens.",

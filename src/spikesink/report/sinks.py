@@ -18,12 +18,10 @@ from spikesink.report.drawing import (
     Figure,
     Rows,
     Sketch,
-    colours,
-    dashes,
     drawing,
     inline,
     layered,
-    line_legend,
+    lines,
     table,
 )
 from spikesink.report.format import number, percent
@@ -81,18 +79,13 @@ def _ratio_curve(record: Anatomy, field: str, what: str, axis: str, entries: lis
         for name, label in METRIC_NAMES.items()
         if getattr(entry, name) is not None
     ]
-    names = list(METRIC_NAMES.values())
-    base = drawing().encode(
-        alt.X(f"{field}:Q", title=axis, scale=alt.Scale(zero=False), axis=alt.Axis(grid=False)),
-        alt.Y("ratio:Q", title="sink ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
-        alt.Color("metric:N", title=None, scale=colours(names), legend=line_legend()),
-    )
+    x = alt.X(f"{field}:Q", title=axis, scale=alt.Scale(zero=False), axis=alt.Axis(grid=False))
+    y = alt.Y("ratio:Q", title="sink ratio", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
     tips = [f"{field}:Q", "metric:N", alt.Tooltip("ratio:Q", format=".1%")]
-    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("metric:N", title=None, scale=dashes(names)))
     return Figure(
         name=f"sink_ratio_by_{field}",
         title=f"Sink ratio by {what}",
-        chart=layered(line, base.mark_point(filled=True, size=24, opacity=1).encode(tooltip=tips), height=HEIGHT - 80),
+        chart=lines("metric", list(METRIC_NAMES.values()), x, y, tips, size=24, height=HEIGHT - 80),
         rows=table(rows),
         caption=f"Share of heads and sequences that sink, by {axis}; this record's ratio is at ε = "
         f"{record.sinks.epsilon:g}. {record.sinks.ratio_reason or ''}".strip(),
@@ -108,14 +101,14 @@ def _sketch(record: Anatomy) -> Sketch:
         layers.setdefault(head.block, []).append(head)
     n_heads = max(len(heads) for heads in layers.values())
     per_row = math.ceil(n_heads / MAP_ROWS)
-    lines = []
+    rows = []
     for start in range(0, n_heads, per_row):
         groups = [heads[start : start + per_row] for heads in layers.values()]
-        lines.append([(f"{start:>3} ", "dim"), *[_cell(group) for group in groups]])
+        rows.append([(f"{start:>3} ", "dim"), *[_cell(group) for group in groups]])
     blocks = list(layers)
     legend = f"    head (down) by attention block {blocks[0]} to {blocks[-1]} (across);"
     shades = f"    shade = importance {' '.join(SHADES[1:])} up to 1, colour = sink head"
-    return [*lines, [(legend, "dim")], [(shades, "dim")]]
+    return [*rows, [(legend, "dim")], [(shades, "dim")]]
 
 
 def _cell(group: list[SinkHead]) -> tuple[str, str]:

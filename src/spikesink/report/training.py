@@ -4,19 +4,7 @@ import altair as alt
 
 from spikesink.records import TrainingRun
 from spikesink.report.document import Part, Statement
-from spikesink.report.drawing import (
-    HEIGHT,
-    Figure,
-    Rows,
-    colours,
-    dashes,
-    drawing,
-    layered,
-    line_legend,
-    log_scale,
-    magnitude_axis,
-    table,
-)
+from spikesink.report.drawing import HEIGHT, Figure, Rows, lines, log_scale, magnitude_axis, table
 from spikesink.report.format import listed, number, percent
 
 CURVES = {
@@ -86,7 +74,7 @@ def _curve(runs: Runs, name: str) -> Figure | None:
         name=f"training_{name.split('/')[-1]}",
         title=title,
         key=name in KEY,
-        chart=lines("run", [run for run, _ in runs], axis, rows, logarithmic),
+        chart=step_lines("run", [run for run, _ in runs], axis, rows, logarithmic),
         rows=table(rows),
         caption=f"At the end: {ends}.",
         conditions=_conditions(runs),
@@ -105,7 +93,7 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     return Figure(
         name=f"training_layers_{name}",
         title=title,
-        chart=lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
+        chart=step_lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
         rows=table(rows),
         caption="One line a layer, counted from 0.",
         conditions=_conditions([(run, record)]),
@@ -113,21 +101,18 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     )
 
 
-def lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
+def step_lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
+    """A line for each name over the steps of a training; the points show only under the pointer."""
     values = [row["value"] for row in rows]
     scale = log_scale(values) if logarithmic else alt.Scale(zero=False, nice=True)
     ticks = magnitude_axis(values) if logarithmic else alt.Axis()
-    legend = line_legend() if len(names) > 1 else None
-    base = drawing().encode(
+    return lines(
+        field, names,
         alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
         alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
-        alt.Color(f"{field}:N", title=None, scale=colours(names), legend=legend),
-    )
-    line = base.mark_line(strokeWidth=2)
-    if len(names) > 1:
-        line = line.encode(alt.StrokeDash(f"{field}:N", title=None, scale=dashes(names)))
-    tips = [f"{field}:N", "step:Q", alt.Tooltip("value:Q", format=".5~g")]
-    return layered(line, base.mark_point(filled=True, size=14, opacity=0.01).encode(tooltip=tips), height=HEIGHT - 60)
+        [f"{field}:N", "step:Q", alt.Tooltip("value:Q", format=".5~g")],
+        size=14, opacity=0.01, legend=len(names) > 1, height=HEIGHT - 60,
+    )  # fmt: skip
 
 
 def _conditions(runs: Runs) -> str:

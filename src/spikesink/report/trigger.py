@@ -17,11 +17,10 @@ from spikesink.report.drawing import (
     Rows,
     block_axis,
     colours,
-    dashes,
     drawing,
     inline,
     layered,
-    line_legend,
+    lines,
     magnitude_axis,
     table,
 )
@@ -205,20 +204,22 @@ def _direction(record: Anatomy, first: sections.FirstTokenMap) -> Figure:
         for who, value in zip(TOKENS, (block.after_first, block.after_later), strict=True):
             if value is not None:
                 rows.append({"block": block.block, "who": who, "cosine": value})
-    base = drawing().encode(
-        block_axis("attention block"),
-        alt.Y("cosine:Q", title="|cos(h, s*)| after the block", scale=alt.Scale(domainMin=0)),
-        alt.Color("who:N", title=None, scale=colours(TOKENS, [ORANGE, BLUE]), legend=line_legend()),
-    )
-    line = base.mark_line(strokeWidth=2).encode(alt.StrokeDash("who:N", title=None, scale=dashes(TOKENS)))
+    y = alt.Y("cosine:Q", title="|cos(h, s*)| after the block", scale=alt.Scale(domainMin=0))
     random = alt.Chart(inline([{"cosine": first.random_cosine}])).mark_rule(strokeDash=[2, 2])
-    points = base.mark_point(filled=True, size=24, opacity=1).encode(
-        tooltip=["block:Q", "who:N", alt.Tooltip("cosine:Q", format=".3f")]
-    )
+    tips = ["block:Q", "who:N", alt.Tooltip("cosine:Q", format=".3f")]
     return Figure(
         name="first_token_direction",
         title="How the first token comes to point in the amplified direction",
-        chart=layered(line, points, random.encode(alt.Y("cosine:Q"))),
+        chart=lines(
+            "who",
+            TOKENS,
+            block_axis("attention block"),
+            y,
+            tips,
+            hues=[ORANGE, BLUE],
+            size=24,
+            over=[random.encode(alt.Y("cosine:Q"))],
+        ),
         rows=table(rows),
         caption=f"Mean |cos| of the residual with s* of channel {first.channel} in block {placed(first.step_block)}: "
         f"{first.n_first} items alone at position 0, {first.n_later} ordinary later tokens; dashed: random directions "
