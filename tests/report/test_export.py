@@ -1,26 +1,56 @@
 """Files for other tools: parsed and matched by compressed-tensors, the library that reads the recipe's groups."""
 
 import json
+from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
+import torch
 import yaml
 from made import interventions
+from safetensors.numpy import load
 from tiny import tiny
 
+from spikesink.cli.export import CHECKPOINTS
 from spikesink.errors import InputError
-from spikesink.records.interventions import KvCache, Quantisation
+from spikesink.records.interventions import KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
 
 MODULES = ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]
+ARRAYS = {
+    "input_max.model.layers.0.mlp.up_proj": np.array([3.0, 5.0], np.float32),
+    "input_max_without_spikes.model.layers.0.mlp.up_proj": np.array([2.0, 5.0], np.float32),
+    "prefix.ids": np.array([7]),
+    "prefix.keys.0": np.ones((2, 1, 6), np.float32),
+    "amplifier": np.zeros((1, 2)),
+}
 
 
 @pytest.fixture
 def record():
     made = interventions()
-    advice = made.recommendation.model_copy(update={"modules": MODULES})
+    advice = made.recommendation.model_copy(update={"modules": MODULES, "prefix_ids": [7]})
     quantised = made.quantisation.model_copy(update={"applicable": True, "worst_blocks": [4]})
-    cache = made.kv_cache.model_copy(update={"applicable": True, "keep": 2})
-    return made.model_copy(update={"recommendation": advice, "quantisation": quantised, "kv_cache": cache})
+    cache = made.kv_cache.model_copy(update={"applicable": True, "keep": 2, "table": _table(made)})
+    facts = made.provenance.model_copy(update={"model": {**made.provenance.model, "model_type": "llama", "layers": 3}})
+    changed = {"recommendation": advice, "quantisation": quantised, "kv_cache": cache, "provenance": facts}
+    return made.model_copy(update={**changed, "arrays": ARRAYS})
+
+
+def _table(made):
+    """At reassigned positions, 1 first token costs 0.3 nats more than 4."""
+    costs = {1: 0.31, 4: 0.01}
+    shifted = [
+        KeptSinks(**{**row.model_dump(), "positions": "reassigned", "loss_difference_nats": _cost(costs[row.keep])})
+        for row in made.kv_cache.table
+        if row.keep
+    ]
+    return [*made.kv_cache.table, *shifted]
+
+
+def _cost(value):
+    return {"value": value, "low": value, "high": value}
 
 
 def test_the_recipe_leaves_out_what_was_named_and_nothing_else(record):
@@ -40,12 +70,64 @@ def test_the_recipe_leaves_out_what_was_named_and_nothing_else(record):
     assert linear - chosen == {"lm_head", *MODULES}
 
 
-def test_the_cache_and_the_plain_list(record):
-    assert json.loads(export(record, "kvpress")) == {"press": "StreamingLLMPress", "n_sink": 2}
+def test_the_plain_list_follows_its_schema(record):
     plain = json.loads(export(record, "json"))
     assert plain["high_precision_modules"] == MODULES
     assert plain["keep_first_tokens"] == 2
+    assert plain["prefix_token_ids"] == [7]
     assert plain["spike_channels"] == record.recommendation.channels
+    schema = json.loads(export(record, "json-schema"))
+    jsonschema.validate(plain, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**plain, "spike_channels": "5"}, schema)
+
+
+def test_first_tokens_are_those_for_the_positions_that_the_tool_gives(record):
+    assert json.loads(export(record, "kvpress")) == {"press": "StreamingLLMPress", "n_sink": 2}
+    streaming = json.loads(export(record, "streamingllm"))
+    assert (streaming["start_size"], streaming["recent_size"], streaming["enable_pos_shift"]) == (4, 60, True)
+    assert yaml.safe_load(export(record, "executorch")) == {"model": {"use_attention_sink": "4,60,1"}}
+
+
+def test_servers_get_layers_and_prefix_ids(record):
+    vllm, sglang = (json.loads(export(record, tool)) for tool in ("vllm", "sglang"))
+    assert vllm == {"quantization_config": {"ignore": ["lm_head", *MODULES]}, "prompt_token_ids_prefix": [7]}
+    assert sglang["environment"]["SGLANG_FP8_IGNORED_LAYERS"].split(",") == ["lm_head", *MODULES]
+    assert sglang["quantization_config"]["ignored_layers"] == ["lm_head", *MODULES]
+    assert sglang["input_ids_prefix"] == [7]
+
+
+def test_llama_cpp_gets_patterns_of_its_own_names(record):
+    assert export(record, "gguf").decode().splitlines() == [
+        r"--tensor-type blk\.1\.ffn_gate\.=bf16",
+        r"--tensor-type blk\.1\.ffn_up\.=bf16",
+    ]
+    with pytest.raises(InputError, match=r"llama.cpp has no name for 'model.layers.1.mlp.gate_proj' of 'unheard'"):
+        export(of(record, "unheard"), "gguf")
+
+
+def test_maxima_and_prefix_are_safetensors(record):
+    maxima = load(export(record, "smoothquant"))
+    assert {name.split(".")[0] for name in maxima} == {"input_max", "input_max_without_spikes"}
+    assert maxima["input_max.model.layers.0.mlp.up_proj"].tolist() == [3.0, 5.0]
+    assert set(load(export(record, "prefix"))) == {"ids", "keys.0"}
+
+
+def test_the_lines_for_torchao_leave_out_what_was_named(record):
+    """torchao is no dependency: `make serve-peer` reads the config with it."""
+    written = json.loads(export(record, "torchao"))
+    assert written["left_out"] == ["lm_head", *MODULES]
+    scope = {"torch": torch, "left_out": set(written["left_out"])}
+    exec(written["apply"][1], scope)
+    model = tiny("llama")
+    chosen = {name for name, module in model.named_modules() if scope["chosen"](module, name)}
+    linear = {name for name, module in model.named_modules() if type(module).__name__ == "Linear"}
+    assert linear - chosen == {"lm_head", *MODULES}
+
+
+def of(record, family):
+    model = {**record.provenance.model, "model_type": family}
+    return record.model_copy(update={"provenance": record.provenance.model_copy(update={"model": model})})
 
 
 def test_what_cannot_be_said_is_refused(record):
@@ -54,15 +136,23 @@ def test_what_cannot_be_said_is_refused(record):
     bare = record.model_copy(update={"quantisation": Quantisation(applicable=False, reason="not asked for")})
     with pytest.raises(InputError, match="--which quantisation measures it"):
         export(bare, "llm-compressor")
+    for tool in ("torchao", "vllm", "sglang", "llm-compressor"):
+        with pytest.raises(InputError, match=r"'gpt2' are no torch.nn.Linear"):
+            export(of(record, "gpt2"), tool)
+    for tool in ("smoothquant", "prefix"):
+        with pytest.raises(InputError, match="--which remedies measures it"):
+            export(record.model_copy(update={"arrays": {}}), tool)
+    still = record.kv_cache.model_copy(update={"table": record.kv_cache.table[:6], "reassigned_reason": "no rotation"})
+    with pytest.raises(InputError, match="no rotation"):
+        export(record.model_copy(update={"kv_cache": still}), "executorch")
     with pytest.raises(InputError, match="--which kv_cache measures it"):
         export(record.model_copy(update={"kv_cache": KvCache(applicable=False)}), "kvpress")
     old = record.model_copy(update={"recommendation": record.recommendation.model_copy(update={"modules": []})})
     with pytest.raises(InputError, match="before modules were kept"):
         export(old, "json")
-    assert set(TOOLS) == {"json", "llm-compressor", "kvpress"}
 
 
-def test_the_command(cli, record, tmp_path):
+def test_the_command(cli, record, tmp_path, checkpoint):
     record.save(tmp_path / "run")
     shown = cli("export", tmp_path / "run", "--for", "kvpress")
     assert (shown.code, json.loads(shown.out)["n_sink"]) == (0, 2)
@@ -70,3 +160,21 @@ def test_the_command(cli, record, tmp_path):
     again = cli("export", tmp_path / "run", "--for", "llm-compressor", "--out", "recipe.yaml")
     assert (again.code, "--force" in again.err) == (2, True)
     assert cli("export", tmp_path / "run", "--for", "tensorrt").code == 2
+    shown = cli("export", "--help").out
+    assert all(tool in shown for tool in (*TOOLS, *CHECKPOINTS))
+    nowhere = cli("export", tmp_path / "run", "--for", "rotated")
+    assert (nowhere.code, "--out FOLDER" in nowhere.err) == (2, True)
+    other = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "folder")
+    assert (other.code, "has other files" in other.err, Path("folder").exists()) == (2, True, False)
+
+
+def test_a_rotated_checkpoint_of_the_run(cli, record, tmp_path, checkpoint):
+    from spikesink.access import full_batch, load, run
+
+    accessed = load(checkpoint)
+    facts = record.provenance.model_copy(update={"model": accessed.provenance})
+    record.model_copy(update={"provenance": facts}).save(tmp_path / "run")
+    ran = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "folder")
+    assert ran.code == 0, ran.err
+    batch = full_batch(torch.arange(3, 14)[None])
+    torch.testing.assert_close(run(load("folder"), batch), run(accessed, batch), rtol=1e-4, atol=1e-4)

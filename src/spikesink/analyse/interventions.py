@@ -24,6 +24,7 @@ from spikesink.analyse.kv_cache import kv_cache
 from spikesink.analyse.passes import Progress, no_progress
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.recommend import recommend
+from spikesink.analyse.remedies import remedies
 from spikesink.analyse.resume import FinishedPasses
 from spikesink.analyse.scan import Ids, accessed_model, check_options, measure
 from spikesink.analyse.verdict import dissociation
@@ -32,12 +33,12 @@ from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention, Targets
 from spikesink.intervene.base import EDITS
 from spikesink.records.base import Provenance, Timing, package_versions
-from spikesink.records.interventions import NO_FORMATS, Interventions, KvCache, Quantisation
+from spikesink.records.interventions import NO_FORMATS, NO_REMEDIES, Interventions, KvCache, Quantisation
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 ASKED = ("mask_sinks_everywhere", "move_sinks")
 """Run with the core: where sinks are edited from the first block on, spikes may go with them."""
-PARTS = ("quantisation", "kv_cache", "formats")
+PARTS = ("quantisation", "kv_cache", "formats", "remedies")
 DEFAULT_PARTS = ("quantisation", "kv_cache")
 GROUPS = ("default", "all", "core", "spikes", "sinks", "input", "none")
 MIN_SEQUENCES = 4
@@ -152,18 +153,20 @@ def dissociate(
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
+    deployed, arrays = remedies(evaluator, kept_back) if "remedies" in choice.parts else (NO_REMEDIES, {})
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
         formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
-        recommendation=recommend(evaluator, quantised, cache, within_budget(evaluator, quantised, budget)),
+        remedies=deployed,
+        recommendation=recommend(evaluator, quantised, cache, within_budget(evaluator, quantised, budget), deployed),
         dose=doses(evaluator, sweeps),
         found=_facts(targets),
         provenance=provenance,
         timing=_timing(evaluator, started),
-        arrays=_arrays(targets),
+        arrays=_arrays(targets) | arrays,
     )
 
 

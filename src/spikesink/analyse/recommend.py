@@ -6,24 +6,25 @@ from typing import Any
 from torch import Tensor
 
 from spikesink.analyse.evaluation import Evaluator
-from spikesink.records.interventions import Budget, KvCache, Quantisation, Recommendation, advice
+from spikesink.records.interventions import Budget, KvCache, Quantisation, Recommendation, Remedies, advice
 
 LISTED = 8
 
 
 def recommend(
-    evaluator: Evaluator, quantised: Quantisation, cache: KvCache, budget: Budget | None = None
+    evaluator: Evaluator, quantised: Quantisation, cache: KvCache, budget: Budget | None, deployed: Remedies
 ) -> Recommendation:
     """What to do, in words and as lists."""
     targets = evaluator.targets
     return Recommendation(
-        text=" ".join(advice(targets.has_spikes, quantised, cache, budget)),
+        text=" ".join(advice(targets.has_spikes, quantised, cache, budget, deployed)),
         tokens=_tokens(evaluator, evaluator.spike_tokens()),
         channels=list(targets.channels),
         blocks=sorted(quantised.worst_blocks),
         modules=quantised.worst_modules,
         keep_sink_tokens=cache.keep,
         budget=budget,
+        prefix_ids=deployed.prefix_ids,
     )
 
 

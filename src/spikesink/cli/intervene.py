@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Which = Annotated[
     str,
     typer.Option(
-        help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, formats, all, none."
+        help="Names with commas: interventions, core, spikes, sinks, input, quantisation, kv_cache, formats, remedies, "
+        "all, none."
     ),
 ]
 DoseOption = Annotated[

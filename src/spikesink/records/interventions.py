@@ -204,6 +204,27 @@ class Formats(Section):
     """Formats that the model's sizes do not allow, with the reason."""
 
 
+class Remedies(Section):
+    """What enters every linear map in int8, one scale per tensor, with remedies as they are deployed."""
+
+    rows: list[Damage] = Field(default_factory=list)
+    """Dynamic and static scales; without a remedy, behind a prefix, smoothed, rotated."""
+    prefix_ids: list[int] = Field(default_factory=list)
+    """Token ids whose keys and values stand before every sequence, in high precision; empty where there are none."""
+    prefix_text: list[str] = Field(default_factory=list)
+    prefix_alone_nats: Estimate | None = None
+    """What the prefix changes in the model that is not quantised."""
+    spike_tokens: float | None = None
+    """Spike tokens per evaluated sequence."""
+    spike_tokens_behind_prefix: float | None = None
+    first_token_spikes: float | None = None
+    """Share of the evaluated sequences whose first token spikes."""
+    first_token_spikes_behind_prefix: float | None = None
+    skipped: list[str] = Field(default_factory=list)
+    """Remedies that the model does not allow, with the reason."""
+
+
+NO_REMEDIES = Remedies(applicable=False, reason="not asked for (--which remedies)")
 NO_FORMATS = Formats(applicable=False, reason="not asked for (--which formats)")
 
 
@@ -269,6 +290,8 @@ class Recommendation(Frozen):
     keep_sink_tokens: int | None
     budget: Budget | None = None
     """With which measures the loss stays within a budget; None where none was given."""
+    prefix_ids: list[int] = Field(default_factory=list)
+    """Token ids to put before every sequence; empty where there are none, or were not asked for."""
 
 
 class Interventions(Record):
@@ -285,6 +308,7 @@ class Interventions(Record):
     quantisation: Quantisation
     kv_cache: KvCache
     formats: Formats = NO_FORMATS
+    remedies: Remedies = NO_REMEDIES
     recommendation: Recommendation
     dose: list[Dose] = Field(default_factory=list)
     """Sweeps of strength; empty where none was asked for."""
@@ -302,10 +326,16 @@ class Interventions(Record):
         return {name: value for name, value in content.items() if name != "skipping"}
 
 
-def advice(has_spikes: bool, quantised: Quantisation, cache: KvCache, budget: Budget | None = None) -> list[str]:
-    """What was measured of a budget, int8 and the KV cache as advice, a sentence each."""
+def advice(
+    has_spikes: bool,
+    quantised: Quantisation,
+    cache: KvCache,
+    budget: Budget | None = None,
+    deployed: Remedies = NO_REMEDIES,
+) -> list[str]:
+    """What was measured of a budget, int8, remedies and the KV cache as advice, a sentence each."""
     spikes = [] if has_spikes else ["The model has no spikes."]
-    sentences = [*_within(budget), *spikes, *_int8(quantised), *_keep(cache)]
+    sentences = [*_within(budget), *spikes, *_int8(quantised), *_deployed(deployed), *_keep(cache)]
     return sentences or ["Nothing was measured that calls for a measure."]
 
 
@@ -353,6 +383,18 @@ def _int8(quantised: Quantisation) -> list[str]:
         text += f"; {quantised.spike_share.value:.0%} of the damage goes when spike tokens are kept in high precision"
     options = sorted(quantised.remedies, key=lambda row: row.perplexity.value)
     return [text + ".", f"Remedies, the best first: {', '.join(map(_option, options))}."]
+
+
+def _deployed(section: Remedies) -> list[str]:
+    """Static scales, which break first, with each remedy."""
+    rows = {row.remedy: row.loss_difference_nats for row in section.rows if row.scales == "static"}
+    if None not in rows or rows[None].low <= 0.01:
+        return []
+    costs = sorted((cost.value, name) for name, cost in rows.items() if name)
+    ways = "; with " + ", ".join(f"{name} {cost:+.2f}" for cost, name in costs) if costs else ""
+    text = f"Every linear map in int8 with one static scale costs {rows[None].value:+.2f} nats{ways}."
+    ids = " ".join(map(str, section.prefix_ids))
+    return [text, *([f"Prefix: token {ids} before every sequence, its keys and values unrounded."] if ids else [])]
 
 
 def _option(row: Damage) -> str:

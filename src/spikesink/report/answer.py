@@ -30,8 +30,8 @@ def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Stat
 
 def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
     points = _modules(record.recommendation, anatomy)
-    budget = record.recommendation.budget
-    parts = recommended(bool(record.found.get("has_spikes")), record.quantisation, record.kv_cache, budget)
+    budget, has_spikes = record.recommendation.budget, bool(record.found.get("has_spikes"))
+    parts = recommended(has_spikes, record.quantisation, record.kv_cache, budget, record.remedies)
     # A record of another version may say it in other words: those are shown as they are.
     points += parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text]
     sections = {"quantisation": record.quantisation, "kv_cache": record.kv_cache}

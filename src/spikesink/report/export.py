@@ -1,25 +1,31 @@
-"""What a run of `intervene` recommends, as files that serving and quantisation tools read."""
+"""What a run of `intervene` recommends, as files that serving and quantisation tools read: one function a tool."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import yaml
 
 from spikesink.errors import InputError, did_you_mean
+from spikesink.records.base import Frozen
 from spikesink.records.interventions import Interventions
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
+NOT_LINEAR = ("gpt2", "openai-gpt")
+"""Model types whose linear maps are no torch.nn.Linear, the module that quantisers look for."""
 
 
-def export(record: Interventions, tool: str) -> str:
+def export(record: Interventions, tool: str) -> bytes:
     """The file for a tool of TOOLS.
 
     Raises InputError for an unknown tool, a run without the measurement that it needs, or a family that it cannot name.
     """
     if tool not in TOOLS:
         raise InputError(f"Unknown tool '{tool}'{did_you_mean(tool, list(TOOLS))}")
-    return TOOLS[tool](record)
+    content = TOOLS[tool](record)
+    return content if isinstance(content, bytes) else content.encode()
 
 
 def _modules(record: Interventions) -> list[str]:
@@ -31,29 +37,80 @@ def _modules(record: Interventions) -> list[str]:
     return record.recommendation.modules
 
 
-def _keep(record: Interventions) -> int:
-    """First tokens to keep in the cache."""
-    if not record.kv_cache.applicable or record.kv_cache.keep is None:
+def _linears(record: Interventions) -> list[str]:
+    """The same for tools that look for torch's Linear."""
+    family = record.provenance.model.get("model_type")
+    if family in NOT_LINEAR:
+        raise InputError(
+            f"The linear maps of '{family}' are no torch.nn.Linear, and this tool quantises nothing else; "
+            "--for json has their names."
+        )
+    return _modules(record)
+
+
+def _keep(record: Interventions, positions: str = "true") -> tuple[int, int]:
+    """First tokens to keep in the cache, and the largest window that this was measured with."""
+    cache = record.kv_cache
+    if not cache.applicable or cache.keep is None:
         raise InputError(_missing("how many first tokens a cache must keep", "kv_cache"))
-    return record.kv_cache.keep
+    window = max(row.window for row in cache.table if row.window)
+    if positions == "true":
+        return cache.keep, window
+    if not any(row.positions == positions for row in cache.table):
+        raise InputError(
+            f"The tool gives kept tokens new positions, and that was not measured: {cache.reassigned_reason}"
+        )
+    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.keep is not None]
+    costs = {
+        row.keep or 0: row.loss_difference_nats.value for row in rows if row.positions == positions or not row.keep
+    }
+    best = min(costs.values())
+    return min(keep for keep, cost in costs.items() if cost <= best + cache.tolerance_nats), window
+
+
+def _arrays(record: Interventions, *names: str) -> dict[str, np.ndarray]:
+    """Arrays whose names start with one of these."""
+    return {name: array for name, array in record.arrays.items() if name.startswith(names)}
 
 
 def _missing(what: str, part: str) -> str:
     return f"The run does not say {what}; spikesink intervene MODEL --which {part} measures it."
 
 
-def _plain(record: Interventions) -> str:
+class Plain(Frozen):
     """What the other tools' files are made of."""
+
+    schema_version: int = 1
+    model: str | None
+    high_precision_modules: list[str]
+    """Linear maps to leave unquantised, as `named_modules` calls them."""
+    measured_at: str
+    spike_tokens: list[dict[str, Any]]
+    """Rules: `position`, or `token_id` with its `text`; `spikes` of so many (`of`)."""
+    spike_channels: list[int]
+    keep_first_tokens: int | None
+    """First tokens to keep in a cache, at their true positions; null where it was not measured."""
+    prefix_token_ids: list[int]
+    """Ids to put before every sequence; empty where there are none, or was not measured."""
+
+
+def _plain(record: Interventions) -> str:
     advice = record.recommendation
-    content = {
-        "model": record.provenance.model.get("name"),
-        "high_precision_modules": _modules(record),
-        "measured_at": "int8 per tensor, dynamic",
-        "spike_tokens": advice.tokens,
-        "spike_channels": advice.channels,
-        "keep_first_tokens": record.kv_cache.keep if record.kv_cache.applicable else None,
-    }
-    return _json(content)
+    content = Plain(
+        model=record.provenance.model.get("name"),
+        high_precision_modules=_modules(record),
+        measured_at="int8 per tensor, dynamic",
+        spike_tokens=advice.tokens,
+        spike_channels=advice.channels,
+        keep_first_tokens=record.kv_cache.keep if record.kv_cache.applicable else None,
+        prefix_token_ids=advice.prefix_ids,
+    )
+    return _json(content.model_dump())
+
+
+def _json_schema(_record: Interventions) -> str:
+    """The schema of `--for json`."""
+    return _json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Plain.model_json_schema()})
 
 
 def _llm_compressor(record: Interventions) -> str:
@@ -63,24 +120,127 @@ def _llm_compressor(record: Interventions) -> str:
         "weights": {**INT8, "strategy": "channel", "dynamic": False},
         "input_activations": {**INT8, "strategy": "tensor", "dynamic": True},
     }
-    modifier = {"ignore": ["lm_head", *_modules(record)], "config_groups": {"group_0": group}}
+    modifier = {"ignore": ["lm_head", *_linears(record)], "config_groups": {"group_0": group}}
     content = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def _torchao(record: Interventions) -> str:
+    """The config as torchao's `config_to_dict` spells it, what its filter leaves out, and how both are applied."""
+    data = {
+        "act_mapping_type": {"_type": "MappingType", "_data": "SYMMETRIC"},
+        "granularity": [
+            {"_type": "PerTensor", "_version": 1, "_data": {}},
+            {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
+        ],
+    }
+    config = {"_type": "Int8DynamicActivationInt8WeightConfig", "_version": 2, "_data": data}
+    apply = [
+        "advice = json.load(open(FILE)); left_out = set(advice['left_out'])",
+        "def chosen(module, name): return isinstance(module, torch.nn.Linear) and name not in left_out",
+        "torchao.quantization.quantize_(model, torchao.core.config.config_from_dict(advice['config']), chosen)",
+    ]
+    return _json({"config": config, "left_out": ["lm_head", *_linears(record)], "apply": apply})
+
+
+def _vllm(record: Interventions) -> str:
+    """`--quantization-config` of its online quantisation, which names layers before they are fused; ids for prompts."""
+    config = {"ignore": ["lm_head", *_linears(record)]}
+    return _json({"quantization_config": config, "prompt_token_ids_prefix": record.recommendation.prefix_ids})
+
+
+def _sglang(record: Interventions) -> str:
+    """The variable that its online fp8 reads, the same in a checkpoint's quantization_config, and ids for prompts."""
+    layers = ["lm_head", *_linears(record)]
+    return _json(
+        {
+            "environment": {"SGLANG_FP8_IGNORED_LAYERS": ",".join(layers)},
+            "quantization_config": {"ignored_layers": layers},
+            "input_ids_prefix": record.recommendation.prefix_ids,
+        }
+    )
+
+
+def _gguf(record: Interventions) -> str:
+    """Arguments of llama-quantize, one a line: a tensor in bf16 is multiplied without rounding what enters it."""
+    import gguf
+
+    family, layers = record.provenance.model.get("model_type"), record.provenance.model.get("layers") or 0
+    # llama.cpp writes an architecture without what separates its words.
+    names = {re.sub(r"[-_]|text$", "", name): arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    arch = names.get("llama" if family == "mistral" else re.sub(r"[-_]|text$", "", str(family)))
+    known = None if arch is None else gguf.get_tensor_name_map(arch, layers)
+    lines = []
+    for module in _modules(record):
+        tensor = None if known is None else known.get_name(module)
+        if tensor is None:
+            raise InputError(f"llama.cpp has no name for '{module}' of '{family}'; --for json has ours.")
+        lines.append(f"--tensor-type {re.escape(tensor)}\\.=bf16\n")
+    return "".join(lines)
 
 
 def _kvpress(record: Interventions) -> str:
     """Arguments of StreamingLLMPress, which keeps true positions, as the table behind it; how much to compress is the
     user's choice."""
-    return _json({"press": "StreamingLLMPress", "n_sink": _keep(record)})
+    return _json({"press": "StreamingLLMPress", "n_sink": _keep(record)[0]})
+
+
+def _streamingllm(record: Interventions) -> str:
+    """Arguments of StreamingLLM's examples, which give kept tokens new positions."""
+    keep, window = _keep(record, "reassigned")
+    return _json(
+        {
+            "enable_start_recent_kv_cache": True,
+            "enable_pos_shift": True,
+            "start_size": keep,
+            "recent_size": window - keep,
+        }
+    )
+
+
+def _executorch(record: Interventions) -> str:
+    """A config of export_llm: sink size, window beside it, tokens that are dropped at once (one, as was measured)."""
+    keep, window = _keep(record, "reassigned")
+    return yaml.safe_dump({"model": {"use_attention_sink": f"{keep},{window - keep},1"}})
+
+
+def _smoothquant(record: Interventions) -> bytes:
+    """Largest magnitude (channel,) that enters each linear map: `input_max.NAME`, `input_max_without_spikes.NAME`."""
+    return _safetensors(_arrays(record, "input_max"), "the largest magnitudes that enter linear maps")
+
+
+def _prefix(record: Interventions) -> bytes:
+    """The prefix's ids, and its keys and values (head, token, d_head) by layer, for `intervene.prefix.load_prefix`."""
+    arrays = _arrays(record, "prefix.")
+    if record.remedies.applicable and not arrays:
+        raise InputError("The model has no prefix: " + "; ".join(record.remedies.skipped))
+    return _safetensors({name.removeprefix("prefix."): array for name, array in arrays.items()}, "a prefix")
+
+
+def _safetensors(arrays: dict[str, np.ndarray], what: str) -> bytes:
+    from safetensors.numpy import save
+
+    if not arrays:
+        raise InputError(_missing(what, "remedies"))
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-TOOLS: dict[str, Callable[[Interventions], str]] = {
+TOOLS: dict[str, Callable[[Interventions], str | bytes]] = {
     "json": _plain,
+    "json-schema": _json_schema,
     "llm-compressor": _llm_compressor,
+    "torchao": _torchao,
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "gguf": _gguf,
     "kvpress": _kvpress,
+    "streamingllm": _streamingllm,
+    "executorch": _executorch,
+    "smoothquant": _smoothquant,
+    "prefix": _prefix,
 }
 """By the name that `--for` takes."""

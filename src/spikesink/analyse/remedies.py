@@ -1,0 +1,179 @@
+"""Remedies as they are deployed: a prefix, smoothing and rotation in the weights; what int8 per tensor then costs."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink import bootstrap
+from spikesink.access import editing
+from spikesink.access.linears import LinearSite, editing_inputs, find_linears
+from spikesink.analyse.evaluation import Evaluator
+from spikesink.analyse.passes import stream
+from spikesink.errors import DoesNotApplyError
+from spikesink.intervene.fold import rotated, smoothed
+from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, require_kept, spared_prefix
+from spikesink.intervene.quantise import Scheme, TokenMarks, quantised_inputs
+from spikesink.measure.states import ChannelRange, SpikeStates
+from spikesink.records.interventions import Damage, Remedies
+
+STAGE = "remedies"
+LONGEST = 4
+"""Tokens of a prefix at most."""
+ENOUGH = 0.05
+"""Spike tokens per sequence of a text that need no longer prefix."""
+ARRAYS = {True: "input_max", False: "input_max_without_spikes"}
+"""Names of the largest magnitudes that enter each linear map, before a dot and its name; by whether spikes count."""
+
+Arrays = dict[str, np.ndarray]
+Context = Callable[[], AbstractContextManager]
+
+
+def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
+    """What enters every linear map in int8, one scale per tensor, with each remedy; and what exports need.
+
+    Scales are dynamic, or static from the held-out sequences under the same remedy. Arrays: the prefix's keys and
+    values, and the largest magnitudes (channel,) that enter each linear map, with spike tokens and without.
+    """
+    accessed = evaluator.accessed
+    linears = find_linears(accessed)
+    if not linears:
+        reason = "the model has no linear maps that are known by name"
+        return Remedies(applicable=False, reason=reason), {}
+    spikes = _spikes(evaluator, held_out)
+    ranges = {
+        with_spikes: _ranges(evaluator, linears, held_out, None if with_spikes else spikes) for with_spikes in ARRAYS
+    }
+    arrays = {
+        f"{ARRAYS[with_spikes]}.{name}": largest.numpy()
+        for with_spikes, each in ranges.items()
+        for name, largest in each.items()
+    }
+    table = _Rows(evaluator, held_out, linears)
+    facts, ids = _prefix(evaluator, held_out)
+    skipped = [facts.pop("missing")] if "missing" in facts else []
+    table.add(None, nullcontext)
+    if ids:
+        arrays |= arrays_of(prefix_states(accessed, ids))
+        table.add("prefix", lambda: prefixed(accessed, ids), ids)
+    for name, fold in (
+        ("smoothing", lambda: smoothed(accessed, ranges[True])),
+        ("rotation", lambda: rotated(accessed)),
+    ):
+        try:
+            table.add(name, fold)
+        except DoesNotApplyError as reason:
+            skipped.append(f"{name}: {reason}")
+    return Remedies(rows=table.rows, skipped=skipped, **facts), arrays
+
+
+class _Rows:
+    """Int8 of every linear map's input under one remedy after another."""
+
+    def __init__(self, evaluator: Evaluator, held_out: Tensor, linears: list[LinearSite]) -> None:
+        self.evaluator, self.held_out, self.linears = evaluator, held_out, linears
+        self.baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+        self.rows: list[Damage] = []
+
+    def add(self, remedy: str | None, context: Context, ids: tuple[int, ...] = ()) -> None:
+        """Dynamic and static scales; ids: a prefix, which is never rounded and in no scale."""
+        spared = spared_prefix(self.evaluator.ids.shape, ids) if ids else None
+        kept = spared_prefix(self.held_out.shape, ids) if ids else None
+        for scales in ("dynamic", "static"):
+            largest = (
+                _ranges(self.evaluator, self.linears, self.held_out, kept, context) if scales == "static" else None
+            )
+            scheme = Scheme(static=largest, spared_tokens=spared)
+            name = f"inputs int8 per tensor {scales}" + (f" + {remedy}" if remedy else "")
+            quantised = quantised_inputs(self.evaluator.accessed, self.linears, scheme)
+            result = self.evaluator.loss(f"{STAGE}/{name}", context(), quantised)
+            damage = bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses)
+            perplexity = bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions)
+            self.rows.append(
+                Damage(
+                    name=name, kind="all", bits=8, granularity="tensor", scales=scales, remedy=remedy, blocks=None,
+                    perplexity=perplexity, loss_difference_nats=damage,
+                )
+            )  # fmt: skip
+
+
+def _ranges(
+    evaluator: Evaluator,
+    linears: list[LinearSite],
+    ids: Tensor,
+    left_out: Tensor | None,
+    context: Context = nullcontext,
+) -> dict[str, Tensor]:
+    """Largest magnitude (channel,) that enters each linear map, of all tokens that are not marked."""
+    ranges, marks = ChannelRange(), TokenMarks(left_out)
+
+    def note(site: LinearSite, entering: Tensor) -> Tensor:
+        rows = entering.reshape(-1, entering.shape[-1])
+        if marks.rows is not None:
+            rows = rows[~marks.rows.reshape(-1).to(rows.device)]
+        ranges.update(site.name, rows)
+        return entering
+
+    with ExitStack() as stack:
+        stack.enter_context(context())
+        stack.enter_context(editing(evaluator.accessed, marks))
+        stack.enter_context(editing_inputs(linears, note))
+        stream(evaluator.accessed, ids, [], batch_size=evaluator.batch_size)
+    return ranges.largest
+
+
+def _spikes(evaluator: Evaluator, ids: Tensor, prefix: tuple[int, ...] = ()) -> Tensor | None:
+    """Which tokens of these sequences spike, (sequence, token) bool, behind a prefix; None without spikes."""
+    targets = evaluator.targets
+    if not targets.has_spikes:
+        return None
+    states = SpikeStates(targets.edit_block, targets.is_spike)
+    with prefixed(evaluator.accessed, prefix) if prefix else nullcontext():
+        stream(evaluator.accessed, ids, [states], batch_size=evaluator.batch_size)
+    return torch.cat(states.spikes)[:, -ids.shape[1] :]
+
+
+def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The shortest prefix behind which the held-out text spikes no more, and what it does to the evaluated one."""
+    if not evaluator.targets.has_spikes:
+        return {"missing": "prefix: the model has no spikes"}, ()
+    try:
+        require_kept(evaluator.accessed)
+    except DoesNotApplyError as reason:
+        return {"missing": f"prefix: {reason}"}, ()
+    chosen = choose_prefix(evaluator, held_out)
+    before, after = _spikes(evaluator, evaluator.ids), _spikes(evaluator, evaluator.ids, chosen)
+    assert before is not None and after is not None, "a model with spikes"
+    first = -after.shape[1]
+    alone = evaluator.loss(f"{STAGE}/prefix", prefixed(evaluator.accessed, chosen))
+    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    return {
+        "prefix_ids": list(chosen),
+        "prefix_text": [evaluator.accessed.token_text(token) for token in chosen],
+        "prefix_alone_nats": bootstrap.estimate(bootstrap.difference, alone.losses, baseline.losses),
+        "spike_tokens": float(before.sum(1).float().mean()),
+        "spike_tokens_behind_prefix": float(after.sum(1).float().mean()),
+        "first_token_spikes": float(before[:, 0].float().mean()),
+        "first_token_spikes_behind_prefix": float(after[:, first].float().mean()),
+    }, chosen
+
+
+def choose_prefix(evaluator: Evaluator, ids: Tensor) -> tuple[int, ...]:
+    """Token ids: first BOS, or the most frequent first spike token; then, while text spikes, its most frequent one."""
+    bos = getattr(evaluator.accessed.tokenizer, "bos_token_id", None)
+    spikes = _spikes(evaluator, ids)
+    assert spikes is not None, "a model with spikes"
+    chosen = (int(bos) if bos is not None else Counter(ids[spikes].tolist()).most_common(1)[0][0],)
+    spikes = _spikes(evaluator, ids, chosen)
+    while spikes is not None and float(spikes.sum(1).float().mean()) > ENOUGH and len(chosen) < LONGEST:
+        longer = (*chosen, Counter(ids[spikes].tolist()).most_common(1)[0][0])
+        fewer = _spikes(evaluator, ids, longer)
+        assert fewer is not None, "a model with spikes"
+        if fewer.sum() >= spikes.sum():
+            break
+        chosen, spikes = longer, fewer
+    return chosen

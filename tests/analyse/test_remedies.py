@@ -1,0 +1,81 @@
+"""Remedies as deployed: rows against plain code, a prefix against a cache, and what exports take from the record."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import MARKED, spiking, tiny, token_ids
+
+import spikesink
+from spikesink.access import access
+from spikesink.access.linears import editing_inputs, find_linears
+from spikesink.intervene.prefix import load_prefix, prefix_states
+from spikesink.intervene.quantise import fake_quantise
+
+IDS = token_ids(14, 17)
+HELD_OUT = 5
+
+
+@pytest.fixture(scope="module")
+def accessed():
+    return access(spiking())
+
+
+@pytest.fixture(scope="module")
+def record(accessed):
+    return spikesink.dissociate(accessed, IDS, which="none,remedies", held_out=HELD_OUT, batch_size=3)
+
+
+def cost(record, scales, remedy):
+    return next(row for row in record.remedies.rows if (row.scales, row.remedy) == (scales, remedy)).perplexity.value
+
+
+def test_the_prefix_is_what_spikes_most_and_spikes_are_counted(record):
+    evaluated, held = IDS[:-HELD_OUT], IDS[-HELD_OUT:]
+    ids, counts = held[held < MARKED].unique(return_counts=True)
+    section = record.remedies
+    assert section.prefix_ids[0] == int(ids[counts.argmax()])
+    assert section.spike_tokens == pytest.approx((evaluated < MARKED).sum(1).float().mean())
+    assert section.first_token_spikes == pytest.approx((evaluated[:, 0] < MARKED).float().mean())
+    assert record.recommendation.prefix_ids == section.prefix_ids
+    assert {row.remedy for row in section.rows} == {None, "prefix", "smoothing", "rotation"}
+
+
+@pytest.mark.parametrize("remedy", [None, "prefix"])
+def test_rows_are_what_a_cache_and_plain_rounding_give(accessed, record, remedy):
+    ids = record.remedies.prefix_ids if remedy else []
+    sums, predictions = 0.0, 0
+
+    def rounded(_site, entering):
+        return fake_quantise(entering.flatten(0, 1), 8, "tensor").view_as(entering)
+
+    for rows in IDS[:-HELD_OUT].split(3):
+        cache = load_prefix(prefix_states(accessed, ids), accessed.model, rows)[0] if ids else None
+        with torch.no_grad(), editing_inputs(find_linears(accessed), rounded):
+            logits = accessed.model(rows, past_key_values=cache).logits[:, :-1]
+        losses = -logits.log_softmax(-1).gather(-1, rows[:, 1:, None])
+        sums, predictions = sums + float(losses.sum()), predictions + losses.numel()
+    assert cost(record, "dynamic", remedy) == pytest.approx(np.exp(sums / predictions), rel=1e-3)
+
+
+def test_maxima_are_of_the_held_out_tokens_with_spikes_and_without(accessed, record):
+    held, shown = IDS[-HELD_OUT:], {}
+
+    def note(site, entering):
+        shown[site.name] = entering.abs()
+        return entering
+
+    with torch.no_grad(), editing_inputs(find_linears(accessed), note):
+        accessed.model(held)
+    name = "model.layers.1.mlp.down_proj"
+    with_spikes, without = (record.arrays[f"{start}.{name}"] for start in ("input_max", "input_max_without_spikes"))
+    np.testing.assert_allclose(with_spikes, shown[name].flatten(0, 1).amax(0), rtol=1e-4)
+    np.testing.assert_allclose(without, shown[name][held >= MARKED].amax(0), rtol=1e-4)
+    assert (without <= with_spikes).all() and (without < with_spikes).any()
+    states = prefix_states(accessed, record.remedies.prefix_ids)
+    np.testing.assert_allclose(record.arrays["prefix.values.2"], states["values.2"], rtol=1e-5)
+
+
+def test_what_does_not_apply_is_left_out_with_the_reason():
+    record = spikesink.dissociate(access(tiny("gpt2")), IDS[:6], which="none,remedies", held_out=2)
+    assert [row.remedy for row in record.remedies.rows] == [None, None]
+    assert [line.split(":")[0] for line in record.remedies.skipped] == ["prefix", "smoothing", "rotation"]
