@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
-.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe fuzz \
+.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe serve-peer fuzz \
         soak scale controls audit-science pictures families results atlas lock audit licences wheel release-check clean
 
 scan: $(VENV)/installed
@@ -28,6 +28,14 @@ bench: $(VENV)/installed-dev
 bench-peer:
 	$(PYTHON) -m venv benchmarks/peer
 	benchmarks/peer/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 transformers==5.24.0 transformer-lens==3.9.0
+
+# Real quantisers of the embedded model beside our prediction, each in an environment of its own that has this one's
+# torch; llm-compressor needs an older transformers. What does not install is left out.
+serve-peer: $(VENV)/installed-dev
+	-test -e build/serve/torchao || $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target build/serve/torchao torchao==0.18.0
+	-test -e build/serve/onnx || $(BIN)/python tools/beside.py build/serve/onnx onnxruntime==1.31.1 onnx==1.23.2 onnxscript==0.7.2
+	-test -e build/serve/llm-compressor || $(BIN)/python tools/beside.py build/serve/llm-compressor llmcompressor==0.14.0.1 transformers==5.17.0
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serve_peer.py
 
 controls: $(VENV)/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/controls.py

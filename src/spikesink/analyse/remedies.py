@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikesink import bootstrap
-from spikesink.access import editing
+from spikesink.access import AccessedModel, editing
 from spikesink.access.linears import LinearSite, editing_inputs, find_linears
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.passes import stream
@@ -46,11 +46,14 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
         return Remedies(applicable=False, reason=reason), {}
     spikes = _spikes(evaluator, held_out)
     ranges = {
-        with_spikes: _ranges(evaluator, linears, held_out, None if with_spikes else spikes) for with_spikes in ARRAYS
+        counted: largest_inputs(
+            accessed, linears, held_out, None if counted else spikes, batch_size=evaluator.batch_size
+        )
+        for counted in ARRAYS
     }
     arrays = {
-        f"{ARRAYS[with_spikes]}.{name}": largest.numpy()
-        for with_spikes, each in ranges.items()
+        f"{ARRAYS[counted]}.{name}": largest.numpy()
+        for counted, each in ranges.items()
         for name, largest in each.items()
     }
     table = _Rows(evaluator, held_out, linears)
@@ -83,13 +86,14 @@ class _Rows:
         """Dynamic and static scales; ids: a prefix, which is never rounded and in no scale."""
         spared = spared_prefix(self.evaluator.ids.shape, ids) if ids else None
         kept = spared_prefix(self.held_out.shape, ids) if ids else None
+        accessed, batch_size = self.evaluator.accessed, self.evaluator.batch_size
         for scales in ("dynamic", "static"):
-            largest = (
-                _ranges(self.evaluator, self.linears, self.held_out, kept, context) if scales == "static" else None
-            )
+            largest = None
+            if scales == "static":
+                largest = largest_inputs(accessed, self.linears, self.held_out, kept, context, batch_size)
             scheme = Scheme(static=largest, spared_tokens=spared)
             name = f"inputs int8 per tensor {scales}" + (f" + {remedy}" if remedy else "")
-            quantised = quantised_inputs(self.evaluator.accessed, self.linears, scheme)
+            quantised = quantised_inputs(accessed, self.linears, scheme)
             result = self.evaluator.loss(f"{STAGE}/{name}", context(), quantised)
             damage = bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses)
             perplexity = bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions)
@@ -101,14 +105,15 @@ class _Rows:
             )  # fmt: skip
 
 
-def _ranges(
-    evaluator: Evaluator,
+def largest_inputs(
+    accessed: AccessedModel,
     linears: list[LinearSite],
     ids: Tensor,
-    left_out: Tensor | None,
+    left_out: Tensor | None = None,
     context: Context = nullcontext,
+    batch_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """Largest magnitude (channel,) that enters each linear map, of all tokens that are not marked."""
+    """By name the largest magnitude (channel,) that enters each linear map, of all tokens that are not marked."""
     ranges, marks = ChannelRange(), TokenMarks(left_out)
 
     def note(site: LinearSite, entering: Tensor) -> Tensor:
@@ -118,11 +123,8 @@ def _ranges(
         ranges.update(site.name, rows)
         return entering
 
-    with ExitStack() as stack:
-        stack.enter_context(context())
-        stack.enter_context(editing(evaluator.accessed, marks))
-        stack.enter_context(editing_inputs(linears, note))
-        stream(evaluator.accessed, ids, [], batch_size=evaluator.batch_size)
+    with context(), editing(accessed, marks), editing_inputs(linears, note):
+        stream(accessed, ids, [], batch_size=batch_size)
     return ranges.largest
 
 
