@@ -13,6 +13,7 @@ from spikesink.intervene.quantise import fake_quantise
 
 IDS = token_ids(14, 17)
 HELD_OUT = 5
+SCALES = ("dynamic", "static")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,15 @@ def test_maxima_are_of_the_held_out_tokens_with_spikes_and_without(accessed, rec
     assert (without <= with_spikes).all() and (without < with_spikes).any()
     states = prefix_states(accessed, record.remedies.prefix_ids)
     np.testing.assert_allclose(record.arrays["prefix.values.2"], states["values.2"], rtol=1e-5)
+
+
+def test_the_page_and_the_terminal_show_them(record):
+    from spikesink.report.remedies import remedies_part
+
+    part = remedies_part(record)
+    rows = [(row[0], row[1]) for row in part.tables[0].rows]
+    assert rows == [(name, scales) for name in ("none", "prefix", "smoothing", "rotation") for scales in SCALES]
+    assert f"Behind the prefix {record.remedies.prefix_ids[0]}" in part.note
 
 
 def test_what_does_not_apply_is_left_out_with_the_reason():

@@ -14,7 +14,7 @@ from tiny import tiny
 
 from spikesink.cli.export import CHECKPOINTS
 from spikesink.errors import InputError
-from spikesink.records.interventions import KeptSinks, KvCache, Quantisation
+from spikesink.records.interventions import Budget, KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
 
 MODULES = ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]
@@ -123,6 +123,26 @@ def test_the_lines_for_torchao_leave_out_what_was_named(record):
     chosen = {name for name, module in model.named_modules() if scope["chosen"](module, name)}
     linear = {name for name, module in model.named_modules() if type(module).__name__ == "Linear"}
     assert linear - chosen == {"lm_head", *MODULES}
+
+
+def test_measures_within_a_budget_come_first(record):
+    ignored = ["model.layers.0.mlp.down_proj"]
+
+    def within(*measures):
+        made = {
+            "measures": measures, "ignored": ignored, "blocks": [2], "perplexity": _cost(12.0), "within": True,
+            "loss_difference_nats": _cost(0.01),
+        }  # fmt: skip
+        budget = Budget.model_validate({"nats": 0.05, "deployed": "int8", "chosen": made})
+        return record.model_copy(update={"recommendation": record.recommendation.model_copy(update={"budget": budget})})
+
+    recipe = yaml.safe_load(export(within("one scale per token", "ignored layers"), "llm-compressor"))
+    modifier = recipe["quant_stage"]["quant_modifiers"]["QuantizationModifier"]
+    assert modifier["ignore"] == ["lm_head", *ignored]
+    assert modifier["config_groups"]["group_0"]["input_activations"]["strategy"] == "token"
+    assert json.loads(export(within("ignored layers"), "vllm"))["quantization_config"]["ignore"][1:] == ignored
+    with pytest.raises(InputError, match="no quantiser does by itself"):
+        export(within("spike tokens kept"), "torchao")
 
 
 def of(record, family):

@@ -132,14 +132,12 @@ def dissociate(
     the evaluated ones. folder: of finished passes, for a run that was killed. Raises SpikesinkError subclasses.
     """
     started = time.perf_counter()
-    choice, sweeps = parse_which(which), parse_dose(dose)
+    choice, sweeps, criteria = parse_which(which), parse_dose(dose), check_options(epsilon, sink_metric, batch_size)
     check_magnitude(magnitude)
     check_budget(budget, choice)
-    criteria = check_options(epsilon, sink_metric, batch_size)
     given = as_tokens(tokens)
     long = given if long_tokens is None else as_tokens(long_tokens)
-    evaluated, kept_back = split(given, held_out)
-    accessed = accessed_model(model, given)
+    (evaluated, kept_back), accessed = split(given, held_out), accessed_model(model, given)
     check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
@@ -148,8 +146,8 @@ def dissociate(
         "sink_metric": sink_metric, "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
     }  # fmt: skip
     provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
-    finished = FinishedPasses(None if folder is None else Path(folder), _identity(provenance))
-    evaluator = Evaluator(accessed, evaluated, targets, finished, criteria.sinks, batch_size, progress)
+    kept = FinishedPasses(None if folder is None else Path(folder), _identity(provenance))
+    evaluator = Evaluator(accessed, evaluated, targets, kept, criteria.sinks, batch_size, progress)
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)

@@ -18,6 +18,7 @@ from spikesink.access.linears import LinearSite, find_linears
 from spikesink.access.weights import PROJECTIONS, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.quantise import Rotation
+from spikesink.positions import placed
 
 ALPHA = 0.5
 """SmoothQuant's share of the range that goes from inputs to weights."""
@@ -111,14 +112,16 @@ def _by_block(accessed: AccessedModel) -> Iterator[tuple[BlockSites, list[Linear
     for sites in accessed.blocks():
         here = [site for site in linears if site.block == sites.block]
         if len(here) < 2 or any(site.input_dim == 0 for site in here):
-            raise DoesNotApplyError(f"The linear maps of block {sites.block} of '{accessed.name}' are not all known")
+            raise DoesNotApplyError(
+                f"The linear maps of block {placed(sites.block)} of '{accessed.name}' are not all known"
+            )
         yield sites, here[:-1], here[-1]
 
 
 def _smooth(folding: Folding, largest: Mapping[str, Tensor], alpha: float) -> None:
     for sites, reading, writing in _by_block(folding.accessed):
         if not isinstance(sites.input_norm, nn.Module) or getattr(sites.input_norm, "weight", None) is None:
-            raise DoesNotApplyError(f"Block {sites.block} has no norm with a scale at its input")
+            raise DoesNotApplyError(f"Block {placed(sites.block)} has no norm with a scale at its input")
         scales = _scales(reading, largest[reading[0].name], alpha)
         _divide_norm(folding, sites, scales)
         for site in reading:
@@ -188,7 +191,9 @@ def _rotate(folding: Folding) -> None:
     blocks = list(_by_block(accessed))
     for sites, _, _ in blocks:
         if accessed.post_norm or sites.output_norm is not None or sites.input_norm is None or sites.also:
-            raise DoesNotApplyError(f"Block {sites.block} of '{accessed.name}' has norms that no rotation passes")
+            raise DoesNotApplyError(
+                f"Block {placed(sites.block)} of '{accessed.name}' has norms that no rotation passes"
+            )
     rotation, decoder = Rotation.of(accessed.d_model), accessed.model.get_decoder()
     head, embedding = folding.untie(), cast(nn.Embedding, accessed.model.get_input_embeddings())
     final = next((module for name in ("norm", "ln_f") if (module := getattr(decoder, name, None)) is not None), None)

@@ -10,7 +10,7 @@ import yaml
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.base import Frozen
-from spikesink.records.interventions import Interventions
+from spikesink.records.interventions import Interventions, MeasureSet
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 NOT_LINEAR = ("gpt2", "openai-gpt")
@@ -29,12 +29,31 @@ def export(record: Interventions, tool: str) -> bytes:
 
 
 def _modules(record: Interventions) -> list[str]:
-    """Linear maps to leave in high precision; none where no block stands out."""
+    """Linear maps to leave in high precision: those of a budget, else those of the blocks that stand out, if any."""
+    if chosen := _chosen(record):
+        return chosen.ignored
     if not record.quantisation.applicable:
         raise InputError(_missing("which linear maps break int8", "quantisation"))
     if record.quantisation.worst_blocks and not record.recommendation.modules:
         raise InputError("The run was made before modules were kept by name; run spikesink intervene again.")
     return record.recommendation.modules
+
+
+def _chosen(record: Interventions) -> MeasureSet | None:
+    """The measures within a budget, where one was given and holds."""
+    budget = record.recommendation.budget
+    return None if budget is None else budget.chosen
+
+
+def _granularity(record: Interventions) -> str:
+    """`tensor` or `token`: what a dynamic scale is of. Raises InputError for measures that no quantiser has."""
+    measures = [] if (chosen := _chosen(record)) is None else chosen.measures
+    if "spike tokens kept" in measures:
+        raise InputError(
+            "Within the budget only with spike tokens kept in high precision, which no quantiser does by itself; put a "
+            "prefix in front (--which remedies), or run without --budget."
+        )
+    return "token" if "one scale per token" in measures else "tensor"
 
 
 def _linears(record: Interventions) -> list[str]:
@@ -99,7 +118,7 @@ def _plain(record: Interventions) -> str:
     content = Plain(
         model=record.provenance.model.get("name"),
         high_precision_modules=_modules(record),
-        measured_at="int8 per tensor, dynamic",
+        measured_at=f"int8 per {_granularity(record)}, dynamic",
         spike_tokens=advice.tokens,
         spike_channels=advice.channels,
         keep_first_tokens=record.kv_cache.keep if record.kv_cache.applicable else None,
@@ -114,11 +133,11 @@ def _json_schema(_record: Interventions) -> str:
 
 
 def _llm_compressor(record: Interventions) -> str:
-    """A recipe for `oneshot`: int8 as it was measured, one dynamic scale a tensor, without what breaks it."""
+    """A recipe for `oneshot`: int8 as it was measured, one dynamic scale a tensor or token, without what breaks it."""
     group = {
         "targets": ["Linear"],
         "weights": {**INT8, "strategy": "channel", "dynamic": False},
-        "input_activations": {**INT8, "strategy": "tensor", "dynamic": True},
+        "input_activations": {**INT8, "strategy": _granularity(record), "dynamic": True},
     }
     modifier = {"ignore": ["lm_head", *_linears(record)], "config_groups": {"group_0": group}}
     content = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
@@ -127,12 +146,11 @@ def _llm_compressor(record: Interventions) -> str:
 
 def _torchao(record: Interventions) -> str:
     """The config as torchao's `config_to_dict` spells it, what its filter leaves out, and how both are applied."""
+    row: dict[str, Any] = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+    tensor: dict[str, Any] = {"_type": "PerTensor", "_version": 1, "_data": {}}
     data = {
         "act_mapping_type": {"_type": "MappingType", "_data": "SYMMETRIC"},
-        "granularity": [
-            {"_type": "PerTensor", "_version": 1, "_data": {}},
-            {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
-        ],
+        "granularity": [row if _granularity(record) == "token" else tensor, row],
     }
     config = {"_type": "Int8DynamicActivationInt8WeightConfig", "_version": 2, "_data": data}
     apply = [

@@ -21,6 +21,7 @@ from spikesink.report.kv_cache import kv_cache_part
 from spikesink.report.lifecycle import lifecycle_part, spikes_part
 from spikesink.report.next_step import next_step
 from spikesink.report.quantisation import quantisation_part
+from spikesink.report.remedies import remedies_part
 from spikesink.report.runs import Model
 from spikesink.report.sinks import sinks_part
 from spikesink.report.training import training_part
@@ -136,6 +137,7 @@ def _sections(model: Model) -> list[Part]:
         sections.append(interventions_part(record))
         sections += [dose_part(record)] if record.dose else []
         sections += [quantisation_part(record)] if record.quantisation.applicable else []
+        sections += [remedies_part(record)] if record.remedies.applicable else []
         sections += [formats_part(record)] if record.formats.applicable else []
         sections += [kv_cache_part(record)] if record.kv_cache.applicable else []
     if model.training is not None:
