@@ -11,7 +11,7 @@ from tiny import tiny, token_ids
 from spikesink import scan
 from spikesink.access import load
 from spikesink.errors import ModelError, UnsupportedModelError
-from spikesink.report.conditions import conditions
+from spikesink.report.conditions import sentence
 
 ATTENTION = "model.layers.0.self_attn"
 
@@ -287,7 +287,7 @@ def test_what_transformers_can_undo_is_measured_dequantised(folder, made, method
     assert numbers(accessed) == numbers(model)
     assert {parameter.dtype for parameter in accessed.model.parameters()} == {torch.float32}
     assert accessed.provenance["dequantised_from"] == method
-    assert conditions(scan(accessed, token_ids())).endswith(f"weights from {method}.")
+    assert sentence(scan(accessed, token_ids()).provenance).endswith(f"weights from {method}.")
     assert not hasattr(accessed.model.config, "quantization_config")
 
 

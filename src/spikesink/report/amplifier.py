@@ -6,7 +6,6 @@ import numpy as np
 from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part, Table
 from spikesink.report.drawing import (
     BLUE,
@@ -136,7 +135,6 @@ def _norms(record: Anatomy, section: sections.Amplifier) -> Figure:
         f"outliers, at least {section.outlier_over_median_min:g} × the median of their block "
         f"({section.outlier_count} in all). From the weights alone, norm folded in; "
         f"{norms.shape[1]} channels a block.",
-        conditions=conditions(record),
         alternative=f"Norms of U_k by FFN block; outliers: {text or 'none'}.",
     )
 
@@ -181,6 +179,5 @@ def _spectra(record: Anatomy, section: sections.Amplifier) -> Figure | None:
         rows=table(rows),
         caption="The largest eigenvalues of S_k = (U_k + U_kᵀ)/2 of the spike channel, one line a block; "
         f"orange: {blocks(shown)}.{ended} From the weights alone.",
-        conditions=conditions(record),
         alternative=f"Eigenvalue spectra of channel {spike}.{ended or ' No step block.'}",
     )

@@ -2,20 +2,15 @@
 
 from typing import Any
 
-from spikesink.records import Provenance, Record, Timing
+from spikesink.records import Provenance, Timing
 from spikesink.report.document import Table
 
 EMBEDDED = ("SmolLM2-135M-Instruct", "Q4_1")
 """What records call the embedded model, and what its weights come from."""
 
 
-def conditions(record: Record) -> str:
-    """Model, tokens, BOS, dtype and what the weights went through, in one sentence."""
-    provenance: Provenance = record.provenance  # type: ignore[attr-defined]
-    return sentence(provenance)
-
-
 def sentence(provenance: Provenance) -> str:
+    """Model, tokens, BOS, dtype and what the weights went through, in one sentence."""
     model, tokens = provenance.model, provenance.tokens
     parts = [name(model), shape(provenance), _bos(tokens), f"{model.get('dtype')}"]
     if tokens.get("chat_template"):

@@ -5,7 +5,6 @@ from typing import Any
 import altair as alt
 
 from spikesink.records.interventions import Dose, Estimate, InterventionRow, Interventions
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, dashes, drawing, layered, table
 from spikesink.report.format import NONE, counted, interval, listed, number, percent
@@ -106,7 +105,6 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
         rows=table(rows),
         caption="What is left at each strength, with 95 % bootstrap intervals over sequences; above: the cost in nats. "
         "Sinks: of the blocks behind the edit where it has a place." + _places(dose),
-        conditions=conditions(record),
         alternative=f"Lines over strength ({dose.strength}); at the last level: {ends}.",
     )
 

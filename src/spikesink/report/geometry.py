@@ -6,7 +6,6 @@ import numpy as np
 from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, layered, scatter, table
 from spikesink.report.format import interval, number, percent
@@ -103,7 +102,6 @@ def _plane(record: Anatomy, section: sections.Geometry, plane: sections.KeyPlane
         caption=f"Before the rotary embedding, in the plane of their two principal components, which holds "
         f"{percent(plane.explained)} of the variance; importance {number(plane.importance)}; {len(rows)} of "
         f"{len(points)} points drawn, from {section.sequences} sequences.",
-        conditions=conditions(record),
         alternative=f"Scatter of queries, sink keys and other keys of {what}.",
     )
 
@@ -149,7 +147,6 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
         f"{interval(correlation)} over {correlation.n} heads (95 % bootstrap interval).",
-        conditions=conditions(record),
         alternative=f"Scatter of importance against logit gap; rank correlation {number(correlation.value)}.",
     )
 
@@ -185,6 +182,5 @@ def _ranks(record: Anatomy, section: sections.Geometry) -> Figure:
         rows=table(rows),
         caption="One point a KV head; effective rank is exp of the entropy of the singular values. Medians: sink keys "
         f"{medians[0]:.1f}, as many other keys {medians[1]:.1f}; sinks are {section.sink_tokens.tokens} tokens.",
-        conditions=conditions(record),
         alternative=f"Scatter of effective ranks: medians {medians[0]:.1f} for sink keys, {medians[1]:.1f} for others.",
     )

@@ -8,7 +8,6 @@ import numpy as np
 from spikesink.records import Anatomy, SinkHead
 from spikesink.records import anatomy as sections
 from spikesink.report import geometry
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import Figure, inline, layered, rounded, scatter, table
 from spikesink.report.format import interval, number, percent
@@ -98,7 +97,6 @@ def _distance(record: Anatomy, section: sections.Heads) -> Figure:
         rows=table(rows),
         caption=f"One point a head, mean over {section.queries:,} queries: distance between query and key with the "
         f"sink taken out; dashed: a head that attends uniformly. {correlation}".rstrip(),
-        conditions=conditions(record),
         alternative=f"Scatter of attention distance against sink mass. {correlation}".rstrip(),
     )
 
@@ -134,7 +132,6 @@ def _writes(record: Anatomy, section: sections.Heads) -> Figure:
         rows=table(rows),
         caption="Norm of what a head adds to the residual stream, over its norm when the sink's mass goes to the other "
         f"keys instead; below 1, the sink turns the head down; {text}.",
-        conditions=conditions(record),
         alternative=f"Scatter of the share of the write norm that is left against sink mass; {text}.",
     )
 

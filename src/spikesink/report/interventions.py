@@ -5,7 +5,6 @@ from typing import Any
 import altair as alt
 
 from spikesink.records.interventions import Answer, Estimate, InterventionRow, Interventions
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
 from spikesink.report.format import NONE, counted, listed, number, percent, signed
@@ -165,7 +164,6 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
         caption=f"Mean loss less the baseline's on the same tokens, 95 % bootstrap interval over "
         f"{counted(n, 'sequence')}; grey: random controls of the same size, mean over "
         f"{record.provenance.settings['draws']} draws.",
-        conditions=conditions(record),
         alternative=f"Costs of {len(rows)} interventions and controls; the dearest is {worst['name']} with "
         f"{signed(worst['cost'])} nats. The table below has every number.",
     )
@@ -219,7 +217,6 @@ def _plane(record: Interventions, rows: Rows) -> Figure:
         rows=table(rows),
         caption="Left: spikes gone; below: sinks gone; the corner at 100 %: both as they were. "
         f"Verdict: {record.dissociation.verdict}.",
-        conditions=conditions(record),
         alternative="Scatter of the sink ratio that is left against the spike plateau that is left. "
         + record.dissociation.sentence,
     )

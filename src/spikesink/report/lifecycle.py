@@ -6,7 +6,6 @@ from typing import Any
 import altair as alt
 
 from spikesink.records import Anatomy, Peak
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,
@@ -85,7 +84,6 @@ def _residual(record: Anatomy) -> Figure:
         rows=table(rows),
         caption="The three channels with the largest magnitude over all tokens after each block, and the median "
         f"magnitude; logarithmic. {_marked(record)}",
-        conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest magnitude is "
         f"{number(peak.spike)} in channel {peak.spike_channel} after block {record.placed(peak.spike_block)}; "
         f"step-up: {blocks(peak.step_up_blocks, record.placed)}; "
@@ -106,7 +104,6 @@ def _write(record: Anatomy) -> Figure:
         rows=table(rows),
         caption="The same of what each block adds to the residual stream. A spike that few blocks make and others take "
         f"away shows as few high points here and a plateau above. {_marked(record)}",
-        conditions=conditions(record),
         alternative=f"Line chart over {len(record.lifecycle.blocks)} blocks: the largest write is "
         f"{number(top['magnitude'])} in channel {top['channel']}, by block {record.placed(top['block'])}.",
     )
@@ -159,7 +156,6 @@ def _shares(record: Anatomy) -> Figure:
         f"the plateau ({number(rule.plateau)}). At least {percent(rule.share_min)} up to block "
         f"{record.placed(record.spikes.verdict_block)} is step-up, at most −{percent(rule.share_min)} after it "
         "step-down.",
-        conditions=conditions(record),
         alternative="Bar chart of each block's share of the plateau; the step blocks are "
         + ", ".join(f"{row['block']} ({row['share']:+.0%})" for row in rows if row["block"] in steps)
         + ".",

@@ -1,12 +1,13 @@
 """What the records of one model say: the answer, the figures of merit, every part, what was not measured."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
 
 from spikesink import measures
-from spikesink.records import Anatomy, NotApplicable
+from spikesink.records import Anatomy, NotApplicable, Provenance
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
 from spikesink.report.conditions import command as command_line
@@ -132,17 +133,28 @@ def _sections(model: Model) -> list[Part]:
         record = model.anatomy
         sections += [lifecycle_part(record), sinks_part(record), spikes_part(record)]
         sections += [_measured(record, name, section) for name, section in _further(record).items()]
+        _under(record.provenance, sections)
     if model.interventions is not None:
         record = model.interventions
-        sections.append(interventions_part(record))
-        sections += [dose_part(record)] if record.dose else []
-        sections += [quantisation_part(record)] if record.quantisation.applicable else []
-        sections += [remedies_part(record)] if record.remedies.applicable else []
-        sections += [formats_part(record)] if record.formats.applicable else []
-        sections += [kv_cache_part(record)] if record.kv_cache.applicable else []
+        parts = [interventions_part(record)]
+        parts += [dose_part(record)] if record.dose else []
+        parts += [quantisation_part(record)] if record.quantisation.applicable else []
+        parts += [remedies_part(record)] if record.remedies.applicable else []
+        parts += [formats_part(record)] if record.formats.applicable else []
+        parts += [kv_cache_part(record)] if record.kv_cache.applicable else []
+        _under(record.provenance, parts)
+        sections += parts
     if model.training is not None:
         sections.append(training_part(model.training))
     return sections
+
+
+def _under(provenance: Provenance, parts: Sequence[Part]) -> None:
+    """Let every chart say under which conditions it was measured, unless it says so itself."""
+    for part in parts:
+        part.figures = [
+            replace(figure, conditions=figure.conditions or sentence(provenance)) for figure in part.figures
+        ]
 
 
 def _further(record: Anatomy) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import altair as alt
 
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import BLUE, HEIGHT, ORANGE, Figure, Rows, block_axis, lines, step_marks, table
 from spikesink.report.format import counted, number, percent
@@ -99,6 +98,5 @@ def _figure(
         rows=table(rows),
         caption=f"{metric} Residual after each block, seen through the model's {section.norm} without its scale; "
         f"{last.spike.tokens} spike and {last.other.tokens} other tokens.",
-        conditions=conditions(record),
         alternative=f"Line chart by block. {metric}",
     )

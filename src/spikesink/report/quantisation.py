@@ -6,7 +6,6 @@ import altair as alt
 
 from spikesink.positions import placed
 from spikesink.records.interventions import Damage, Interventions, Quantisation
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,
@@ -124,7 +123,6 @@ def _sites(record: Interventions) -> Figure:
         rows=table(rows),
         caption="Simulated quantisation in all blocks: mean loss less that of the unquantised model, 95 % interval "
         f"over {counted(n, 'sequence')}.",
-        conditions=conditions(record),
         alternative=f"Bars of {len(rows)} configurations; the dearest is {worst['configuration']} with "
         f"{signed(worst['cost'])} nats.",
     )
@@ -155,6 +153,5 @@ def _blocks(record: Interventions) -> Figure:
         rows=table(rows),
         caption=f"Int8 with one scale per tensor at the input of {section.worst_kind}, one block at a time; marked "
         f"blocks do a notable share of the damage: {worst}. 95 % intervals over sequences.",
-        conditions=conditions(record),
         alternative=f"Cost of quantising one block at a time; blocks that stand out: {worst}.",
     )

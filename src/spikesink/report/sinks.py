@@ -8,7 +8,6 @@ import numpy as np
 from spikesink.positions import placed
 from spikesink.records import Anatomy, SinkHead
 from spikesink.records.scan import SinkRatio
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import (
     BLUE,
@@ -89,7 +88,6 @@ def _ratio_curve(record: Anatomy, field: str, what: str, axis: str, entries: lis
         rows=table(rows),
         caption=f"Share of heads and sequences that sink, by {axis}; this record's ratio is at ε = "
         f"{record.sinks.epsilon:g}. {record.sinks.ratio_reason or ''}".strip(),
-        conditions=conditions(record),
         alternative=f"Line chart of the sink ratio by {axis}, under two metrics.",
     )
 
@@ -171,7 +169,6 @@ def sink_map(record: Anatomy) -> Figure:
         caption="Colour: largest importance of a key in the first half, averaged over sequences (1 = all attention). "
         f"Dot: a sink head under {record.sinks.metric}, ε = {record.sinks.epsilon:g}, in at least "
         f"{percent(record.sinks.sink_rate_min)} of the sequences.",
-        conditions=conditions(record),
         alternative=f"Map of {summary.head_count} heads by block; {summary.sink_head_count} are sink heads. The "
         f"strongest is head {strongest.head} of block {placed(strongest.block)} with importance "
         f"{number(strongest.max_importance)}. The fields below the map pick a head without a mouse.",
@@ -206,7 +203,6 @@ def head_importance(record: Anatomy) -> Figure:
         chart=layered(bars, limit.encode(alt.Y("limit:Q")), height=HEIGHT - 80),
         rows=rows,
         caption=f"Mean attention that each key gets, α_k = (1/T) Σ_t A[t, k]; dashed: ε = {record.sinks.epsilon:g}.",
-        conditions=conditions(record),
         alternative=f"Bar chart of importance over {len(rows)} key positions for one head.",
     )
 
@@ -225,7 +221,6 @@ def head_plane(record: Anatomy) -> list[Figure]:
         rows=rows,
         caption="Before the rotary embedding, in the plane of their two principal components: "
         f"{len(rows)} of the head's queries, sink keys and other keys.",
-        conditions=conditions(record),
         alternative="Scatter of queries, sink keys and other keys of one head.",
     )
     return [figure]

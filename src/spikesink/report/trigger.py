@@ -8,7 +8,6 @@ import numpy as np
 from spikesink.positions import placed
 from spikesink.records import Anatomy
 from spikesink.records import anatomy as sections
-from spikesink.report.conditions import conditions
 from spikesink.report.document import Merit, Part, Table
 from spikesink.report.drawing import (
     BLUE,
@@ -193,7 +192,6 @@ def _vocabulary(record: Anatomy, probe: sections.VocabularyProbe) -> Figure:
         rows=table(rows),
         caption=f"{text} (above {number(count.threshold)}, dashed; rule {count.criterion}); after block "
         f"{placed(probe.block)}, every item of the vocabulary.",
-        conditions=conditions(record),
         alternative=f"Two histograms: {text}.",
     )
 
@@ -224,6 +222,5 @@ def _direction(record: Anatomy, first: sections.FirstTokenMap) -> Figure:
         caption=f"Mean |cos| of the residual with s* of channel {first.channel} in block {placed(first.step_block)}: "
         f"{first.n_first} items alone at position 0, {first.n_later} ordinary later tokens; dashed: random directions "
         f"({number(first.random_cosine)}).",
-        conditions=conditions(record),
         alternative="Line chart of the cosine with s* over the early attention blocks, first token against later ones.",
     )
