@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 TOOLS  := .tools
 LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
-.PHONY: scan test lint docs tutorial notebook bench bench-peer bench-amplifier bench-probe serve-peer fuzz \
+.PHONY: scan test lint docs tutorial notebook bench bench-gpu bench-peer bench-amplifier bench-probe serve-peer fuzz \
         soak scale controls audit-science pictures families results atlas lock audit licences wheel release-check clean
 
 scan: $(VENV)/installed
@@ -23,6 +23,10 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scan.py
+
+# Needs a GPU: a scan with the fused attention, compared with row blocks and timed.
+bench-gpu: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/scan_gpu.py
 
 # TransformerLens in an environment of its own, for `make bench` to measure beside us.
 bench-peer:

@@ -12,6 +12,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from spikesink import scan
 from spikesink.access import attention, tiled_attention
 from spikesink.access.attention import Call, Normaliser, attend
+from spikesink.access.fused_attention import attend_fused
 from spikesink.access.masks import plan_mask
 from spikesink.access.tiled_attention import segments
 from spikesink.observer import Observer
@@ -89,11 +90,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("how", ["tiles, 1 thread", "tiles, 3 threads", "fused"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_tiles_give_what_sums_in_float64_give(options, threads, monkeypatch):
-    """Several tiles of 16 queries; the sums are also right where they are cut."""
+def test_tiles_give_what_sums_in_float64_give(options, how, monkeypatch):
+    """Several tiles of 16 queries; the sums are also right where they are cut. Fused: what a GPU runs, in plain
+    operations."""
     monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    if how == "fused":
+        monkeypatch.setattr(attention, "attend_tiled", attend_fused)
+    threads = 3 if "3" in how else 1
     call, seen = problem(**options), SumsOnly()
     with torch.inference_mode(), using(threads):
         output = attend(call, [seen], [], None)
@@ -170,7 +175,7 @@ def test_a_scan_attends_in_tiles(monkeypatch):
     model, ids = tiny("llama"), token_ids(3, 37)
     one = scan(model, ids, batch_size=3)
     assert len(blocks) >= model.config.num_hidden_layers
-    monkeypatch.setattr(attention, "_fits_tiles", lambda *_: False)
+    monkeypatch.setattr(attention, "_only_sums", lambda *_: False)
     other = scan(model, ids, batch_size=3)
     for name, array in one.arrays.items():
         torch.testing.assert_close(array, other.arrays[name], rtol=2e-5, atol=1e-6, msg=name)

@@ -3,7 +3,7 @@
 Registered with transformers' AttentionInterface, it receives post-RoPE query, key and value of every family, with
 softcap, learned sinks and normaliser as keyword arguments. It computes the block's own softmax and P V over row
 blocks of queries, so a T x T map never exists, and shows each row block to the observers. Where all of them are content
-with sums over queries, the blocks are tiles that stay in the cache.
+with sums over queries, the blocks are tiles that stay in the processor's cache, or on a GPU FlexAttention's.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from spikesink.access import fused_attention
 from spikesink.access.masks import MaskPlan, plain_plan, plan_mask
 from spikesink.access.protocol import check_finite, listeners
 from spikesink.access.tiled_attention import Problem, attend_tiled, segments
@@ -95,8 +96,8 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
     call = replace(call, key=key, value=value)
     # An editor may need the queries as well as the scores: it is told what observers are.
     _announce(call, [*observers, *editors], valid)
-    if _fits_tiles(call, observers, editors, valid):
-        output = _attend_tiled(call, observers)
+    if _only_sums(call, observers, editors, valid):
+        output = _attend_summed(call, observers)
     else:
         output = _attend_rows(call, observers, editors, valid)
     if observers:
@@ -105,21 +106,26 @@ def attend(call: Call, observers: list, editors: list, valid: Tensor | None) -> 
     return output
 
 
-def _fits_tiles(call: Call, observers: list, editors: list, valid: Tensor | None) -> bool:
-    """Whether nobody sees or edits rows, and the tiles compute what this call asks for."""
+def _only_sums(call: Call, observers: list, editors: list, valid: Tensor | None) -> bool:
+    """Whether nobody sees or edits rows, and what computes sums alone computes what this call asks for."""
     wanted = any(listeners(editors, name) for name in ("edit_scores", "edit_weights", "edit_output"))
     plain = call.virtual_keys == 0 and call.position_bias is None and call.normaliser.kind == "softmax"
     padded = valid is not None or call.plan.arguments["attention_mask"] is not None
+    device = call.query.device.type
+    counted = (device == "cuda" and fused_attention.ASKED) or (device == "cpu" and _dtypes(call) == {torch.float32})
     return (
         plain
+        and counted
         and not (wanted or padded or listeners(observers, "on_attention_rows") or torch.is_grad_enabled())
-        and call.query.device.type == "cpu"
-        and {call.query.dtype, call.key.dtype, call.value.dtype} == {torch.float32}
         and call.query.shape[2] == call.key.shape[2]
     )
 
 
-def _attend_tiled(call: Call, observers: list) -> Tensor:
+def _dtypes(call: Call) -> set[torch.dtype]:
+    return {call.query.dtype, call.key.dtype, call.value.dtype}
+
+
+def _attend_summed(call: Call, observers: list) -> Tensor:
     sinks = call.normaliser.learned_sinks
     problem = Problem(
         query=call.query,
@@ -133,7 +139,8 @@ def _attend_tiled(call: Call, observers: list) -> Tensor:
     listening = listeners(observers, "on_attention_sums")
     queries = call.query.shape[2]
     pieces = list(segments(0, queries)) if listening else []
-    output, sums = attend_tiled(problem, [stop for _, stop in pieces])
+    attend_summed = attend_tiled if call.query.device.type == "cpu" else fused_attention.attend_fused
+    output, sums = attend_summed(problem, [stop for _, stop in pieces])
     for (start, stop), mass, virtual in zip(pieces, sums.mass, sums.virtual, strict=True):
         for listen in listening:
             listen(AttentionSums(call.block, start, stop, 0, queries, mass, None if sinks is None else virtual))

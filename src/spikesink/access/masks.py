@@ -5,6 +5,7 @@ batch x T x T (1 GB at 32k). We keep the question instead and answer it per row 
 `sdpa_mask`, so padding, windows, chunks and packed sequences mean exactly what they mean to the model.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,18 +26,24 @@ class MaskPlan:
     arguments: dict[str, Any]
     plain_causal: bool
     device: torch.device
-    _ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     _counts: Tensor | None = None
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made of this plan under a name before, made now if it was not."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def key_range(self, start: int, stop: int) -> tuple[int, int]:
         """First and one-past-last key that any query in [start, stop) may see."""
         if self.plain_causal:
             return 0, stop
-        if (start, stop) not in self._ranges:
-            columns = self._build(start, stop, 0, self.kv_length).flatten(0, 2).any(0).nonzero()
-            keys = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
-            self._ranges[start, stop] = keys
-        return self._ranges[start, stop]
+        return self.kept(("keys", start, stop), lambda: self._keys(start, stop))
+
+    def _keys(self, start: int, stop: int) -> tuple[int, int]:
+        columns = self._build(start, stop, 0, self.kv_length).flatten(0, 2).any(0).nonzero()
+        return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
 
     def rows(self, start: int, stop: int, low: int, high: int) -> Tensor:
         """Visibility (batch or 1, 1, stop - start, high - low) of keys [low, high) to queries [start, stop)."""

@@ -22,7 +22,10 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True)
 class Problem:
-    """Query (batch, head, token, d), key and value (batch, kv_head, token, d); float32 on the CPU, without padding."""
+    """Query (batch, head, token, d), key and value (batch, kv_head, token, d); float32 on the CPU, without padding.
+
+    On a GPU of any floating dtype.
+    """
 
     query: Tensor
     key: Tensor
