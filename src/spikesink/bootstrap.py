@@ -90,4 +90,5 @@ def share(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarra
 
 
 def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean over units."""
     return values.mean(axis)

@@ -1,4 +1,4 @@
-"""What capture hands to observers, and their base class. Blocks are numbered from 1: odd = attention, even = FFN."""
+"""The base of observers of a forward pass, and what they are given. Blocks count from 1: odd attention, even FFN."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

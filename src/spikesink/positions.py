@@ -1,4 +1,4 @@
-"""Places: of tokens in their sequence, padding not counted, for torch tensors and numpy arrays alike; of blocks."""
+"""Positions of tokens in their sequence without padding (torch or numpy), and of blocks in their layer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached, asked once and briefly. Importing this loads no torch."""
+"""A short test whether the model hub can be reached. Importing this loads no torch."""
 
 import socket
 from pathlib import Path

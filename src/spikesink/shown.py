@@ -1,4 +1,4 @@
-"""What draws itself in a notebook. The package installs who draws, so that records know nothing of reports."""
+"""The base of results that notebooks show as HTML; the package installs the renderer, so records import no report."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar

@@ -171,7 +171,7 @@ def _attend_rows(call: Call, observers: list, editors: list, valid: Tensor | Non
 
 
 def sums_of(rows: AttentionRows, valid: Tensor | None) -> Iterator[AttentionSums]:
-    """What the tiles would tell, from a row block."""
+    """The sums over queries that tiled attention gives, from a row block."""
     weights, virtual = rows.weights, rows.virtual_mass
     if valid is not None:
         counted = valid[:, None, rows.queries].to(weights.device)
@@ -292,6 +292,7 @@ def serve(modules: dict[int, int], handler: Callable[[nn.Module, Call], Tensor])
 
 
 def stop_serving(modules: dict[int, int]) -> None:
+    """Let these attention modules use their own function again."""
     for key in modules:
         _handlers.pop(key, None)
         _blocks.pop(key, None)

@@ -29,7 +29,7 @@ from spikesink.positions import ranks
 
 @dataclass
 class Tap:
-    """What is attached to one model at the moment."""
+    """The observers and editors attached to one model."""
 
     observers: list[object] = field(default_factory=list)
     editors: list[object] = field(default_factory=list)
@@ -43,7 +43,7 @@ _taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
 
 
 def tap_of(accessed: AccessedModel) -> Tap:
-    """What is attached to the model now; an empty one where nothing is."""
+    """The observers and editors attached to the model now; empty where there are none."""
     return _taps.get(accessed.model) or Tap()
 
 
@@ -397,6 +397,7 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def with_hidden(output: Any, tensor: Tensor) -> Any:
+    """The output of a layer, block or norm with its hidden state replaced."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 

@@ -1,4 +1,4 @@
-"""Comparing two computations of the same thing: what both are tried on, how far apart they are, how far they may be."""
+"""Differences of two computations of the same thing, the tolerances for them, and the fixed inputs both are given."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says about its model, held against what transformers builds of it: applied, irrelevant, or refused.
+"""The keys and tensors of a GGUF file, compared with what transformers builds of it: applied, irrelevant, or refused.
 
 transformers reads some of the keys and tensors of some architectures and drops the rest without a word. Every key and
 every tensor is accounted for here, so that what changes the model either reaches it or is refused by name.

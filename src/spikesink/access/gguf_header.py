@@ -44,6 +44,8 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
+    """The metadata and the table of tensors of a GGUF file."""
+
     keys: dict[str, Value]
     tensors: tuple[GgufTensor, ...]
 
@@ -70,7 +72,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _Walk:
-    """A position in the header that moves on and never leaves the file."""
+    """Reads the values of a header in order, and refuses to read beyond the file."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self.path, self.content, self.size = path, content, len(content)

@@ -1,4 +1,4 @@
-"""Verifications that held, so that the same is not verified twice: of a model object, and on disk of a checkpoint."""
+"""The cache of verifications that passed: of a model object in memory, of a checkpoint on disk."""
 
 import hashlib
 import json

@@ -71,6 +71,7 @@ def _undone_afterwards(quantiser: Any) -> bool:
 
 
 def refused(name: str, method: str, error: Exception | None) -> UnsupportedModelError:
+    """The error for a quantised checkpoint that cannot be read as plain weights."""
     reason = "" if error is None else f": {type(error).__name__}: {short(error)}"
     return UnsupportedModelError(
         f"'{name}' is stored quantised ({method}); its weights are not the ones that were trained, and transformers "

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's weight files, held against the model that is built of it: every tensor is accounted for.
+"""The tensors in a checkpoint's weight files, compared with the model that is built of them: each is accounted for.
 
 transformers fills what a checkpoint lacks with random numbers, leaves out what the model has no place for, and reads
 integers as if they were the weights. None of it may be measured.

@@ -176,6 +176,7 @@ def intervention(
 
 
 def seeded(seed: int) -> torch.Generator:
+    """A random generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of hidden states: those of chosen tokens, means of spike tokens and others, the range of channels."""
+"""Observers that keep hidden states: those of chosen tokens, means of spike tokens and others, ranges of channels."""
 
 from collections.abc import Callable, Collection
 

@@ -51,6 +51,8 @@ class AmplifierBlock(Frozen):
 
 
 class OutlierChannel(Frozen):
+    """A channel whose ||U_k||_F is far above the median of its FFN."""
+
     block: int
     channel: int
     expert: int | None
@@ -202,6 +204,8 @@ class FirstTokenBlock(Frozen):
 
 
 class FirstTokenMap(Frozen):
+    """How the first token comes to point along s*, block by block before the step-up. Eq. 22."""
+
     step_block: int
     channel: int
     n_first: int
@@ -228,6 +232,8 @@ class TokenClass(Frozen):
 
 
 class SelfSinkingBlock(Frozen):
+    """Self-attention by class of token in one early attention block. Spec 2.3."""
+
     block: int
     classes: list[TokenClass]
 
@@ -296,6 +302,8 @@ class NormStatistics(Frozen):
 
 
 class NormalisationBlock(Frozen):
+    """Spike tokens and the others after one block, normed."""
+
     block: int
     spike: NormStatistics
     other: NormStatistics

@@ -163,6 +163,8 @@ class NotApplicable(Section):
 
 
 class Provenance(Frozen):
+    """What a record was measured on and with: model, token ids, versions, settings."""
+
     model: dict[str, Any]
     tokens: dict[str, Any]
     versions: dict[str, str]

@@ -142,6 +142,8 @@ class Damage(Frozen):
 
 
 class Quantisation(Section):
+    """Simulated int8: its cost by site and by block, and with remedies."""
+
     weights_note: str | None = None
     """Where the weights were quantised before already, since every figure here then is on top of that."""
     baseline: Estimate | None = None
@@ -199,6 +201,8 @@ class FormatDamage(Frozen):
 
 
 class Formats(Section):
+    """Cost of the floating-point formats that models are served in."""
+
     rows: list[FormatDamage] = Field(default_factory=list)
     skipped: list[str] = Field(default_factory=list)
     """Formats that the model's sizes do not allow, with the reason."""
@@ -242,6 +246,8 @@ class KeptSinks(Frozen):
 
 
 class KvCache(Section):
+    """Streaming caches of few tokens: their cost, and how many first tokens must be kept."""
+
     sequences: int = 0
     tokens: int = 0
     table: list[KeptSinks] = Field(default_factory=list)

@@ -57,6 +57,8 @@ class StepRule(Frozen):
 
 
 class Lifecycle(Frozen):
+    """What each block adds to the residual stream, and which blocks make and remove the spike."""
+
     blocks: list[BlockCycle]
     step_rule: StepRule
     unrolled_sum_holds: bool
@@ -142,6 +144,8 @@ class SinkRatio(Frozen):
 
 
 class Sinks(Frozen):
+    """Importance of keys by head, the criterion for a sink head, and ratios under other criteria."""
+
     metric: str
     epsilon: float
     ratio_reason: str | None = None

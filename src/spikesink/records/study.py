@@ -176,6 +176,8 @@ class Effect(Frozen):
 
 
 class VariantVerdict(Frozen):
+    """What the rules say of one variant against the baseline."""
+
     variant: str
     verdict: str
     """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged; and where the baseline
@@ -209,6 +211,8 @@ class ClaimVerdict(Frozen):
 
 
 class CellCurves(Frozen):
+    """The learning curves of one cell."""
+
     variant: str
     seed: int
     curves: dict[str, Curve]

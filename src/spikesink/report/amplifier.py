@@ -48,6 +48,7 @@ def _r2(prediction: sections.Prediction) -> str:
 
 
 def amplifier_figures(record: Anatomy, section: sections.Amplifier) -> list[Figure]:
+    """The charts of the section."""
     figures = [_norms(record, section)] if len(record.arrays.get("amplifier.norms", ())) else []
     spectra = _spectra(record, section)
     return [*figures, spectra] if spectra else figures

@@ -1,4 +1,4 @@
-"""The answer first: what spikes, what sinks, what breaks, what to do, in plain words made from the numbers."""
+"""The summary in sentences: what spikes, what sinks, what breaks without them, what to do."""
 
 from collections import Counter
 

@@ -155,6 +155,7 @@ def line_legend(*, above_marks: bool = False) -> alt.Legend:
 
 
 def block_axis(title: str = "residual block (odd: attention, even: FFN)") -> alt.X:
+    """The horizontal axis of charts over residual blocks."""
     return alt.X(
         "block:Q", title=title, scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickMinStep=1, grid=False)
     )

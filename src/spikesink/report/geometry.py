@@ -67,6 +67,7 @@ def _median_ranks(section: sections.Geometry) -> tuple[float, float]:
 
 
 def geometry_figures(record: Anatomy, section: sections.Geometry) -> list[Figure]:
+    """The charts of the section."""
     planes = [_plane(record, section, plane) for plane in section.planes]
     return [
         *planes,
@@ -118,6 +119,7 @@ def _some(kinds: np.ndarray, most: int = 150) -> np.ndarray:
 
 
 def plane_rows(points: np.ndarray, kinds: np.ndarray) -> Rows:
+    """Points (point, 2) with the names of their kinds (point,), as rows."""
     return table(
         {"kind": KINDS[int(kind)], "x": float(x), "y": float(y)} for (x, y), kind in zip(points, kinds, strict=True)
     )

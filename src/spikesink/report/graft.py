@@ -142,6 +142,7 @@ def _failures(record: GraftRecord) -> str:
 
 
 def graft_figures(record: GraftRecord) -> list[Figure]:
+    """Learning curves of the healed model and its control."""
     return [figure for name in CURVES if (figure := _curve(record, name)) is not None]
 
 

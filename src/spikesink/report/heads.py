@@ -60,6 +60,7 @@ def _loss(test: sections.LossTest) -> list[Merit]:
 
 
 def heads_figures(record: Anatomy, section: sections.Heads) -> list[Figure]:
+    """The charts of the section."""
     if not section.heads:
         return []
     figures = [_distance(record, section)]

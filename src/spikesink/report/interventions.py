@@ -118,6 +118,7 @@ def _rules(rules: dict[str, Any]) -> str:
 
 
 def intervention_figures(record: Interventions) -> list[Figure]:
+    """The charts of the section."""
     rows = _rows(record)
     return [_cost(record, rows), _plane(record, rows)] if rows else []
 

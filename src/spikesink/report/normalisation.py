@@ -52,6 +52,7 @@ def _at(section: sections.Normalisation) -> sections.NormalisationBlock | None:
 
 
 def normalisation_figures(record: Anatomy, section: sections.Normalisation) -> list[Figure]:
+    """The charts of the section."""
     at = _at(section)
     if at is None:
         return []

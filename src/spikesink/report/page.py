@@ -120,6 +120,7 @@ def vl_version() -> str:
 
 
 def licences() -> str:
+    """The licence texts of what the page carries."""
     return (Path(__file__).parent / "templates" / "LICENCES.txt").read_text(encoding="utf-8")
 
 

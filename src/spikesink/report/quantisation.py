@@ -81,6 +81,7 @@ def _rule(rule: dict[str, Any]) -> str:
 
 
 def quantisation_figures(record: Interventions) -> list[Figure]:
+    """The charts of the section."""
     section = record.quantisation
     return [*([_sites(record)] if section.sites else []), *([_blocks(record)] if section.blocks else [])]
 

@@ -116,6 +116,7 @@ def _cell(group: list[SinkHead]) -> tuple[str, str]:
 
 
 def head_id(block: int, head: int) -> str:
+    """The id of a head on the page."""
     return f"{block}-{head}"
 
 
@@ -176,6 +177,7 @@ def sink_map(record: Anatomy) -> Figure:
 
 
 def strongest_head(record: Anatomy) -> SinkHead:
+    """The head with the largest importance of a key."""
     return max(record.sinks.heads, key=lambda head: head.max_importance)
 
 

@@ -68,6 +68,7 @@ def _finished(study: StudyRecord) -> list[VariantRow]:
 
 
 def conditions(study: StudyRecord) -> str:
+    """Study, preset, seeds and tokens, in one sentence."""
     seeds = sorted({len(row.seeds) for row in study.rows})
     n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0] if seeds else 0, "seed")
     tokens = sorted({row.tokens for row in study.rows})

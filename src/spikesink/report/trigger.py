@@ -154,6 +154,7 @@ def _exceptions(probe: sections.VocabularyProbe) -> Table:
 
 
 def trigger_figures(record: Anatomy, section: sections.Trigger) -> list[Figure]:
+    """The charts of the section."""
     figures = [_vocabulary(record, section.probe)] if "trigger.first" in record.arrays else []
     first = section.first_token_map
     return [*figures, _direction(record, first)] if first is not None and first.blocks else figures

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: one counts only once a marker, written last and synced, names its files' hashes."""
+"""Checkpoints that are complete: one counts only with a marker, written last and synced, with its files' hashes."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ class _Marker(BaseModel):
 
 
 def step_of(folder: Path) -> int:
+    """The training step in the name of a checkpoint folder."""
     return int(folder.name.removeprefix(PREFIX))
 
 

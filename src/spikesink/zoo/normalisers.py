@@ -1,4 +1,4 @@
-"""How attention scores become weights, and keys that belong to no token: the rivals of the sink."""
+"""How attention scores become weights, and virtual keys, which belong to no token."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 
 
 class Softmax(Choice):
-    """exp(s) / sum exp(s): weights sum to 1, so a head that has nothing to say must put its mass somewhere."""
+    """exp(s) / sum exp(s): the weights of a head always sum to 1."""
 
     kind: Literal["softmax"] = "softmax"
 
@@ -108,6 +108,7 @@ def in_front(virtual: Tensor, of_tokens: Tensor) -> Tensor:
 
 
 def sigmoid_bias(spec: Sigmoid, max_positions: int) -> float:
+    """The bias added to scores: as the spec says, else -log(positions)."""
     return -math.log(max_positions) if spec.bias is None else spec.bias
 
 

@@ -186,6 +186,7 @@ def measure_heads(
 
 
 def rule(sinks: SinkTokens) -> record.SinkTokenRule:
+    """The rule for sink tokens and how many there are, as it stands in the record."""
     return record.SinkTokenRule(
         importance_min=sinks.importance_min, heads_min=sinks.heads_min, tokens=int(sinks.mask.sum())
     )
