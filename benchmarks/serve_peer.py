@@ -27,6 +27,9 @@ CONFIGURATIONS = (
     "static per tensor, smoothed",
     "static per tensor, rotated",
 )
+NEW = 24
+"""Tokens to generate."""
+GENERATED = ("static per tensor", "static per tensor, ours left out", "static per tensor, prefix")
 PEERS = {
     "torchao": (sys.executable, WORK / "torchao"),
     "llm-compressor": (str(WORK / "llm-compressor" / "bin" / "python"), None),
@@ -57,21 +60,21 @@ def checkpoint(name):
     return model, *(torch.from_numpy(np.load(WORK / f"{which}.npy")) for which in ("ids", "held_out"))
 
 
-def with_prefix(model):
-    """A forward of the model behind the exported prefix, which is in a cache and never computed again."""
+def prefix_cache(model, rows):
+    """A fresh cache with the exported prefix."""
     from safetensors.torch import load_file
     from transformers import DynamicCache
 
-    states = load_file(WORK / "prefix.safetensors")
+    states, cache = load_file(WORK / "prefix.safetensors"), DynamicCache(config=model.config)
+    for layer in range(model.config.num_hidden_layers):
+        parts = (states[f"{name}.{layer}"].expand(rows, -1, -1, -1).clone() for name in ("keys", "values"))
+        cache.update(*parts, layer)
+    return cache
 
-    def forward(ids):
-        cache = DynamicCache(config=model.config)
-        for layer in range(model.config.num_hidden_layers):
-            parts = (states[f"{name}.{layer}"].expand(len(ids), -1, -1, -1).clone() for name in ("keys", "values"))
-            cache.update(*parts, layer)
-        return model(ids, past_key_values=cache).logits
 
-    return forward
+def with_prefix(model):
+    """A forward of the model behind the exported prefix, which is never computed again."""
+    return lambda ids: model(ids, past_key_values=prefix_cache(model, len(ids))).logits
 
 
 def static_maxima(model, forward, held_out):
@@ -92,6 +95,23 @@ def static_maxima(model, forward, held_out):
     for handle in handles:
         handle.remove()
     return largest
+
+
+def same_tokens(model, prompts, prefix):
+    """How many of NEW greedy tokens, in the mean, are those of the unquantised model, until the first that is not."""
+    import torch
+    from safetensors.torch import load_file
+
+    reference, *_ = checkpoint("model")
+    texts = []
+    for each in (reference, model):
+        told = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+        ids = prompts
+        if prefix:
+            ids = torch.cat([load_file(WORK / "prefix.safetensors")["ids"].expand(len(prompts), -1), prompts], 1)
+            told["past_key_values"] = prefix_cache(each, len(prompts))
+        texts.append(each.generate(ids, attention_mask=torch.ones_like(ids), **told)[:, -NEW:])
+    return float((texts[0] == texts[1]).int().cumprod(1).sum(1).float().mean())
 
 
 # What each peer does, in its own process: {configuration: losses}.
@@ -119,6 +139,7 @@ def torchao_peer():
 
         quantize_(model, config, chosen)
         results[name] = losses(lambda rows, model=model: model(rows).logits, ids)
+    generated = {}
     for name, folder, left_out, prefix in (
         ("static per tensor", "model", {"lm_head"}, False),
         ("static per tensor, ours left out", "model", set(advice["left_out"]), False),
@@ -135,6 +156,9 @@ def torchao_peer():
                 )
                 quantize_(model, config, lambda _module, name, where=where: name == where)
         results[name] = losses(forward, ids)
+        if name in GENERATED:
+            generated[name] = same_tokens(model, ids[:8, :16], prefix)
+    (WORK / "tokens.json").write_text(json.dumps(generated))
     return results
 
 
@@ -329,6 +353,9 @@ def table(ours, peers):
         name = max(by_name, key=lambda each: abs(by_name[each]))
         lines.append(f"{peer}: at most {abs(by_name[name]):.3f} nats from the prediction ({name}).")
     lines += [f"{name}: {result}" for name, result in peers.items() if name not in ran]
+    if "torchao" in ran:
+        for name, tokens in json.loads((WORK / "tokens.json").read_text()).items():
+            lines.append(f"{name}: {tokens:.1f} of {NEW} greedy tokens as unquantised, until the first that is not.")
     return f"Unquantised perplexity {np.exp(base):.2f}.\n\n" + "\n".join(lines)
 
 

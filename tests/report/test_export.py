@@ -91,7 +91,8 @@ def test_first_tokens_are_those_for_the_positions_that_the_tool_gives(record):
 
 def test_servers_get_layers_and_prefix_ids(record):
     vllm, sglang = (json.loads(export(record, tool)) for tool in ("vllm", "sglang"))
-    assert vllm == {"quantization_config": {"ignore": ["lm_head", *MODULES]}, "prompt_token_ids_prefix": [7]}
+    assert vllm["quantization_config"] == {"ignore": ["lm_head", *MODULES]}
+    assert (vllm["prompt_token_ids_prefix"], vllm["notes"]) == ([7], [])
     assert sglang["environment"]["SGLANG_FP8_IGNORED_LAYERS"].split(",") == ["lm_head", *MODULES]
     assert sglang["quantization_config"]["ignored_layers"] == ["lm_head", *MODULES]
     assert sglang["input_ids_prefix"] == [7]
@@ -136,11 +137,15 @@ def test_measures_within_a_budget_come_first(record):
         budget = Budget.model_validate({"nats": 0.05, "deployed": "int8", "chosen": made})
         return record.model_copy(update={"recommendation": record.recommendation.model_copy(update={"budget": budget})})
 
-    recipe = yaml.safe_load(export(within("one scale per token", "ignored layers"), "llm-compressor"))
+    text = export(within("one scale per token", "smoothing", "ignored layers"), "llm-compressor").decode()
+    assert text.startswith("# For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed")
+    recipe = yaml.safe_load(text)
     modifier = recipe["quant_stage"]["quant_modifiers"]["QuantizationModifier"]
     assert modifier["ignore"] == ["lm_head", *ignored]
     assert modifier["config_groups"]["group_0"]["input_activations"]["strategy"] == "token"
     assert json.loads(export(within("ignored layers"), "vllm"))["quantization_config"]["ignore"][1:] == ignored
+    behind = json.loads(export(within("prefix"), "torchao"))
+    assert behind["notes"] == ["Behind the prefix: spikesink export RUN --for prefix"]
     with pytest.raises(InputError, match="no quantiser does by itself"):
         export(within("spike tokens kept"), "torchao")
 

@@ -72,7 +72,7 @@ def _checkpoint(record: "Interventions", tool: str, model: str | None, out: Path
         )
     facts = record.provenance.model
     accessed = load(model, dtype=facts.get("dtype"), revision=facts.get("revision"))
-    if accessed.provenance.get("file_sha256") != facts.get("file_sha256"):
+    if any(accessed.provenance.get(name) != facts.get(name) for name in ("file_sha256", "commit")):
         raise InputError(
             f"The run is of '{facts.get('name')}', and '{accessed.name}' has other files; name it: export RUN MODEL."
         )

@@ -31,10 +31,10 @@ class Folding:
 
     def __init__(self, accessed: AccessedModel) -> None:
         self.accessed = accessed
-        self._before: list[tuple[nn.Parameter, Tensor]] = []
+        self._before: list[tuple[Tensor, Tensor]] = []
         self._undo: list[Callable[[], None]] = []
 
-    def set(self, parameter: nn.Parameter, values: Tensor) -> None:
+    def set(self, parameter: Tensor, values: Tensor) -> None:
         """Called without gradient."""
         self._before.append((parameter, parameter.detach().clone()))
         parameter.copy_(values)
@@ -199,7 +199,7 @@ def _rotate(folding: Folding) -> None:
     final = next((module for name in ("norm", "ln_f") if (module := getattr(decoder, name, None)) is not None), None)
     if final is None or embedding.weight.shape[1] != accessed.d_model:
         raise DoesNotApplyError(f"'{accessed.name}' has no final norm, or other embeddings, that can be rotated")
-    readers: dict[int, tuple[nn.Module, list[nn.Parameter]]] = {}
+    readers: dict[int, tuple[nn.Module, list[Tensor]]] = {}
     for sites, reading, _ in blocks:
         norm = cast(nn.Module, sites.input_norm)
         readers.setdefault(id(norm), (norm, []))[1].extend(site.weight for site in reading)

@@ -56,6 +56,16 @@ def _granularity(record: Interventions) -> str:
     return "token" if "one scale per token" in measures else "tensor"
 
 
+def _notes(record: Interventions) -> list[str]:
+    """What the measures within a budget need beside this file."""
+    measures = [] if (chosen := _chosen(record)) is None else chosen.measures
+    needed = {
+        "smoothing": "For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed --out FOLDER",
+        "prefix": "Behind the prefix: spikesink export RUN --for prefix",
+    }
+    return [note for name, note in needed.items() if name in measures]
+
+
 def _linears(record: Interventions) -> list[str]:
     """The same for tools that look for torch's Linear."""
     family = record.provenance.model.get("model_type")
@@ -104,6 +114,8 @@ class Plain(Frozen):
     high_precision_modules: list[str]
     """Linear maps to leave unquantised, as `named_modules` calls them."""
     measured_at: str
+    measures: list[str]
+    """With which the loss stays within the budget; empty without a budget."""
     spike_tokens: list[dict[str, Any]]
     """Rules: `position`, or `token_id` with its `text`; `spikes` of so many (`of`)."""
     spike_channels: list[int]
@@ -119,6 +131,7 @@ def _plain(record: Interventions) -> str:
         model=record.provenance.model.get("name"),
         high_precision_modules=_modules(record),
         measured_at=f"int8 per {_granularity(record)}, dynamic",
+        measures=[] if (chosen := _chosen(record)) is None else chosen.measures,
         spike_tokens=advice.tokens,
         spike_channels=advice.channels,
         keep_first_tokens=record.kv_cache.keep if record.kv_cache.applicable else None,
@@ -141,7 +154,7 @@ def _llm_compressor(record: Interventions) -> str:
     }
     modifier = {"ignore": ["lm_head", *_linears(record)], "config_groups": {"group_0": group}}
     content = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
-    return yaml.safe_dump(content, sort_keys=False)
+    return "".join(f"# {note}\n" for note in _notes(record)) + yaml.safe_dump(content, sort_keys=False)
 
 
 def _torchao(record: Interventions) -> str:
@@ -158,13 +171,16 @@ def _torchao(record: Interventions) -> str:
         "def chosen(module, name): return isinstance(module, torch.nn.Linear) and name not in left_out",
         "torchao.quantization.quantize_(model, torchao.core.config.config_from_dict(advice['config']), chosen)",
     ]
-    return _json({"config": config, "left_out": ["lm_head", *_linears(record)], "apply": apply})
+    return _json(
+        {"config": config, "left_out": ["lm_head", *_linears(record)], "apply": apply, "notes": _notes(record)}
+    )
 
 
 def _vllm(record: Interventions) -> str:
     """`--quantization-config` of its online quantisation, which names layers before they are fused; ids for prompts."""
     config = {"ignore": ["lm_head", *_linears(record)]}
-    return _json({"quantization_config": config, "prompt_token_ids_prefix": record.recommendation.prefix_ids})
+    ids = record.recommendation.prefix_ids
+    return _json({"quantization_config": config, "prompt_token_ids_prefix": ids, "notes": _notes(record)})
 
 
 def _sglang(record: Interventions) -> str:
@@ -175,6 +191,7 @@ def _sglang(record: Interventions) -> str:
             "environment": {"SGLANG_FP8_IGNORED_LAYERS": ",".join(layers)},
             "quantization_config": {"ignored_layers": layers},
             "input_ids_prefix": record.recommendation.prefix_ids,
+            "notes": _notes(record),
         }
     )
 
