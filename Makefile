@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
 
 TOOLS  := .tools
-LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
+LOCKED := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q --require-hashes --no-deps
 
 .PHONY: scan test lint docs tutorial notebook bench bench-gpu bench-peer bench-amplifier bench-probe serve-peer fuzz \
         soak scale controls audit-science pictures families results atlas lock audit licences wheel release-check clean
@@ -13,13 +13,14 @@ LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-
 scan: $(VENV)/installed
 	$(BIN)/spikesink scan --out runs/first-look --force
 
+# A file's tests stay in one process: what they share is made once.
 test: $(VENV)/installed-dev lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --threads 2
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/scan.py
