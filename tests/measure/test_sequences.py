@@ -8,8 +8,8 @@ from tiny import tiny, token_ids
 
 from spikesink import bootstrap
 from spikesink.access import Batch, access, full_batch, observing, run
-from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.measure.spikes import SequenceSpikes
 from spikesink.measure.states import ChannelRange, SpikeStates
 
 

@@ -10,8 +10,8 @@ from transformers import TrainerState
 
 from spikesink.errors import OutputError
 from spikesink.train import run
-from spikesink.train.curves import Curves
 from spikesink.train.run import train
+from spikesink.train.trainer import Curves
 
 
 class KilledError(BaseException):

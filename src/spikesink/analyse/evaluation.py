@@ -18,8 +18,8 @@ from spikesink.analyse.passes import Progress, batches, default_batch_size, no_p
 from spikesink.analyse.resume import FinishedPasses
 from spikesink.intervene import Targets
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.measure.sequence_spikes import SequenceSpikes
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.measure.spikes import SequenceSpikes
 from spikesink.measure.states import SpikeStates
 from spikesink.records.interventions import Estimate
 

@@ -14,12 +14,11 @@ from spikesink.errors import InputError, OutputError, short
 from spikesink.observer import Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.train import checkpoints
-from spikesink.train.curves import Curves
 from spikesink.train.monitor import AnatomyCallback
 from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import GIB, STATE_BYTES, check_sharded, count_parameters
 from spikesink.train.streams import Stream, open_stream
-from spikesink.train.trainer import RecipeTrainer
+from spikesink.train.trainer import Curves, RecipeTrainer
 from spikesink.zoo import SpikesinkDecoderForCausalLM, build
 
 CHECKPOINTS = "checkpoints"
