@@ -198,11 +198,19 @@ def test_dark_and_light_by_the_button(watched, page_file):
         fine(watch, page_file)
 
 
+CUT_OFF = """texts => texts.filter((text) => {
+  const [word, chart] = [text, text.closest("svg")].map((one) => one.getBoundingClientRect());
+  return text.textContent.endsWith("…") || word.left < chart.left - 2 || word.right > chart.right + 2;
+}).map((text) => text.closest("[data-figure]").dataset.figure + ": " + text.textContent)"""
+
+
 @pytest.mark.parametrize("kind", ["model", "compared", "studied"])
 def test_a_phone_scrolls_down_only(watched, pages, kind):
     path = pages[kind]
     with watched(path, viewport={"width": 375, "height": 740}) as watch:
         assert watch.page.evaluate("document.documentElement.scrollWidth") <= 375
+        cut = watch.page.locator(".chart svg text").evaluate_all(CUT_OFF)
+        assert cut == [], "words of charts are whole, and inside their chart"
         fine(watch, path)
 
 

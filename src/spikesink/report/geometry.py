@@ -136,7 +136,7 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         for gap in section.gaps
     ]  # fmt: skip
     chart = scatter(
-        alt.X("gap:Q", title="logit gap: sink key less the mean of the other keys"),
+        alt.X("gap:Q", title="logit gap: sink key less the others"),
         alt.Y("importance:Q", title="largest importance", scale=alt.Scale(domainMin=0)),
         ("sink head", "other head"),
         ("block", "head", "kind", "gap", "content", "distance", "std"),

@@ -100,7 +100,7 @@ def _sites(record: Interventions) -> Figure:
     section = record.quantisation
     rows: Rows = []
     for row in [row for row in section.sites if row.applicable] + [row for row in section.remedies if row.applicable]:
-        static = ", static scale" if row.scales == "static" else ""
+        static = ", static" if row.scales == "static" else ""
         label = f"{row.kind} int{row.bits}, per {row.granularity}{static}"
         kind = "as it is"
         if row.remedy:
@@ -110,7 +110,7 @@ def _sites(record: Interventions) -> Figure:
     kinds = ("as it is", "with a remedy")
     y = alt.Y("configuration:N", title=None, sort=order)
     base = drawing().encode(y, alt.Color("kind:N", title=None, scale=colours(kinds, [BLUE, ORANGE])))
-    x = alt.X("cost:Q", title="cost in nats (symmetric log)", scale=alt.Scale(type="symlog", constant=0.01, nice=False),
+    x = alt.X("cost:Q", title="cost in nats", scale=alt.Scale(type="symlog", constant=0.01, nice=False),
               axis=alt.Axis(values=[-0.1, -0.01, 0, 0.01, 0.1, 1, 10], format="~g"))  # fmt: skip
     bars = base.mark_bar(opacity=0.75, height=10).encode(x, tooltip=_tips("configuration", "kind"))
     ranges = drawing().mark_rule(strokeWidth=2).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
@@ -122,8 +122,8 @@ def _sites(record: Interventions) -> Figure:
         title="What quantisation costs, and what mends it",
         chart=layered(bars, ranges, height=max(140, 19 * len(rows))),
         rows=table(rows),
-        caption="Simulated quantisation in all blocks: mean loss less that of the unquantised model, 95 % interval "
-        f"over {counted(n, 'sequence')}.",
+        caption="Simulated quantisation in all blocks: mean loss less that of the unquantised model, symmetric "
+        f"logarithmic, 95 % interval over {counted(n, 'sequence')}.",
         alternative=f"Bars of {len(rows)} configurations; the dearest is {worst['configuration']} with "
         f"{signed(worst['cost'])} nats.",
     )

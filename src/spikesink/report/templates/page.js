@@ -43,16 +43,18 @@
 
   // As many names of a legend in a row as have room, none cut off.
   function columns(spec, width) {
-    let longest = 0;
+    let [longest, room] = [0, width - 60];
     const visit = (part) => {
       for (const [key, value] of Object.entries(part ?? {})) {
+        // Beside names of rows, the legend begins where they end.
+        if (key === "y" && value?.type === "nominal") room = width / 2 - 60;
         if (key === "color" && Array.isArray(value?.scale?.domain)) {
           longest = Math.max(longest, ...value.scale.domain.map((name) => String(name).length));
         } else if (typeof value === "object" && key !== "datasets") visit(value);
       }
     };
     visit(spec);
-    return Math.max(1, Math.min(6, Math.floor((width - 60) / (7 * longest + 40))));
+    return Math.max(1, Math.min(6, Math.floor(room / (7 * longest + 40))));
   }
 
   async function draw(name) {
@@ -62,7 +64,13 @@
     const spec = structuredClone(page.figures[name].spec);
     spec.datasets = { ...spec.datasets, rows };
     const look = page.looks[isDark() ? "dark" : "light"];
-    const axis = { ...look.axis, labelLimit: Math.min(look.axis.labelLimit, 0.38 * holder.clientWidth) };
+    // Long names of rows get more of a narrow chart, in smaller letters: cut off, several would read the same.
+    const narrow = holder.clientWidth < 420;
+    const axis = {
+      ...look.axis,
+      labelLimit: Math.min(look.axis.labelLimit, (narrow ? 0.56 : 0.38) * holder.clientWidth),
+      labelFontSize: narrow ? 9 : look.axis.labelFontSize,
+    };
     const legend = { ...look.legend, columns: columns(spec, holder.clientWidth), labelLimit: holder.clientWidth - 60 };
     spec.config = { ...look, axis, legend };
     const { view } = await vegaEmbed(holder, spec, {
