@@ -133,12 +133,12 @@ def test_what_a_tokenizer_returns(model, expected):
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        (["text"], "Got text as token ids; expected integers.*Tokenise it first"),
+        (["text"], "Got text as token ids; expected integers.*scan\\(model, text="),
         ("text", "Got text as token ids"),
         ([["a", "b"]], "Got text as token ids"),
         ([[[1, 2], [3, 4]]], r"shape \(1, 2, 2\); expected \(sequences, seq_len\)"),
         ([1, 2, 3], r"shape \(3,\).*For one sequence use ids\[None, :\]"),
-        ([[1, 2], [3]], "expected rows of one length"),
+        ([[1, 2], [3]], "have rows of 1 to 2; expected rows of one length"),
         ([[1.0, 2.0]], "type float64; expected integers"),
         (None, "type object; expected integers|neither token ids nor text="),
         ([[1, -100]], "Padding such as -100"),

@@ -263,6 +263,12 @@ class TestTokens:
         np.save(tmp_path / "ids.npy", np.array([[{"a": 1}, 2]], dtype=object), allow_pickle=True)
         refused(cli("scan", checkpoint, "--tokens", "ids.npy"), "no .npy array of integers")
 
+    def test_a_file_of_torch_is_called_that(self, cli, checkpoint, tmp_path):
+        torch.save(torch.ones(2, 5, dtype=torch.long), tmp_path / "ids.pt")
+        refused(cli("scan", checkpoint, "--tokens", "ids.pt"), "'ids.pt' is a file of torch.save, not one array")
+        np.savez(tmp_path / "ids.npz", np.ones((2, 5), dtype=int))
+        refused(cli("scan", checkpoint, "--tokens", "ids.npz"), "'ids.npz' is an archive (.npz), not one array")
+
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"hello", b"\x93NUMPY\x01\x00\xff\xff{"])
     def test_no_npy(self, cli, checkpoint, tmp_path, content):
         (tmp_path / "ids.npy").write_bytes(content)
@@ -306,6 +312,16 @@ class TestOutput:
         (tmp_path / "out").write_text("")
         refused(cli("scan", checkpoint, "--out", "out"), "out", "cannot be written")
         refused(cli("scan", checkpoint, "--out", "out/deeper"), "out/deeper", "cannot be written")
+
+    @pytest.mark.parametrize("command", ["scan", "intervene", "verify"])
+    def test_a_run_that_is_stopped_leaves_no_folder(self, cli, tmp_path, monkeypatch, command):
+        def stopped(*_a, **_o):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("spikesink.access.load", stopped)
+        ran = cli(command, "--out", "deep/out")
+        assert ran.code == 130 and "nothing half-written is left" in ran.err
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.skipif(os.name != "posix", reason="a device that is always full is a POSIX thing")
     def test_a_folder_that_cannot_be_made(self, cli, checkpoint):

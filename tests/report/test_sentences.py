@@ -5,6 +5,7 @@ from made import anatomy, interventions
 
 from spikesink.records import anatomy as sections
 from spikesink.report.amplifier import amplifier_part
+from spikesink.report.build import record_document
 from spikesink.report.geometry import geometry_part
 from spikesink.report.heads import heads_part
 from spikesink.report.interventions import interventions_part
@@ -53,6 +54,22 @@ def test_whether_attention_makes_them_spike(shares, free, ends):
     note = trigger_part(RECORD, changed("trigger", attention_ablation=ablation(shares, free))).note
     assert note.startswith("Of 256 items alone at position 0, 100 % spike; without any attention write before block 6")
     assert ends in note
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "3.1."), (7, "3.1; the first 1 are listed.")])
+def test_that_not_all_exceptions_are_listed_is_said_where_it_is_so(count, words):
+    probe = RECORD.trigger.probe.model_copy(update={"exception_count": count})
+    tables = trigger_part(RECORD, changed("trigger", probe=probe)).tables
+    assert next(table for table in tables if table.caption.startswith("Items that do not spike")).note.endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("begin", "words"), [(4, "all begin with BOS"), (0, "none begin with BOS"), (3, "3 of 4 begin with BOS")]
+)
+def test_what_given_ids_begin_with_is_on_the_page(begin, words):
+    tokens = {**RECORD.provenance.tokens, "bos": "as given", "begin_with_bos": begin}
+    record = RECORD.model_copy(update={"provenance": RECORD.provenance.model_copy(update={"tokens": tokens})})
+    assert f", {words}," in record_document(record).lead
 
 
 def test_which_kind_of_block_turns_the_first_token():

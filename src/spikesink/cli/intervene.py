@@ -57,14 +57,12 @@ def intervene_command(
     With --out, a run that was stopped goes on where it was.
     """
     from spikesink.cli.progress import progress_bar
-    from spikesink.records import check_output
     from spikesink.records.interventions import Interventions
 
     sinking.check()
     text.check()
     loading.check()
-    if output.out is not None:
-        check_output(output.out, Interventions.file, force=output.force)
+    output.check(Interventions.file)
     with progress_bar() as progress:
         from spikesink.analyse.dose import parse_dose
         from spikesink.analyse.interventions import check_budget, check_magnitude, dissociate, parse_which

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -261,16 +262,27 @@ class Output:
     ] = False
     json: Json = False
 
+    def check(self, file: str, below: str = "") -> None:
+        """Refuse an --out where a record could not be written, before anything is loaded. Raises OutputError."""
+        if self.out is not None:
+            self._check(self.out / below, file)
+
     def folder(self, model_name: str, file: str) -> Path | None:
         """See `output_folder`. Raises OutputError where a record could not be written there, before it is measured."""
-        from spikesink.records import check_output
-
         folder = output_folder(self.out, self.json, model_name)
         if folder is not None and self.out is None:
-            check_output(folder, file, force=self.force)
-            # It was made to see that it can be: a run that fails leaves none.
-            folder.rmdir()
+            self._check(folder, file)
         return folder
+
+    def _check(self, folder: Path, file: str) -> None:
+        from spikesink.records import check_output
+
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
+        check_output(folder, file, force=self.force)
+        # They were made to see that they can be: a run that fails or is stopped leaves none.
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

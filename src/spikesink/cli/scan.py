@@ -43,7 +43,7 @@ def scan_command(
     """Measure spikes, sinks, their life cycle and perplexity, in one streaming pass."""
     from spikesink.cli.progress import progress_bar
     from spikesink.measures import parse_names
-    from spikesink.records import Anatomy, check_output
+    from spikesink.records import Anatomy
 
     if measures == "help":
         _print_measures()
@@ -55,8 +55,7 @@ def scan_command(
     both = text.bos == "both"
     if both and text.tokens is not None:
         raise InputError("--bos both puts BOS in front of a text and leaves it out; --tokens has no text. Use --text.")
-    if output.out is not None:
-        check_output(output.out / WITH_BOS if both else output.out, Anatomy.file, force=output.force)
+    output.check(Anatomy.file, WITH_BOS if both else "")
     with progress_bar() as progress:
         from spikesink.analyse.bos_pair import scan_bos_pair
         from spikesink.analyse.scan import scan

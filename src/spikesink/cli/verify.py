@@ -17,11 +17,10 @@ SeqLen = Annotated[
 def verify_command(loading: Loading, output: Output, seq_len: SeqLen = None) -> None:
     """Check every layer against the model's own arithmetic; exit 0 if all holds, 2 if the model is refused."""
     from spikesink.cli.progress import progress_bar
-    from spikesink.records import VerificationRecord, check_output
+    from spikesink.records import VerificationRecord
 
     loading.check()
-    if output.out is not None:
-        check_output(output.out, VerificationRecord.file, force=output.force)
+    output.check(VerificationRecord.file)
     with progress_bar() as progress:
         from spikesink.access.verify import require_verified, verify_all
 

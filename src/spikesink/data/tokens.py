@@ -38,8 +38,8 @@ class Tokens:
         """Ids evaluated exactly as given. Raises InputError unless integers >= 0 of shape (sequence, token)."""
         if ids.dtype.kind in "US" or (ids.dtype.kind == "O" and isinstance(next(iter(ids.flat), None), str)):
             raise InputError(
-                "Got text as token ids; expected integers of shape (sequence, token). Tokenise it first: "
-                "spikesink.data.tokenise(texts, tokenizer, seq_len=..., sequences=...)."
+                "Got text as token ids; expected integers of shape (sequence, token). Texts go in by name: "
+                "scan(model, text=..., tokenizer=...); or spikesink.data.tokenise makes sequences of one length."
             )
         if ids.dtype.kind not in "iu":
             raise InputError(f"Token ids have type {ids.dtype}; expected integers. Convert them: ids.astype('int64').")
@@ -123,7 +123,13 @@ def as_array(values: Any, what: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{what}: {short(error)}; expected rows of one length.") from error
+        raise InputError(f"{what} {_lengths(values) or short(error)}; expected rows of one length.") from error
+
+
+def _lengths(rows: Any) -> str | None:
+    """How long the rows of a nested list are; None for what is none."""
+    lengths = sorted({len(row) for row in rows if hasattr(row, "__len__")}) if isinstance(rows, list | tuple) else []
+    return f"have rows of {lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else None
 
 
 def load_token_ids(path: Path | str) -> Tokens:
@@ -141,8 +147,9 @@ def load_token_ids(path: Path | str) -> Tokens:
             "numpy.save."
         ) from error
     if not isinstance(ids, np.ndarray):
+        kind = "a file of torch.save" if any(name.endswith("data.pkl") for name in ids.files) else "an archive (.npz)"
         ids.close()
-        raise InputError(f"'{path}' is an archive (.npz), not one array; write the array of ids with numpy.save.")
+        raise InputError(f"'{path}' is {kind}, not one array; write the array of ids with numpy.save.")
     # Asked before the first id is read: a file with holes may claim more than the disk has.
     if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
         raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")

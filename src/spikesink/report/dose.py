@@ -82,7 +82,14 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
     x = alt.X("level:O", title=dose.strength, sort=order, axis=alt.Axis(labelAngle=0))
     y = alt.Y("value:Q", title="of the model as it is", axis=alt.Axis(format="%"))
     drawn = drawing().encode(
-        x, alt.Color("line:N", title=None, sort=lines, scale=colours(lines, [BLUE, ORANGE, "#a6761d", GREY]))
+        x,
+        alt.Color(
+            "line:N",
+            title=None,
+            sort=lines,
+            scale=colours(lines, [BLUE, ORANGE, "#a6761d", GREY]),
+            legend=alt.Legend(offset=26),
+        ),
     )
     of_sinks = "datum.line === 'sinks left'"
     tips = ["name:N", "level:N", "line:N", *[alt.Tooltip(f"{n}:Q", format=".1%") for n in ("value", "low", "high")],

@@ -88,14 +88,13 @@ def _plane(study: StudyRecord) -> Figure | None:
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     spikes = [row["spike"] for row in rows]
     shapes = alt.Scale(domain=variants, range=(SHAPES * len(variants))[: len(variants)])
-    legend = alt.Legend(columns=4)
     x = alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[-0.02, 1.02]))
     y = alt.Y("spike:Q", title="largest magnitude", scale=log_scale(spikes), axis=magnitude_axis(spikes))
     tips = ["variant:N", "seed:N", *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in PLANE]]
     points = drawing().mark_point(filled=True, size=70, opacity=0.9).encode(
         x, y,
-        alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=legend),
-        alt.Shape("variant:N", title=None, scale=shapes, sort=variants, legend=legend),
+        alt.Color("variant:N", title=None, scale=colours(variants), sort=variants),
+        alt.Shape("variant:N", title=None, scale=shapes, sort=variants),
         tooltip=tips,
     )  # fmt: skip
     # A predicate, not an expression: a variant's name is anybody's text.
