@@ -7,13 +7,15 @@ a folder of all of them (a summary in README); what stands between is made from 
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from spikesink.records.files import write_files
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
-from spikesink.report.findings import finding_figures, findings_markdown, read_evidence, summary_markdown
-from spikesink.report.format import interval, number, percent, signed
+from spikesink.report.drawing import Figure
+from spikesink.report.findings import Evidence, Line, findings, read_evidence
+from spikesink.report.format import NONE, interval, number, percent, signed
 from spikesink.report.graft import NAMES
 from spikesink.report.write import drawn
 from spikesink.study.table import markdown, table_markdown
@@ -56,6 +58,42 @@ def grafts(folder: Path) -> str:
     ]  # fmt: skip
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def findings_markdown(evidence: Evidence, pictures: str) -> str:
+    """Every finding as markdown; `pictures`: folder of the charts, as a page beside it names it."""
+    parts, shown = [], set()
+    for one in findings(evidence):
+        lines = ["| route | of | n | what it says | verdict |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {line.route} | {line.source} | {line.n} | {line.says} | {line.verdict or NONE} |" for line in one.lines
+        ]
+        new = [figure for figure in one.figures if figure.name not in shown]
+        shown.update(figure.name for figure in new)
+        drawn = [f"![{figure.alternative}]({pictures}/{figure.name}.svg)" for figure in new]
+        parts.append(
+            "\n\n".join(
+                [f"## {one.title}: {one.verdict}", f"**{one.text}**", "\n".join(lines), *drawn,
+                 f"What would change it: {one.change}", f"The paper: {one.paper}"]
+            )
+        )  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def summary_markdown(evidence: Evidence) -> str:
+    """A row a claim."""
+    rows = [f"| {one.title}: {one.text} | **{one.verdict}** | {_briefly(one.lines)} |" for one in findings(evidence)]
+    return "\n".join(["| claim | verdict | evidence |", "| --- | --- | --- |", *rows])
+
+
+def _briefly(lines: Sequence[Line]) -> str:
+    return "; ".join(f"{line.route}: {line.n}" for line in lines if line.verdict or line.n != "0") or "none"
+
+
+def finding_figures(evidence: Evidence) -> list[Figure]:
+    """Every picture once."""
+    by_name = {figure.name: figure for one in findings(evidence) for figure in one.figures}
+    return list(by_name.values())
 
 
 def pages() -> list[Path]:

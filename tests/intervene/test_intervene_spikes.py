@@ -218,7 +218,7 @@ def test_control_of_weights_is_as_many_entries_of_the_same_rows(case):
 def test_what_does_not_apply_says_why(case):
     with pytest.raises(DoesNotApplyError, match="no spikes"):
         zero_spikes(case.accessed, replace(case.targets, has_spikes=False))
-    with pytest.raises(DoesNotApplyError, match="attention block"):
+    with pytest.raises(DoesNotApplyError, match=r"block 3 \(layer 1, attention\), not by an FFN"):
         cut_amplifier(case.accessed, replace(case.targets, step_up_block=3))
     with pytest.raises(DoesNotApplyError, match="no single block"):
         normalise_write(case.accessed, replace(case.targets, step_up_block=None))

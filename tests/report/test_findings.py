@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tables import summary_markdown
 
 from spikesink.report.build import runs_document
-from spikesink.report.findings import ORDER, findings, read_evidence, summary_markdown
+from spikesink.report.findings import ORDER, findings, read_evidence
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 

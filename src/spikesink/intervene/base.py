@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -79,6 +79,13 @@ class Targets:
 
 
 Context = AbstractContextManager[Any]
+
+
+class Options(TypedDict, total=False):
+    """What every intervention takes: `control`, one of its controls; `seed` of what a control draws."""
+
+    control: str | None
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Edits of single elements of the residual after the step-up block, at spikes or at as many random places."""
 
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, editing
-from spikesink.intervene.base import Context, Targets, intervention, random_tokens, require_residual, seeded
+from spikesink.intervene.base import Context, Options, Targets, intervention, random_tokens, require_residual, seeded
 
 CONTROLS = ("random_channels", "random_tokens")
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -21,7 +22,7 @@ class ElementEditor:
     """
 
     def __init__(
-        self, targets: Targets, change: Change, magnitude: float | None, control: str | None, seed: int
+        self, targets: Targets, change: Change, magnitude: float | None, control: str | None = None, seed: int = 0
     ) -> None:
         self.targets, self.change, self.control = targets, change, control
         self.magnitude = targets.magnitude_min if magnitude is None else magnitude
@@ -62,36 +63,26 @@ class ElementEditor:
 
 @intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def zero_spikes(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    magnitude: float | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, magnitude: float | None = None, **options: Unpack[Options]
 ) -> Context:
     """Set every spike element after the step-up block to zero.
 
     magnitude: from which magnitude on an element counts; default `targets.magnitude_min`. Sun et al. 2024, section 3.
     """
     require_residual(accessed, targets.edit_block)
-    return editing(accessed, ElementEditor(targets, _zeros, magnitude, control, seed))
+    return editing(accessed, ElementEditor(targets, _zeros, magnitude, **options))
 
 
 @intervention(edits="spikes", controls=CONTROLS, reach="residual")
 def mean_spikes(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    magnitude: float | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, magnitude: float | None = None, **options: Unpack[Options]
 ) -> Context:
     """Set every spike element after the step-up block to its channel's mean over other prompts.
 
     The mean is over the spike tokens of the held-out sequences. Sun et al. 2024, section 3.
     """
     require_residual(accessed, targets.edit_block)
-    return editing(accessed, ElementEditor(targets, _means, magnitude, control, seed))
+    return editing(accessed, ElementEditor(targets, _means, magnitude, **options))
 
 
 @intervention(edits="spikes", controls=CONTROLS, reach="residual")
@@ -101,8 +92,7 @@ def clip_spikes(
     *,
     bound: float | None = None,
     magnitude: float | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    **options: Unpack[Options],
 ) -> Context:
     """Clip every spike element after the step-up block to a bound, keeping its sign.
 
@@ -114,7 +104,7 @@ def clip_spikes(
     def clipped(hidden: Tensor, _mean: Tensor) -> Tensor:
         return hidden.clamp(-limit, limit)
 
-    return editing(accessed, ElementEditor(targets, clipped, magnitude, control, seed))
+    return editing(accessed, ElementEditor(targets, clipped, magnitude, **options))
 
 
 def _zeros(hidden: Tensor, _mean: Tensor) -> Tensor:

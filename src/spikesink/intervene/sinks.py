@@ -1,14 +1,22 @@
 """Edits of attention: on sinks, in the softmax, and on what one token may see."""
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, AttentionRows, Batch, editing
 from spikesink.errors import InputError
-from spikesink.intervene.base import SHARE, Context, Targets, intervention, random_tokens, seeded
+from spikesink.intervene.base import SHARE, Context, Options, Targets, intervention, random_tokens, seeded
 from spikesink.positions import half_of
+
+
+class SinkOptions(Options, total=False):
+    """What an edit of sinks takes besides: `strength`, the share of their weight that is taken away."""
+
+    strength: float
+
 
 KEY_CONTROL = "random_keys"
 HEAD_CONTROL = "random_heads"
@@ -27,9 +35,9 @@ class SinkEditor:
     def __init__(
         self,
         targets: Targets,
-        heads: str,
-        control: str | None,
-        seed: int,
+        heads: str = "all",
+        control: str | None = None,
+        seed: int = 0,
         *,
         strength: float = 1.0,
         from_start: bool = False,
@@ -92,35 +100,25 @@ class SinkEditor:
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def mask_sinks(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    heads: str = "all",
-    strength: float = 1.0,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", **options: Unpack[SinkOptions]
 ) -> Context:
     """Mask the sink keys for every other token, so that the remaining weights are renormalised.
 
     heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, MaskEditor(targets, heads, control, seed, strength=strength))
+    return editing(accessed, MaskEditor(targets, heads, **options))
 
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), strength=SHARE)
-def mask_sinks_everywhere(
-    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
-) -> Context:
+def mask_sinks_everywhere(accessed: AccessedModel, targets: Targets, **options: Unpack[SinkOptions]) -> Context:
     """Mask the sink keys for every other token from the first block on: do the spikes go, stay or move?"""
-    return editing(accessed, MaskEditor(targets, "all", control, seed, strength=strength, from_start=True))
+    return editing(accessed, MaskEditor(targets, from_start=True, **options))
 
 
 @intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
-def mask_sinks_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
-) -> Context:
+def mask_sinks_in_sink_heads(accessed: AccessedModel, targets: Targets, **options: Unpack[SinkOptions]) -> Context:
     """Mask the sink keys in sink heads only; the remaining weights are renormalised."""
-    return editing(accessed, MaskEditor(targets, "sinks", control, seed, strength=strength))
+    return editing(accessed, MaskEditor(targets, "sinks", **options))
 
 
 class MaskEditor(SinkEditor):
@@ -136,27 +134,21 @@ class MaskEditor(SinkEditor):
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def zero_sink_values(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    heads: str = "all",
-    strength: float = 1.0,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", **options: Unpack[SinkOptions]
 ) -> Context:
     """Keep the weight on sink keys and zero their value for every other token.
 
     heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, ZeroValueEditor(targets, heads, control, seed, strength=strength))
+    return editing(accessed, ZeroValueEditor(targets, heads, **options))
 
 
 @intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
 def zero_sink_values_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, **options: Unpack[SinkOptions]
 ) -> Context:
     """Keep the weight on sink keys and zero their value, in sink heads only."""
-    return editing(accessed, ZeroValueEditor(targets, "sinks", control, seed, strength=strength))
+    return editing(accessed, ZeroValueEditor(targets, "sinks", **options))
 
 
 class ZeroValueEditor(SinkEditor):
@@ -173,27 +165,21 @@ class ZeroValueEditor(SinkEditor):
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
 def spread_sink_weight(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    heads: str = "all",
-    strength: float = 1.0,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, heads: str = "all", **options: Unpack[SinkOptions]
 ) -> Context:
     """Spread the weight on sink keys evenly over the other keys that a query sees; no value is touched.
 
     Unlike masking, this does not sharpen what is left. heads: `all`, or `sinks` for sink heads only.
     """
-    return editing(accessed, SpreadEditor(targets, heads, control, seed, strength=strength))
+    return editing(accessed, SpreadEditor(targets, heads, **options))
 
 
 @intervention(edits="sinks", controls=(HEAD_CONTROL, KEY_CONTROL), reach="residual", strength=SHARE)
 def spread_sink_weight_in_sink_heads(
-    accessed: AccessedModel, targets: Targets, *, strength: float = 1.0, control: str | None = None, seed: int = 0
+    accessed: AccessedModel, targets: Targets, **options: Unpack[SinkOptions]
 ) -> Context:
     """Spread the weight on sink keys evenly over the other visible keys, in sink heads only."""
-    return editing(accessed, SpreadEditor(targets, "sinks", control, seed, strength=strength))
+    return editing(accessed, SpreadEditor(targets, "sinks", **options))
 
 
 class SpreadEditor(SinkEditor):
@@ -217,12 +203,7 @@ class SpreadEditor(SinkEditor):
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,))
 def move_sinks(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    position: int | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, position: int | None = None, **options: Unpack[Options]
 ) -> Context:
     """Give the weight on sink keys to another token's key from the first block on: does that token spike?
 
@@ -231,14 +212,14 @@ def move_sinks(
     """
     if position is not None and position < 1:
         raise InputError(f"position is {position}; expected 1 or more.")
-    return editing(accessed, MoveEditor(targets, position, control, seed))
+    return editing(accessed, MoveEditor(targets, position, **options))
 
 
 class MoveEditor(SinkEditor):
     """Moves the sinks' weight to one key."""
 
-    def __init__(self, targets: Targets, position: int | None, control: str | None, seed: int) -> None:
-        super().__init__(targets, "all", control, seed, from_start=True)
+    def __init__(self, targets: Targets, position: int | None, **options: Unpack[Options]) -> None:
+        super().__init__(targets, from_start=True, **options)
         self.position = position
 
     def edit_weights(self, block: int, query_start: int, key_start: int, weights: Tensor) -> Tensor:
@@ -290,12 +271,7 @@ class OffByOneEditor:
 
 @intervention(edits="tokens", controls=("random_key",))
 def isolate_token(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    position: int | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, position: int | None = None, **options: Unpack[Options]
 ) -> Context:
     """Force one token to attend to itself only, up to the step-up block: does it spike and become a sink?
 
@@ -304,13 +280,13 @@ def isolate_token(
     """
     if position is not None and position < 1:
         raise InputError(f"position is {position}; expected 1 or more: the first token sees only itself already.")
-    return editing(accessed, IsolatingEditor(targets, position, control, seed))
+    return editing(accessed, IsolatingEditor(targets, position, **options))
 
 
 class IsolatingEditor:
     """Masks every key but one for one query, in the blocks up to `edit_block` (all of them without spikes)."""
 
-    def __init__(self, targets: Targets, position: int | None, control: str | None, seed: int) -> None:
+    def __init__(self, targets: Targets, position: int | None, control: str | None = None, seed: int = 0) -> None:
         self.targets, self.position, self.control = targets, position, control
         self._generator = seeded(seed)
         self.token = 0

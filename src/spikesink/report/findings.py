@@ -1,7 +1,6 @@
 """What a folder of records says about each claim of the study: one verdict, three routes of evidence, contradictions
 first."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -307,39 +306,3 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
         note=f"What would change it: {finding.change} The paper: {finding.paper}".replace("`", ""),
         label=finding.title,
     )  # fmt: skip
-
-
-def findings_markdown(evidence: Evidence, pictures: str) -> str:
-    """Every finding as markdown; `pictures`: folder of the charts, as a page beside it names it."""
-    parts, shown = [], set()
-    for one in findings(evidence):
-        lines = ["| route | of | n | what it says | verdict |", "| --- | --- | --- | --- | --- |"]
-        lines += [
-            f"| {line.route} | {line.source} | {line.n} | {line.says} | {line.verdict or '–'} |" for line in one.lines
-        ]
-        new = [figure for figure in one.figures if figure.name not in shown]
-        shown.update(figure.name for figure in new)
-        drawn = [f"![{figure.alternative}]({pictures}/{figure.name}.svg)" for figure in new]
-        parts.append(
-            "\n\n".join(
-                [f"## {one.title}: {one.verdict}", f"**{one.text}**", "\n".join(lines), *drawn,
-                 f"What would change it: {one.change}", f"The paper: {one.paper}"]
-            )
-        )  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def summary_markdown(evidence: Evidence) -> str:
-    """A row a claim."""
-    rows = [f"| {one.title}: {one.text} | **{one.verdict}** | {_briefly(one.lines)} |" for one in findings(evidence)]
-    return "\n".join(["| claim | verdict | evidence |", "| --- | --- | --- |", *rows])
-
-
-def _briefly(lines: Sequence[Line]) -> str:
-    return "; ".join(f"{line.route}: {line.n}" for line in lines if line.verdict or line.n != "0") or "none"
-
-
-def finding_figures(evidence: Evidence) -> list[Figure]:
-    """Every picture once."""
-    by_name = {figure.name: figure for one in findings(evidence) for figure in one.figures}
-    return list(by_name.values())
