@@ -225,13 +225,13 @@ def _weights(table: _Table) -> list[Damage]:
 def _worst_blocks(blocks: list[Damage], broken: Evaluation, baseline: Evaluation) -> list[int]:
     """Blocks that alone do a notable share of the damage, the worst first."""
     whole = float(bootstrap.difference(broken.losses, baseline.losses))
-    found = [
+    notable = [
         row
         for row in blocks
         if row.loss_difference_nats.low > 0 and row.loss_difference_nats.value >= WORST_BLOCK_MIN * whole > 0
     ]
-    found.sort(key=lambda row: -row.loss_difference_nats.value)
-    return [block for row in found for block in row.blocks or []]
+    notable.sort(key=lambda row: -row.loss_difference_nats.value)
+    return [block for row in notable for block in row.blocks or []]
 
 
 def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tuple[Damage, Evaluation]]:

@@ -26,7 +26,7 @@ from spikesink.measure.perplexity import LossMeasure
 from spikesink.observer import Observer, Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.base import as_json
-from spikesink.records.training import GraftPoint, GraftRecord, Move
+from spikesink.records.training import FunctionShift, GraftPoint, GraftRecord
 from spikesink.train.checkpoints import folders
 from spikesink.train.pretrained import EMBEDDED, pretrained_spec, pretrained_tokenizer
 from spikesink.train.recipe import Recipe
@@ -90,7 +90,7 @@ def fake_fp8(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> Move:
+def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> FunctionShift:
     """How far apart two models are on ids (sequence, token)."""
     total, kept, count = 0.0, 0, 0
     for batch in _batches(ids):
@@ -98,7 +98,7 @@ def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> Move:
         total += float((one.exp() * (one - other)).sum())
         kept += int((one.argmax(-1) == other.argmax(-1)).sum())
         count += batch.numel()
-    return Move(kl_nats=total / count, top1_kept=kept / count)
+    return FunctionShift(kl_nats=total / count, top1_kept=kept / count)
 
 
 def _batches(ids: Tensor) -> Iterable[Tensor]:
@@ -194,7 +194,7 @@ def _with_bos(settings: GraftSettings, name: str) -> bool:
 
 
 MOVED_SEQUENCES = 8
-Part = TypeVar("Part", GraftPoint, Move)
+Part = TypeVar("Part", GraftPoint, FunctionShift)
 
 
 def graft_and_heal(
@@ -222,7 +222,7 @@ def graft_and_heal(
     stream = open_stream(healing, progress)
     if settings.steps:
         _check_text(healing, stream)
-    bench = _Bench(out, control_from, healing, plain, stream, progress)
+    workspace = _Workspace(out, control_from, healing, plain, stream, progress)
     points: dict[str, GraftPoint] = {}
     failed: dict[str, str] = {}
     runs: dict[str, TrainingRun] = {}
@@ -234,26 +234,26 @@ def graft_and_heal(
         except (NumericError, VerificationError) as error:
             failed[name] = str(error)
 
-    attempt("original", lambda: bench.point("original", bench.original), points)
-    attempt("grafted", lambda: bench.point("grafted", lambda: bench.grafted), points)
-    move = bench.move()
+    attempt("original", lambda: workspace.point("original", workspace.original), points)
+    attempt("grafted", lambda: workspace.point("grafted", lambda: workspace.grafted), points)
+    move = workspace.move()
     if settings.steps:
-        bench.forget_grafted()
+        workspace.forget_grafted()
     trainings = [("healed", healing), ("control", plain)] if control else [("healed", healing)]
     for name, recipe in trainings if settings.steps else ():
-        attempt(name, lambda name=name, recipe=recipe: bench.heal(name, recipe), runs)
+        attempt(name, lambda name=name, recipe=recipe: workspace.heal(name, recipe), runs)
         if name in runs:
-            attempt(name, lambda name=name: bench.point(name, lambda: bench.trained(name)), points)
+            attempt(name, lambda name=name: workspace.point(name, lambda: workspace.trained(name)), points)
     exported = None
     if "healed" in runs or not settings.steps:
-        result = bench.trained("healed") if settings.steps else bench.grafted
-        exported = _export(result, out, bench.accessed.tokenizer, code)
-    record = _record(bench, settings.steps, changed, points, failed, runs, move, exported, started)
+        result = workspace.trained("healed") if settings.steps else workspace.grafted
+        exported = _export(result, out, workspace.accessed.tokenizer, code)
+    record = _record(workspace, settings.steps, changed, points, failed, runs, move, exported, started)
     record.save(out, force=True)
     return record
 
 
-class _Bench:
+class _Workspace:
     """One graft's folder, data and models; what was measured before is read, not measured again."""
 
     def __init__(
@@ -293,10 +293,10 @@ class _Bench:
             lambda: measure_point(model(), self.ids, f"measure {name}", self.progress),
         )
 
-    def move(self) -> Move:
+    def move(self) -> FunctionShift:
         return _kept(
             self.folder("grafted") / "move.json",
-            Move,
+            FunctionShift,
             lambda: moved(self.original(), self.grafted, self.ids[:MOVED_SEQUENCES]),
         )
 
@@ -349,22 +349,22 @@ def _export(decoder: SpikesinkDecoderForCausalLM, out: Path, tokenizer: Any, cod
 
 
 def _record(
-    bench: _Bench,
+    workspace: _Workspace,
     steps: int,
     changed: dict[str, Any],
     points: dict[str, GraftPoint],
     failed: dict[str, str],
     runs: dict[str, TrainingRun],
-    move: Move,
+    move: FunctionShift,
     exported: str | None,
     started: float,
 ) -> GraftRecord:
-    recipe = bench.healing
+    recipe = workspace.healing
     pair = [points[name].losses_nats for name in ("healed", "control") if name in points]
-    old, new = _shapes(bench.plain), _shapes(recipe)
+    old, new = _shapes(workspace.plain), _shapes(recipe)
     fresh = sum(shape.numel() for name, shape in new.items() if old.get(name) != shape)
     return GraftRecord(
-        model=bench.accessed.name,
+        model=workspace.accessed.name,
         changed=changed,
         parameters=sum(shape.numel() for shape in new.values()),
         new_parameters=fresh,
@@ -377,8 +377,12 @@ def _record(
         cost_nats=bootstrap.estimate(bootstrap.difference, *pair) if len(pair) == 2 else None,
         exported_as=exported,
         provenance=Provenance(
-            model=bench.accessed.provenance,
-            tokens={**bench.stream.provenance, "seq_len": recipe.data.seq_len, "evaluated": list(bench.ids.shape)},
+            model=workspace.accessed.provenance,
+            tokens={
+                **workspace.stream.provenance,
+                "seq_len": recipe.data.seq_len,
+                "evaluated": list(workspace.ids.shape),
+            },
             versions=package_versions(),
             settings={"recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.sha256()},
         ),

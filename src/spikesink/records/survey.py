@@ -168,7 +168,7 @@ DISCRETE = ("status", "has_spikes", "has_sinks", "spike_channels", "step_up_bloc
 def moves(one: SurveyRecord, other: SurveyRecord) -> list[Move]:
     """What moved from one survey to the other: of figures with an interval, where neither value lies in the other's."""
     before, after = ({row.key: row for row in record.rows} for record in (one, other))
-    found = []
+    changes = []
     for key in dict.fromkeys([*before, *after]):
         left, right = before.get(key), after.get(key)
         row = left or right
@@ -179,24 +179,24 @@ def moves(one: SurveyRecord, other: SurveyRecord) -> list[Move]:
 
         if left is None or right is None:
             there = ["there" if side else "missing" for side in (left, right)]
-            found.append(moved("row", there[0], there[1]))
+            changes.append(moved("row", there[0], there[1]))
             continue
         for name in BOUNDED:
             old, new = getattr(left, name), getattr(right, name)
             if old is not None and new is not None and not (_within(old, new) or _within(new, old)):
-                found.append(moved(name, _shown(old), _shown(new)))
+                changes.append(moved(name, _shown(old), _shown(new)))
         for name in DISCRETE:
             old, new = getattr(left, name), getattr(right, name)
             # A row without figures says nothing of channels and blocks.
             both = left.status == right.status == "finished" or name == "status"
             if both and old != new:
-                found.append(moved(name, old, new))
-    return found
+                changes.append(moved(name, old, new))
+    return changes
 
 
 def _within(value: Estimate, bounds: Estimate) -> bool:
     return bounds.low <= value.value <= bounds.high
 
 
-def _shown(found: Estimate) -> str:
-    return f"{found.value:.4g} [{found.low:.4g}, {found.high:.4g}]"
+def _shown(figure: Estimate) -> str:
+    return f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]"

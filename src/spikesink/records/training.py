@@ -55,7 +55,7 @@ class GraftPoint(Frozen):
     """The same for float8 e4m3."""
 
 
-class Move(Frozen):
+class FunctionShift(Frozen):
     """How far the graft moved the function before any training, on held-out text."""
 
     kl_nats: float
@@ -86,7 +86,7 @@ class GraftRecord(Record):
     """`original`, `grafted` (before training), `healed`, `control` (the original after the same training)."""
     failed: dict[str, str] = Field(default_factory=dict)
     """By point why there is none, e.g. because its training diverged."""
-    move: Move | None = None
+    move: FunctionShift | None = None
     cost_nats: Estimate | None = None
     """Loss of the healed model minus that of the control, paired over held-out sequences."""
     exported_as: str | None = None

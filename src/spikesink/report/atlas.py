@@ -21,7 +21,7 @@ Bare = Sequence[float | str | None]
 
 
 def atlas_document(record: SurveyRecord) -> Document:
-    """Everything that a survey found."""
+    """Everything that a survey measured."""
     rows = record.finished()
     left = [row for row in record.rows if row.status != "finished"]
     models = {row.model for row in record.rows}
@@ -215,23 +215,23 @@ def _left(rows: Sequence[SurveyRow]) -> Table:
 
 def moves_document(before: SurveyRecord, after: SurveyRecord) -> Document:
     """What moved from one survey to another."""
-    found = moves(before, after)
+    moved = moves(before, after)
     shared = {row.key for row in before.rows} & {row.key for row in after.rows}
-    models = list(dict.fromkeys(move.model for move in found))
+    models = list(dict.fromkeys(move.model for move in moved))
     text = (
-        f"{counted(len(found), 'figure')} of {counted(len(shared), 'cell')} that both have, or of cells that one lacks"
+        f"{counted(len(moved), 'figure')} of {counted(len(shared), 'cell')} that both have, or of cells that one lacks"
     )
     return Document(
         kind="survey",
         title="What moved between two surveys",
         lead="A figure moved where neither value lies in the other's interval; a finding, where it is another.",
         statements=[Statement("Moved", f"{text}{f': {listed(models)}' if models else ''}.")],
-        sections=[Part("moved", "What moved", tables=[_moved(found)])] if found else [],
+        sections=[Part("moved", "What moved", tables=[_moved(moved)])] if moved else [],
         conditions=[("first", condition_table(before)), ("second", condition_table(after))],
     )
 
 
-def _moved(found: Sequence[Move]) -> Table:
-    rows = [[move.model, move.condition, move.what.replace("_", " "), move.before, move.after] for move in found]
+def _moved(moved: Sequence[Move]) -> Table:
+    rows = [[move.model, move.condition, move.what.replace("_", " "), move.before, move.after] for move in moved]
     return Table("What moved", ("model", "condition", "what", "before", "after"), rows, words=5,
                  brief=("model", "what", "before", "after"))  # fmt: skip

@@ -76,7 +76,7 @@ class Job(Frozen):
     place: str
     """Of its folder on the machine that started the survey."""
 
-    def row(self, wanted: Wanted, **found: Any) -> SurveyRow:
+    def row(self, wanted: Wanted, **outcome: Any) -> SurveyRow:
         asked = wanted.asked
         step = step_of(self.revision)
         return SurveyRow.model_validate(
@@ -85,7 +85,7 @@ class Job(Frozen):
                 "model": self.model, "revision": self.revision, "text": asked.text_name, "identity": wanted.identity,
                 "folder": f"runs/{self.name}/{wanted.folder}", "commit": self.commit, "step": step,
                 "tokens_trained": step * self.tokens_per_step if step and self.tokens_per_step else None,
-                **found,
+                **outcome,
             }
         )  # fmt: skip
 
@@ -136,14 +136,14 @@ def _rows(job: Job, dtype: str, wanted: list[Wanted], folder: Path, progress: Pr
     for each in wanted:
         started = time.perf_counter()
         try:
-            found = {"status": "finished", **_measured(job, accessed, each, folder / each.folder, progress)}
+            outcome = {"status": "finished", **_measured(job, accessed, each, folder / each.folder, progress)}
         except (ModelError, OutputError) as error:
             # No fault of the text: what else there is to measure comes first, then it is tried again.
             failures.append(error)
             continue
         except SpikesinkError as error:
-            found = {"status": "refused", "error": str(error)}
-        yield job.row(each, **found, seconds=time.perf_counter() - started)
+            outcome = {"status": "refused", "error": str(error)}
+        yield job.row(each, **outcome, seconds=time.perf_counter() - started)
     del accessed
     gc.collect()
     if failures:
@@ -154,14 +154,14 @@ def _measured(job: Job, accessed: AccessedModel, wanted: Wanted, folder: Path, p
     tokens = _tokens(wanted.asked, accessed)
     anatomy = scan(accessed, tokens, measures=job.further, progress=progress, **job.sinks)
     anatomy.save(folder, force=True)
-    found = {**_facts(accessed), **figures(anatomy), "bos_added": tokens.bos_added, "sequences": len(tokens.ids)}
+    outcome = {**_facts(accessed), **figures(anatomy), "bos_added": tokens.bos_added, "sequences": len(tokens.ids)}
     if job.which is not None:
         record = dissociate(
             accessed, tokens, which=job.which, held_out=HELD_OUT, folder=folder, progress=progress, **job.sinks
         )
         record.save(folder, force=True)
-        found |= costs(record)
-    return found
+        outcome |= costs(record)
+    return outcome
 
 
 def _tokens(asked: Asked, accessed: AccessedModel) -> Tokens:
@@ -238,10 +238,10 @@ def costs(record: Interventions) -> dict[str, Estimate | None]:
     rows = {row.name: row.loss_difference_nats for row in record.interventions if row.applicable}
 
     def worst(is_kind: Any) -> Estimate | None:
-        found: list[Damage] = [
+        sites: list[Damage] = [
             site for site in record.quantisation.sites if site.applicable and site.kind != "weights" and is_kind(site)
         ]
-        return max((site.loss_difference_nats for site in found), key=lambda cost: cost.value, default=None)
+        return max((site.loss_difference_nats for site in sites), key=lambda cost: cost.value, default=None)
 
     return {
         "zero_cost_nats": rows.get("zero_spikes"),

@@ -140,9 +140,9 @@ def names(spec: Spec) -> list[str]:
 def short_names(sources: Sequence[str]) -> list[str]:
     """Hub ids and plain names as they are; of paths the last two parts, more where that would be another's."""
     for parts in range(2, 9):
-        found = [source if is_hub_id(source) else "/".join(Path(source).parts[-parts:]) for source in sources]
-        if len(set(found)) == len(set(sources)):
-            return found
+        short = [source if is_hub_id(source) else "/".join(Path(source).parts[-parts:]) for source in sources]
+        if len(set(short)) == len(set(sources)):
+            return short
     return list(sources)
 
 
@@ -153,7 +153,7 @@ def asked(spec: Spec, model: Model) -> list[Asked]:
     twice = [name for name, times in Counter(called).items() if times > 1]
     if twice:
         raise InputError(f"The text '{twice[0]}' is named twice; name each text once.")
-    found: dict[Asked, None] = {}
+    distinct: dict[Asked, None] = {}
     for text, name in zip(texts, called, strict=True):
         for dtype, length, bos, chat in product(model.dtype or spec.dtype, spec.seq_len, spec.bos, spec.chat_template):
             free = {"bos": "as given", "seq_len": None, "chat_template": False}
@@ -161,8 +161,8 @@ def asked(spec: Spec, model: Model) -> list[Asked]:
             cell = Asked(
                 text=text, text_name=name, dtype=dtype, sequences=spec.sequences, **(free if text.ids else given)
             )
-            found[cell] = None
-    return list(found)
+            distinct[cell] = None
+    return list(distinct)
 
 
 def step_of(revision: str | None) -> int | None:

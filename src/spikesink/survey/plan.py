@@ -59,14 +59,14 @@ def revisions_of(source: str, asked: list[str]) -> list[str | None]:
         return list(asked) or [None]
     folder = Path(source).expanduser()
     if folder.is_dir():
-        found = [path.name for path in folder.iterdir() if STEP.search(path.name) and (path / "config.json").is_file()]
+        names = [path.name for path in folder.iterdir() if STEP.search(path.name) and (path / "config.json").is_file()]
     else:
         with _hub(source, None):
             refs = HfApi().list_repo_refs(source)
-        found = [ref.name for ref in [*refs.branches, *refs.tags]]
-    if not found:
+        names = [ref.name for ref in [*refs.branches, *refs.tags]]
+    if not names:
         raise ModelError(f"'{source}' has no folders of checkpoints (step100, checkpoint-100); name the revisions.")
-    return sorted(found, key=lambda name: (step_of(name) or 0, name))
+    return sorted(names, key=lambda name: (step_of(name) or 0, name))
 
 
 def planned(source: str, revision: str | None, *, allow_pickle: bool = False) -> Planned:
