@@ -86,6 +86,21 @@ def test_weights_are_removed_after_use_where_asked(hub, ids, tmp_path):
     assert list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
 
 
+def test_each_machine_looks_at_its_own_cache_and_disk(hub, ids, tmp_path, monkeypatch):
+    # Whoever planned had the weights already; this machine has not, and makes room again.
+    job = job_of(ids, tmp_path).model_copy(update={"keep": False, "download": 0})
+    cell.run_packed(job.model_dump_json(), tmp_path / "job", lambda *_: None)
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
+    # A process that was killed has left its download marked, for the one that goes on.
+    plan.claim(job)
+    hub.sent.clear()
+    monkeypatch.setattr(plan, "free_disk", lambda: 1000)
+    cell.run_packed(job.model_dump_json(), tmp_path / "again", lambda *_: None)
+    assert hub.sent and not list(Path(constants.HF_HUB_CACHE).rglob("*.safetensors"))
+    with pytest.raises(ModelError, match=r"of disk, 9\.31e-07 GiB are free on "):
+        cell.run_packed(job.model_dump_json(), tmp_path / "full", lambda *_: None)
+
+
 def test_what_does_not_fit_is_refused_before_it_is_downloaded(hub, ids, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "free_disk", lambda: 1000)
     record, ran = surveyed({"models": [NAME], "texts": [ids]}, tmp_path / "disk")

@@ -10,13 +10,14 @@ from survey_rows import around, row, survey
 from tiny import spiking, tiny, token_ids
 
 from spikesink import scan
-from spikesink.errors import InputError
+from spikesink.cli.survey import _spec
+from spikesink.errors import InputError, ModelError
 from spikesink.records.survey import ModelRows, SurveyRecord, moves
 from spikesink.survey import cell as cells
-from spikesink.survey import paper
+from spikesink.survey import paper, run
 from spikesink.survey.cell import failed, run_packed
 from spikesink.survey.grid import Spec, asked, names, step_of
-from spikesink.survey.plan import Room
+from spikesink.survey.plan import Room, planned
 from spikesink.survey.run import Survey
 
 
@@ -29,6 +30,9 @@ class InProcess:
 
     def __init__(self, room):
         self.room, self.ran = room, []
+
+    def machines(self, ask):
+        return [ask()]
 
     def run(self, jobs, folder, progress):
         for job in jobs:
@@ -152,6 +156,21 @@ def test_a_failed_model_is_a_row_and_keeps_what_was_measured(folder, tmp_path):
     ]  # fmt: skip
 
 
+def test_what_cannot_be_planned_is_asked_for_once_more(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def answers_late(source, revision, **more):
+        asked.append(revision)
+        if len(asked) == 1:
+            raise ModelError("The hub did not answer.")
+        return planned(source, revision, **more)
+
+    monkeypatch.setattr(run, "planned", answers_late)
+    model = {"model": str(folder / "run"), "revisions": ["checkpoint-20", "checkpoint-20", "checkpoint-100"]}
+    jobs = Survey(Spec.parse({"models": [model], "texts": [str(folder / "ids.npy")]}), tmp_path)._planned(quiet)
+    assert asked == ["checkpoint-20", "checkpoint-20", "checkpoint-100"] and len(jobs) == 2
+
+
 def test_csv_and_parquet_hold_the_rows(measured):
     _, out, record, _ = measured
     rows = list(csv.DictReader(io.StringIO((out / "survey.csv").read_text())))
@@ -221,6 +240,9 @@ def test_two_models_run_only_where_memory_was_measured_to_suffice():
     kept.memory, kept.disk = 100, 50
     assert kept.refusal(Wants(1, download=30)) is None
     assert "--no-keep" in kept.refusal(Wants(1, download=30)), "beside the first it does not fit"
+    kept.measure([(100, 5), (80, 50)])
+    assert [kept.refusal(Wants(99, download=30)) for _ in range(2)] == [None, None], "which disk fills is not known"
+    assert "memory" in kept.refusal(Wants(101)) and "disk" in kept.refusal(Wants(1, download=51))
 
 
 LLAMA = {"family": "llama", "blocks": 64, "d_model": 4096, "vocab_size": 32000}
@@ -275,11 +297,21 @@ def test_the_command_and_the_comparison(cli, folder, tmp_path):
     assert cli("survey", "--out", tmp_path / "three").code == 2
 
 
-def test_an_option_of_the_command_goes_before_the_file(cli, folder, tmp_path):
+def test_an_option_of_the_command_goes_before_the_file(tmp_path):
     path = tmp_path / "survey.yaml"
-    path.write_text(f"models: [{folder / 'gpt2'}]\ntexts: [{folder / 'ids.npy'}, {folder / 'other.npy'}]\n")
-    ran = cli("survey", path, "--text", folder / "other.npy", "--out", tmp_path / "out", "--json")
-    rows = json.loads(ran.out)["rows"]
-    assert ran.code == 0 and [row["text"].rpartition("/")[2] for row in rows] == ["other.npy"]
-    records = list((tmp_path / "out" / "models").glob("*.json"))
-    assert len(records) == 1 and ModelRows.read_file(records[0]).peak_bytes > 10**7
+    path.write_text("models: [a/one, {model: a/two, name: two}]\ntexts: [x/ids.npy, other.txt]\nseq_len: 32\n")
+    spec = _spec([str(path)], ["step3"], {"texts": ["mine.txt"]})
+    assert [text.path for text in spec.texts] == ["mine.txt"] and spec.seq_len == (32,)
+    assert [(model.name, model.revisions) for model in spec.models] == [(None, ("step3",)), ("two", ("step3",))]
+
+
+def test_what_a_process_held_for_the_model_before_is_not_this_ones(folder, tmp_path):
+    spec = {"models": [str(folder / "gpt2")], "texts": [str(folder / "other.npy")]}
+    held = np.ones(40_000_000)
+    assert held.sum() and cells._peak_bytes() > held.nbytes
+    before = cells._peak_bytes()
+    del held
+    surveyed(spec, tmp_path)
+    (path,) = (tmp_path / "models").glob("*.json")
+    peak = ModelRows.read_file(path).peak_bytes
+    assert peak > 10**7 and (peak < before or not cells.CLEAR.exists())

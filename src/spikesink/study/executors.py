@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from spikesink.errors import InputError
 from spikesink.measures import resolve
@@ -20,10 +20,12 @@ from spikesink.observer import Progress, no_progress
 from spikesink.records import JsonRecord
 from spikesink.records.study import CellRecord
 from spikesink.study.cell import failed, pack
+from spikesink.study.worker import LOG
 
 ATTEMPTS = 2
-LOG = "worker.log"
 CONNECT_S = 5.0
+ANSWER_S = 60.0
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Kind:
     """The record of a cell that could not be run: the cell, why, and after how many attempts."""
     stage: str
     """The stage whose progress is shown."""
+    reuse: bool = False
+    """Whether a process of this machine runs one cell after another, so that what it costs to start is paid once."""
+    memory: Callable[[Any], int] = lambda cell: 0
+    """Bytes that a cell takes, for which Ray looks for room; 0 where that is not known."""
 
 
 TRAINING = Kind("spikesink.study.cell:run_packed", pack, CellRecord, failed, "train")
@@ -52,7 +58,20 @@ class Executor(Protocol):
     threads: int
     """CPU threads of a cell, a part of its identity; 0 where torch chooses."""
 
+    def machines(self, ask: Callable[[], Answer]) -> list[Answer]:
+        """What a function says on each machine that cells may run on."""
+        ...
+
     def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]: ...
+
+
+@dataclass
+class Slot:
+    """Room for one cell at a time."""
+
+    gpu: int | None
+    process: Any = None
+    """One that waits for its next cell."""
 
 
 class CellFailedError(Exception):
@@ -78,11 +97,15 @@ class Local:
         cores = os.cpu_count() or 1
         self.jobs = jobs or gpus or cores
         self.threads = threads or max(1, cores // self.jobs)
-        self.slots: queue.Queue[int | None] = queue.Queue()
-        for slot in range(self.jobs):
-            self.slots.put(slot % gpus if gpus else None)
+        self.slots: queue.Queue[Slot] = queue.Queue()
+        for index in range(self.jobs):
+            self.slots.put(Slot(index % gpus if gpus else None))
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
+
+    def machines(self, ask: Callable[[], Answer]) -> list[Answer]:
+        """This one's answer."""
+        return [ask()]
 
     def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]:
         pool = ThreadPoolExecutor(self.jobs)
@@ -95,6 +118,7 @@ class Local:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(self.running):
                 process.terminate()
+                process.wait()
 
     def _tried(self, cell: Any, folder: Path, progress: Progress) -> Any:
         """Run a cell, and once more where it failed; what fails again is a record that says so."""
@@ -107,52 +131,66 @@ class Local:
         return self.kind.failed(cell, error, ATTEMPTS)
 
     def _once(self, cell: Any, folder: Path, progress: Progress) -> Any:
-        gpu = self.slots.get()
+        slot = self.slots.get()
         try:
             with self.admit(cell):
                 if self.stopped:
                     raise CellFailedError("it was stopped")
-                return self._in_process(cell, folder, progress, gpu)
+                return self._in_process(cell, folder, progress, slot)
         finally:
-            self.slots.put(gpu)
+            self.slots.put(slot)
 
-    def _in_process(self, cell: Any, folder: Path, progress: Progress, gpu: int | None) -> Any:
+    def _in_process(self, cell: Any, folder: Path, progress: Progress, slot: Slot) -> Any:
         folder.mkdir(parents=True, exist_ok=True)
-        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-        command = [sys.executable, "-m", "spikesink.study.worker", str(folder), self.kind.runner]
-        with (folder / LOG).open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0,
-                env={**os.environ, **threads, **device},
-            )  # fmt: skip
-            self.running.add(process)
-            try:
-                return self._listen(process, cell, folder, progress)
-            finally:
+        log = folder / LOG
+        log.unlink(missing_ok=True)
+        process, slot.process = slot.process or self._started(log, slot.gpu), None
+        try:
+            record = self._listen(process, cell, log, progress)
+            if self.kind.reuse:
+                slot.process = process
+            return record
+        finally:
+            if slot.process is None:
+                with suppress(OSError):
+                    process.stdin.close()
+                process.wait()
                 self.running.discard(process)
 
-    def _listen(self, process: Any, cell: Any, folder: Path, progress: Progress) -> Any:
+    def _started(self, log: Path, gpu: int | None) -> Any:
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        with log.open("w", encoding="utf-8") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "spikesink.study.worker", self.kind.runner], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=stderr, text=True, process_group=0,
+                env={**os.environ, **threads, **device},
+            )  # fmt: skip
+        self.running.add(process)
+        return process
+
+    def _listen(self, process: Any, cell: Any, log: Path, progress: Progress) -> Any:
         """Hand the cell over, pass progress on, and return the record. Raises CellFailedError."""
         said: dict[str, Any] = {}
         try:
-            process.stdin.write(self.kind.pack(cell, self.threads))
-            process.stdin.close()
+            process.stdin.write(json.dumps([str(log.parent), self.kind.pack(cell, self.threads)]) + "\n")
+            process.stdin.flush()
             for line in process.stdout:
                 said = json.loads(line)
-                if "progress" in said:
-                    stage, done, total = said["progress"]
-                    if stage == self.kind.stage:
-                        progress(cell.name, done, total)
+                if "progress" not in said:
+                    break
+                stage, done, total = said["progress"]
+                if stage == self.kind.stage:
+                    progress(cell.name, done, total)
         except (BrokenPipeError, ValueError):
             # Its exit code says more.
             pass
-        code = process.wait()
-        if code == 0 and "record" in said:
+        if "record" in said:
             return self.kind.record.model_validate(said["record"])
         if "error" in said:
             raise CellFailedError(said["error"])
-        last = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        code = process.wait()
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] if log.exists() else []
         raise CellFailedError(f"the process ended with {code}" + (f": {last[0][:300]}" if last else ""))
 
 
@@ -174,8 +212,30 @@ class Ray:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
-        self.ray, self.threads, self.kind = ray, threads, kind
+        self.ray, self.threads, self.gpus, self.kind = ray, threads, gpus, kind
         self.task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=self.LOST_NODES)(_ray_task)
+
+    def machines(self, ask: Callable[[], Answer]) -> list[Answer]:
+        """The answers of the nodes that may run a cell; one that says nothing in a minute is left out."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in self._nodes()]
+        task = self.ray.remote(num_cpus=0, num_gpus=self.gpus, max_retries=0)(ask)
+        asked = [task.options(scheduling_strategy=place).remote() for place in places]
+        ready = self.ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)[0] if asked else []
+        answers = []
+        for each in ready:
+            with suppress(self.ray.exceptions.RayError):
+                answers.append(self.ray.get(each))
+        return answers
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        needs = {"CPU": self.threads, "GPU": self.gpus}
+        return [
+            node
+            for node in self.ray.nodes()
+            if node["Alive"] and all(node["Resources"].get(name, 0) >= least for name, least in needs.items())
+        ]
 
     def run(self, cells: list[Any], folder: Path, progress: Progress) -> Iterator[Any]:
         place = folder.absolute()
@@ -196,7 +256,10 @@ class Ray:
             yield record
 
     def _submit(self, cell: Any, place: Path) -> Any:
-        return self.task.remote(self.kind.runner, self.kind.pack(cell, self.threads), str(place / cell.name))
+        # What no node has, Ray would wait for without end. On GPUs a cell's share of them is its limit.
+        most = 0 if self.gpus else max((int(node["Resources"].get("memory", 0)) for node in self._nodes()), default=0)
+        task = self.task.options(memory=min(self.kind.memory(cell), most) or None)
+        return task.remote(self.kind.runner, self.kind.pack(cell, self.threads), str(place / cell.name))
 
 
 def _check_reachable(address: str | None) -> None:

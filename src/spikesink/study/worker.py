@@ -1,7 +1,8 @@
-"""A process that runs one cell: reads it from stdin, writes progress and the record to stdout, a JSON a line.
+"""A process that runs cells one after another: each a line of stdin, answered by lines of progress and a last one.
 
-Run: python -m spikesink.study.worker FOLDER MODULE:FUNCTION, with what the function takes on stdin. It ends with the
-process that started it: no cell outlives its study.
+Run: python -m spikesink.study.worker MODULE:FUNCTION; a line is JSON: a folder, and what the function takes. What it
+writes to stderr goes to worker.log in that folder. It ends with its stdin, or with the process that started it: no cell
+outlives its study.
 """
 
 import json
@@ -15,16 +16,23 @@ from typing import Any
 from spikesink.errors import SpikesinkError
 from spikesink.measures import resolve
 
+LOG = "worker.log"
+
 
 def main() -> None:
-    """Exit code 0 with a record as the last line; 3 with an error as the last line."""
+    """The last line of a cell says its record, or its error."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        record = resolve(sys.argv[2])(sys.stdin.read(), Path(sys.argv[1]), _progress)
-    except SpikesinkError as error:
-        _say(error=str(error))
-        sys.exit(3)
-    _say(record=record.model_dump(mode="json", by_alias=True))
+    runner = resolve(sys.argv[1])
+    for line in sys.stdin:
+        folder, packed = json.loads(line)
+        with (Path(folder) / LOG).open("a") as log:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        try:
+            record = runner(packed, Path(folder), _progress)
+        except SpikesinkError as error:
+            _say(error=str(error))
+        else:
+            _say(record=record.model_dump(mode="json", by_alias=True))
 
 
 def _progress(stage: str, done: int, total: int) -> None:

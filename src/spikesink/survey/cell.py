@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from filelock import FileLock
 
 from spikesink.access import AccessedModel, load
@@ -25,7 +26,7 @@ from spikesink.records.interventions import Damage, Estimate, Interventions
 from spikesink.records.survey import ModelRows, SurveyRow
 from spikesink.study.executors import Kind
 from spikesink.survey.grid import Asked, step_of
-from spikesink.survey.plan import forget
+from spikesink.survey.plan import claim, forget
 
 try:
     import resource
@@ -34,6 +35,7 @@ except ImportError:
     resource = None
 
 ROW = "row.json"
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 HELD_OUT = 16
 """Of the sequences, at most: what interventions learn their constants on."""
 DIGITS = 4
@@ -64,6 +66,7 @@ class Job(Frozen):
     commit: str | None
     weights: int | None
     """Bytes in memory, in the widest dtype that is asked for."""
+    size: int
     download: int
     keep: bool
     tokens_per_step: int | None
@@ -107,6 +110,9 @@ def run_packed(text: str, folder: Path, progress: Progress) -> ModelRows:
     """
     job = Job.model_validate_json(text)
     folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        # From here on: what the process held at most for the model before is none of this one's.
+        CLEAR.write_text("5")
     with FileLock(folder / ".lock"):
         rows = job.kept(folder)
         for dtype in dict.fromkeys(wanted.asked.dtype for wanted in job.wanted):
@@ -114,10 +120,16 @@ def run_packed(text: str, folder: Path, progress: Progress) -> ModelRows:
             for row in _rows(job, dtype, wanted, folder, progress):
                 write_files(folder / Path(row.folder or "").name, {ROW: row.model_dump_json().encode()}, force=True)
                 rows[row.identity] = row
-    if not job.keep and job.download:
-        forget(job.commit)
-    peak = None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return ModelRows(name=job.name, peak_bytes=peak, rows=[rows[wanted.identity] for wanted in job.wanted])
+    forget(job)
+    return ModelRows(name=job.name, peak_bytes=_peak_bytes(), rows=[rows[wanted.identity] for wanted in job.wanted])
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process held since it began with the model, or at all where Linux does not say."""
+    with suppress(OSError, StopIteration):
+        status = STATUS.read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) * 1024
+    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _rows(job: Job, dtype: str, wanted: list[Wanted], folder: Path, progress: Progress) -> Any:
@@ -125,6 +137,7 @@ def _rows(job: Job, dtype: str, wanted: list[Wanted], folder: Path, progress: Pr
     if not wanted:
         return
     try:
+        claim(job)
         accessed = load(
             job.source, dtype=None if dtype == "auto" else dtype, revision=job.hub_revision, progress=progress,
             **job.loading,
@@ -254,8 +267,7 @@ def costs(record: Interventions) -> dict[str, Estimate | None]:
 def failed(job: Job, error: str, attempts: int) -> ModelRows:
     """What stands for a model that could not be measured: the rows that are there, and why the others are not."""
     kept = job.kept(Path(job.place))
-    if not job.keep and job.download:
-        forget(job.commit)
+    forget(job)
     rows = [kept.get(each.identity) or job.row(each, status="failed", error=error) for each in job.wanted]
     return ModelRows(name=job.name, attempts=attempts, rows=rows)
 
@@ -265,5 +277,10 @@ def pack(job: Job, threads: int) -> str:
     return job.model_dump_json()
 
 
-SURVEYED = Kind("spikesink.survey.cell:run_packed", pack, ModelRows, failed, "scan")
+def memory(job: Job) -> int:
+    """Bytes that the job's process will hold: its weights, and as much beside them as this process does."""
+    return 0 if job.weights is None else job.weights + psutil.Process().memory_info().rss
+
+
+SURVEYED = Kind("spikesink.survey.cell:run_packed", pack, ModelRows, failed, "scan", reuse=True, memory=memory)
 """The models of a survey, for an executor."""

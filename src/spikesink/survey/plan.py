@@ -3,7 +3,9 @@ this machine has; and, while models run, who may start."""
 
 import hashlib
 import json
+import platform
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,14 @@ from typing import Any
 
 import psutil
 import torch
-from huggingface_hub import HfApi, constants, scan_cache_dir, try_to_load_from_cache
+from huggingface_hub import (
+    CachedRevisionInfo,
+    HfApi,
+    HFCacheInfo,
+    constants,
+    scan_cache_dir,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, RevisionNotFoundError
 
 from spikesink.access.checkpoint import embedded_gguf, find_checkpoint, model_files
@@ -49,8 +58,10 @@ class Planned:
     commit: str | None = None
     elements: int | None = None
     """Numbers in its weights; None where only loading can tell."""
+    size: int = 0
+    """Bytes of its weights on the hub; 0 for what is local."""
     download: int = 0
-    """Bytes that are not on this disk yet."""
+    """Those of them that are not on this disk yet."""
 
 
 def revisions_of(source: str, asked: list[str]) -> list[str | None]:
@@ -127,8 +138,8 @@ def _on_hub(name: str, revision: str | None, allow_pickle: bool) -> Planned:
         chosen = _weights(files, PICKLES, ".bin")
     missing = [file for file in chosen if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
     elements = info.safetensors.total if info.safetensors else None
-    size = sum(files[file] for file in missing)
-    return Planned(name, revision, str(info.sha), revision, info.sha, elements, size)
+    size, download = (sum(files[file] for file in some) for some in (chosen, missing))
+    return Planned(name, revision, str(info.sha), revision, info.sha, elements, size, download)
 
 
 def _weights(files: dict[str, int], stems: tuple[str, str], suffix: str) -> list[str]:
@@ -169,6 +180,11 @@ def free_disk() -> int:
     return shutil.disk_usage(path).free
 
 
+def free() -> tuple[int, int]:
+    """Bytes of memory and of disk that this machine has left."""
+    return free_memory(), free_disk()
+
+
 class Room:
     """Memory and disk of this machine, and who may take a part of them; a job has `weights` and `download` in bytes.
 
@@ -177,10 +193,15 @@ class Room:
 
     def __init__(self, *, keep: bool) -> None:
         self.keep = keep
-        self.memory, self.disk = free_memory(), free_disk()
+        self.measure([free()])
         self.beside: int | None = None
         self.running: list[Any] = []
         self.changed = threading.Condition()
+
+    def measure(self, machines: list[tuple[int, int]]) -> None:
+        """Memory and disk of each machine: of several, one that has enough is found for a job by Ray."""
+        self.machines = len(machines)
+        self.memory, self.disk = (max(each) for each in zip(*machines, strict=True)) if machines else (sys.maxsize,) * 2
 
     def refusal(self, job: Any) -> str | None:
         """Why a job can never run here, None where it can; with `keep`, what fits is counted as taken."""
@@ -189,13 +210,13 @@ class Room:
                 f"Its weights need {job.weights / GIB:.1f} GiB of memory, {self.memory / GIB:.1f} GiB are free; try "
                 "--dtype bfloat16 or a machine with more."
             )
+        together = self.keep and self.machines == 1
         if job.download > self.disk:
-            advice = "free some, or pass --no-keep" if self.keep else "free some"
+            advice = "free some, or pass --no-keep" if together else "free some"
             return (
-                f"Its weights need {job.download / GIB:.3g} GiB of disk, {self.disk / GIB:.3g} GiB are free"
-                f"{' beside the models before it' if self.keep else ''}; {advice}."
+                f"{lacks_disk(job.download, self.disk, ' beside the models before it' if together else '')}; {advice}."
             )
-        if self.keep:
+        if together:
             self.disk -= job.download
         return None
 
@@ -230,16 +251,51 @@ class Room:
         return memory and (self.keep or sum(each.download for each in together) <= self.disk)
 
 
-def forget(commit: str | None) -> None:
-    """Remove a commit that was downloaded for a survey from the hub's cache."""
-    if commit is None:
+def lacks_disk(needed: int, disk: int, beside: str = "") -> str:
+    """The start of a sentence that refuses."""
+    return f"Its weights need {needed / GIB:.3g} GiB of disk, {disk / GIB:.3g} GiB are free{beside}"
+
+
+def claim(job: Any) -> None:
+    """Before a model of the hub is loaded: what this machine's cache lacks must fit, and is marked where it goes again.
+
+    Raises ModelError.
+    """
+    if job.commit is None or not job.size or _mark(job.commit).exists():
         return
+    names = [file.file_name for revision in _cached(job.commit)[1] for file in revision.files]
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
+        return
+    disk = free_disk()
+    if job.size > disk:
+        raise ModelError(f"{lacks_disk(job.size, disk, f' on {platform.node()}')}; free some.")
+    if not job.keep:
+        _mark(job.commit).parent.mkdir(parents=True, exist_ok=True)
+        _mark(job.commit).touch()
+
+
+def forget(job: Any) -> None:
+    """Remove from this machine's cache what was downloaded for a survey that keeps nothing."""
+    if job.keep or job.commit is None or not _mark(job.commit).exists():
+        return
+    cached, revisions = _cached(job.commit)
+    if cached is not None and revisions:
+        cached.delete_revisions(job.commit).execute()
+    _mark(job.commit).unlink(missing_ok=True)
+
+
+def _mark(commit: str) -> Path:
+    # In the one folder of the cache that its owner takes for no model's.
+    return Path(constants.HF_HUB_CACHE) / ".locks" / f"spikesink-{commit}"
+
+
+def _cached(commit: str) -> tuple[HFCacheInfo | None, list[CachedRevisionInfo]]:
+    """The hub's cache, and what it has of a commit."""
     try:
         cached = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
-        return
-    if any(revision.commit_hash == commit for repo in cached.repos for revision in repo.revisions):
-        cached.delete_revisions(commit).execute()
+        return None, []
+    return cached, [each for repo in cached.repos for each in repo.revisions if each.commit_hash == commit]
 
 
 def identity(plan: Planned, cell: Any, options: dict[str, Any], text_sha256: str) -> str:

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.base import data_frame, rows_of
 from spikesink.records.files import write_files
 from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
-from spikesink.study.executors import Executor
+from spikesink.study.executors import Answer, Executor
 from spikesink.survey import paper
 from spikesink.survey.cell import Job, Wanted, corpus_of
 from spikesink.survey.grid import Asked, Model, Spec, asked, check, names
-from spikesink.survey.plan import Planned, Room, identity, planned, revisions_of, weight_bytes
+from spikesink.survey.plan import Room, free, identity, planned, revisions_of, weight_bytes
 
 RECORDS, RUNS, TABLE = "models", "runs", "survey"
+ANY = (SpikesinkError, OSError)
+"""What a model may end with before it is loaded; it is a row then."""
 
 
 class Survey:
@@ -46,6 +48,7 @@ class Survey:
         Raises InputError for a text that cannot be read, OutputError where nothing can be written.
         """
         check_output(self.out, "", force=True)
+        self.room.measure(executor.machines(free))
         jobs = self._planned(progress)
         self.write()
         progress("models", 0, len(jobs))
@@ -65,15 +68,14 @@ class Survey:
             cells = asked(self.spec, model)
             hashes = {cell: self._text_sha256(cell) for cell in cells}
             try:
-                revisions = revisions_of(model.model, list(model.revisions))
-            except SpikesinkError as error:
+                revisions = twice(revisions_of, model.model, list(model.revisions))
+            except ANY as error:
                 self._refuse(name, None, cells, str(error), "failed")
                 continue
-            for revision in revisions:
+            for revision in dict.fromkeys(revisions):
                 try:
-                    plan = planned(model.model, revision, allow_pickle=bool(self.loading.get("allow_pickle")))
-                    job = self._job(model, name, plan, hashes)
-                except SpikesinkError as error:
+                    job = twice(self._job, model, name, revision, hashes)
+                except ANY as error:
                     self._refuse(name, revision, cells, str(error), "failed")
                     continue
                 if not job.wanted:
@@ -86,15 +88,16 @@ class Survey:
         progress("plan", len(self.spec.models), len(self.spec.models))
         return jobs
 
-    def _job(self, model: Model, name: str, plan: Planned, hashes: dict[Asked, str]) -> Job:
+    def _job(self, model: Model, name: str, revision: str | None, hashes: dict[Asked, str]) -> Job:
+        plan = planned(model.model, revision, allow_pickle=bool(self.loading.get("allow_pickle")))
         options = {"loading": self.loading, "sinks": self.sinks, "measures": sorted(self.spec.measures)}
-        there = {row.identity for row in self._rows(_file(name, plan.revision)) if row.status == "finished"}
+        folder = _file(name, revision)
+        there = {row.identity for row in self._rows(folder) if row.status == "finished"}
         weights = weight_bytes(plan, list(model.dtype or self.spec.dtype))
         wanted = [Wanted(asked=cell, identity=identity(plan, cell, options, text)) for cell, text in hashes.items()]
-        folder = _file(name, plan.revision)
         return Job(
-            name=folder, model=name, source=plan.source, revision=plan.revision, hub_revision=plan.hub_revision,
-            commit=plan.commit, weights=weights, download=plan.download, keep=self.keep,
+            name=folder, model=name, source=plan.source, revision=revision, hub_revision=plan.hub_revision,
+            commit=plan.commit, weights=weights, size=plan.size, download=plan.download, keep=self.keep,
             tokens_per_step=model.tokens_per_step, loading=self.loading, further=self.spec.further,
             which=self.spec.which, sinks=self.sinks, wanted=[one for one in wanted if one.identity not in there],
             place=str((self.out / RUNS / folder).absolute()),
@@ -172,6 +175,13 @@ class Survey:
         for path in sorted((self.out / RECORDS).glob("*.json")):
             with suppress(RecordError):
                 yield ModelRows.read_file(path)
+
+
+def twice(ask: Callable[..., Answer], *given: Any) -> Answer:
+    """What a function returns, called once more where it failed: a hub that did not answer may have come back."""
+    with suppress(*ANY):
+        return ask(*given)
+    return ask(*given)
 
 
 def _parquet(rows: list[dict[str, Any]], columns: list[str]) -> dict[str, bytes]:
