@@ -5,7 +5,6 @@ from itertools import combinations
 
 from torch import Tensor
 
-from spikesink import bootstrap
 from spikesink.access.linears import LinearSite, find_linears
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
@@ -77,12 +76,12 @@ class _Search:
             quantised_weights(sites, 8),
             quantised_inputs(self.evaluator.accessed, sites, scheme),
         )
-        cost = bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses)
+        cost = result.cost(self.baseline)
         return MeasureSet(
             measures=list(measures),
             ignored=[site.name for site in self.linears if self._is_ignored(site, blocks)],
             blocks=blocks,
-            perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
+            perplexity=result.perplexity,
             loss_difference_nats=cost,
             within=cost.high <= self.nats,
         )

@@ -127,8 +127,8 @@ def _row(
     return InterventionRow(
         **description,
         strength=strength,
-        perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
-        loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, reference.losses),
+        perplexity=result.perplexity,
+        loss_difference_nats=result.cost(reference),
         sink_ratio=bootstrap.estimate(bootstrap.mean, result.sink_ratios),
         sink_ratio_kept=bootstrap.estimate(bootstrap.share, result.sink_ratios, baseline.sink_ratios),
         downstream_sink_ratio=_share(bootstrap.mean, result.downstream_ratios),

@@ -54,6 +54,15 @@ class Evaluation:
         """Mean loss in nats of each sequence."""
         return np.array(self.loss_sums) / np.array(self.predictions)
 
+    @property
+    def perplexity(self) -> Estimate:
+        """Over all predictions, with its interval over sequences."""
+        return bootstrap.estimate(bootstrap.perplexity, self.loss_sums, self.predictions)
+
+    def cost(self, baseline: "Evaluation") -> Estimate:
+        """Mean loss less the baseline's in nats, paired over sequences, with its interval."""
+        return bootstrap.estimate(bootstrap.difference, self.losses, baseline.losses)
+
     def to_dict(self) -> dict[str, list]:
         return asdict(self)
 

@@ -161,12 +161,12 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
 
 def _row(evaluator: Evaluator, calibration: Calibration, baseline: Evaluation, kind: str, name: str) -> FormatDamage:
     broken, gone = _pass(evaluator, calibration, kind, name)
-    difference = bootstrap.estimate(bootstrap.difference, broken.losses, baseline.losses)
+    difference = broken.cost(baseline)
     share = without = kept_difference = None
     if calibration.spikes is not None and kind != "weights":
         kept, without = _pass(evaluator, calibration, kind, name, spare=True)
         share = spike_share(broken, kept, baseline) if difference.low > 0 else None
-        kept_difference = bootstrap.estimate(bootstrap.difference, kept.losses, baseline.losses)
+        kept_difference = kept.cost(baseline)
     made = [FORMATS[each] for each in _formats(kind, name)]
     scales = dict.fromkeys(each.scales for each in made)
     return FormatDamage(
@@ -175,7 +175,7 @@ def _row(evaluator: Evaluator, calibration: Calibration, baseline: Evaluation, k
         element=made[0].element,
         scales=" of keys, ".join(scales) + " of values" * (len(scales) > 1),
         static=made[0].static or made[0].fixed is not None,
-        perplexity=bootstrap.estimate(bootstrap.perplexity, broken.loss_sums, broken.predictions),
+        perplexity=broken.perplexity,
         loss_difference_nats=difference,
         kept_loss_difference_nats=kept_difference,
         spike_share=share,
@@ -200,7 +200,7 @@ def _worst_blocks(
     rows = []
     for block in blocks:
         alone, _ = _pass(few, calibration, kind, name, block=block)
-        cost = bootstrap.estimate(bootstrap.difference, alone.losses, baseline.losses)
+        cost = alone.cost(baseline)
         if cost.low > 0 and cost.value >= WORST_BLOCK_MIN * damage > 0:
             rows.append(BlockDamage(block=block, loss_difference_nats=cost))
     return sorted(rows, key=lambda row: -row.loss_difference_nats.value)

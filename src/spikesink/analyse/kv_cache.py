@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink import bootstrap
 from spikesink.access import AccessedModel
 from spikesink.access.rotary import rotates
 from spikesink.analyse.evaluation import Evaluation, Evaluator
@@ -108,6 +107,6 @@ def _row(
         keep=keep,
         first=first,
         positions=positions,
-        perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
-        loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, full.losses),
+        perplexity=result.perplexity,
+        loss_difference_nats=result.cost(full),
     )

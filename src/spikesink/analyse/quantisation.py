@@ -108,8 +108,8 @@ class _Table:
         self.evaluator.progress(STAGE, self.done, max(self.total, self.done))
         damage = Damage(
             name=name,
-            perplexity=bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions),
-            loss_difference_nats=bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses),
+            perplexity=result.perplexity,
+            loss_difference_nats=result.cost(self.baseline),
             **{"remedy": None, "blocks": None, **facts},
         )
         return damage, result
@@ -177,7 +177,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     remedies = _remedies(table, worst, worst_blocks)
     return Quantisation(
         weights_note=_weights_note(evaluator),
-        baseline=bootstrap.estimate(bootstrap.perplexity, baseline.loss_sums, baseline.predictions),
+        baseline=baseline.perplexity,
         sites=rows,
         blocks=blocks,
         worst_kind=worst,

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink import bootstrap
 from spikesink.access import AccessedModel, editing
 from spikesink.access.linears import LinearSite, editing_inputs, find_linears
 from spikesink.analyse.evaluation import Evaluator
@@ -95,12 +94,10 @@ class _Rows:
             name = f"inputs int8 per tensor {scales}" + (f" + {remedy}" if remedy else "")
             quantised = quantised_inputs(accessed, self.linears, scheme)
             result = self.evaluator.loss(f"{STAGE}/{name}", context(), quantised)
-            damage = bootstrap.estimate(bootstrap.difference, result.losses, self.baseline.losses)
-            perplexity = bootstrap.estimate(bootstrap.perplexity, result.loss_sums, result.predictions)
             self.rows.append(
                 Damage(
                     name=name, kind="all", bits=8, granularity="tensor", scales=scales, remedy=remedy, blocks=None,
-                    perplexity=perplexity, loss_difference_nats=damage,
+                    perplexity=result.perplexity, loss_difference_nats=result.cost(self.baseline),
                 )
             )  # fmt: skip
 
@@ -156,7 +153,7 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
     return {
         "prefix_ids": list(chosen),
         "prefix_text": [evaluator.accessed.token_text(token) for token in chosen],
-        "prefix_alone_nats": bootstrap.estimate(bootstrap.difference, alone.losses, baseline.losses),
+        "prefix_alone_nats": alone.cost(baseline),
         "spike_tokens": float(before.sum(1).float().mean()),
         "spike_tokens_behind_prefix": float(after.sum(1).float().mean()),
         "first_token_spikes": float(before[:, 0].float().mean()),
