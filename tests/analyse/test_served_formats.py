@@ -40,7 +40,7 @@ def test_every_format_has_a_row(record):
     assert [row.name for row in rows if row.kind == "kv"] == list(KV)
     assert [row.name for row in rows if row.kind == "weights"] == list(WEIGHTS)
     assert not record.quantisation.applicable
-    assert parse_which("all").parts == ("quantisation", "kv_cache", "formats")
+    assert parse_which("all").parts == ("quantisation", "kv_cache", "formats", "remedies")
     assert "formats" not in parse_which(None).parts
 
 
