@@ -12,6 +12,7 @@ from tiny import spiking, tiny, token_ids
 from spikesink import scan
 from spikesink.cli.survey import _spec
 from spikesink.errors import InputError, ModelError
+from spikesink.records.interventions import Interventions
 from spikesink.records.survey import ModelRows, SurveyRecord, moves
 from spikesink.survey import cell as cells
 from spikesink.survey import paper, run
@@ -113,6 +114,21 @@ def test_a_refused_model_is_a_row_with_its_reason(measured):
     broken = [row for row in record.rows if row.model.endswith("broken")]
     assert [row.status for row in broken] == ["refused", "refused"] and "encoder-decoder" in broken[0].error
     assert sum(row.status == "finished" for row in record.rows) == len(record.rows) - 2 == 12
+
+
+def test_costs_are_those_of_interventions(folder, tmp_path):
+    measures = ["interventions", "quantisation", "formats"]
+    spec = {"models": str(folder / "spiking"), "texts": str(folder / "ids.npy"), "measures": measures}
+    (made,) = surveyed(spec, tmp_path)[0].rows
+    record = Interventions.read(tmp_path / made.folder)
+    costs = {row.name: row.loss_difference_nats for row in record.interventions}
+    assert (made.zero_cost_nats, made.freeze_cost_nats) == (costs["zero_spikes"], costs["freeze_spikes"])
+    by_site = {site.kind: site for site in record.quantisation.sites if "int8 per tensor dynamic" in site.name}
+    assert len(by_site) == 5 and made.int8_cost_nats.value == max(
+        site.loss_difference_nats.value for site in by_site.values() if site.applicable
+    )
+    (fp8,) = (row for row in record.formats.rows if row.name == "fp8 e4m3 per tensor" and row.kind == "inputs")
+    assert made.fp8_cost_nats == fp8.loss_difference_nats != made.int8_cost_nats
 
 
 def test_checkpoints_come_in_the_order_of_their_steps(measured):

@@ -82,7 +82,7 @@ class SurveyRow(Frozen):
     int8_cost_nats: Estimate | None = None
     """Loss added by int8 activations per tensor at the site kind where that costs most."""
     fp8_cost_nats: Estimate | None = None
-    """The same in an 8-bit float, where it was measured."""
+    """Loss added by fp8 e4m3 at the input of every linear map, a scale per tensor; of the measure `formats`."""
 
     @property
     def key(self) -> tuple[object, ...]:

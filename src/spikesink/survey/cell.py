@@ -22,7 +22,7 @@ from spikesink.errors import InputError, ModelError, OutputError, SpikesinkError
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
-from spikesink.records.interventions import Damage, Estimate, Interventions
+from spikesink.records.interventions import Estimate, Interventions
 from spikesink.records.survey import ModelRows, SurveyRow
 from spikesink.study.executors import Kind
 from spikesink.survey.grid import Asked, step_of
@@ -38,6 +38,7 @@ ROW = "row.json"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 HELD_OUT = 16
 """Of the sequences, at most: what interventions learn their constants on."""
+INT8, FP8 = "int8 per tensor dynamic", "fp8 e4m3 per tensor"
 DIGITS = 4
 
 
@@ -249,18 +250,17 @@ def figures(anatomy: Anatomy) -> dict[str, Any]:
 def costs(record: Interventions) -> dict[str, Estimate | None]:
     """What a row takes from interventions."""
     rows = {row.name: row.loss_difference_nats for row in record.interventions if row.applicable}
-
-    def worst(is_kind: Any) -> Estimate | None:
-        sites: list[Damage] = [
-            site for site in record.quantisation.sites if site.applicable and site.kind != "weights" and is_kind(site)
-        ]
-        return max((site.loss_difference_nats for site in sites), key=lambda cost: cost.value, default=None)
-
+    int8 = [
+        site.loss_difference_nats
+        for site in record.quantisation.sites
+        if site.applicable and site.kind != "weights" and site.name.endswith(INT8)
+    ]
+    fp8 = [row.loss_difference_nats for row in record.formats.rows if (row.kind, row.name) == ("inputs", FP8)]
     return {
         "zero_cost_nats": rows.get("zero_spikes"),
         "freeze_cost_nats": rows.get("freeze_spikes"),
-        "int8_cost_nats": worst(lambda site: "int8 per tensor dynamic" in site.name),
-        "fp8_cost_nats": worst(lambda site: "fp8" in site.name or "e4m3" in site.name),
+        "int8_cost_nats": max((cost for cost in int8 if cost is not None), key=lambda cost: cost.value, default=None),
+        "fp8_cost_nats": fp8[0] if fp8 else None,
     }
 
 

@@ -18,7 +18,7 @@ from spikesink.zoo.choice import Choice
 
 EMBEDDED, DEFAULT = "embedded", "default"
 """Names of the embedded model and of the text that needs no file."""
-INTERVENED = {"interventions": "zero_spikes,freeze_spikes", "quantisation": "quantisation"}
+INTERVENED = {"interventions": "zero_spikes,freeze_spikes", "quantisation": "quantisation", "formats": "formats"}
 """Measures that edit the model -> what of `spikesink intervene` they are."""
 STEP = re.compile(r"(?:checkpoint|step)[-_ ]?(\d+)", re.IGNORECASE)
 
