@@ -1,7 +1,10 @@
 """The base of observers of a forward pass, and what they are given. Blocks count from 1: odd attention, even FFN."""
 
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +14,28 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(_stage: str, _done: int, _total: int) -> None:
-    """The default: say nothing."""
+    """Say nothing."""
+
+
+def notebook_progress(stage: str, done: int, total: int) -> None:
+    """What the calls of a user do by default: a bar for each stage in a notebook, nothing elsewhere."""
+    if "ipykernel" not in sys.modules:
+        return
+    with warnings.catch_warnings():
+        # A notebook without widgets gets bars of characters, which needs no word.
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    bar = _BARS.pop(stage, None) or tqdm(desc=stage, leave=False)
+    bar.total, bar.n = total, done
+    bar.refresh()
+    if done < total:
+        _BARS[stage] = bar
+    else:
+        bar.close()
+
+
+_BARS: dict[str, Any] = {}
+"""Bars that are not full, by stage."""
 
 
 @dataclass(frozen=True)

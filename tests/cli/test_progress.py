@@ -1,13 +1,20 @@
 """Ctrl-C ends a command also where a library swallows it; without a terminal a line now and then says how far it is."""
 
+import inspect
 import os
 import signal
+import sys
 import threading
+from types import ModuleType
 
 import pytest
 
+import spikesink
+from spikesink import observer
+from spikesink.access.verify import verify_all
 from spikesink.cli import progress
 from spikesink.cli.progress import progress_bar
+from spikesink.observer import notebook_progress
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +68,23 @@ def test_without_a_terminal_a_line_every_half_minute(monkeypatch, capsys):
     with progress_bar() as report:
         report("scan", 5, 9)
     assert capsys.readouterr() == ("", "scan: 5 of 9\n"), "a pipe is no terminal"
+
+
+def test_a_notebook_shows_a_bar_by_stage_and_others_nothing(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    notebook_progress("scan", 1, 2)
+    assert capsys.readouterr().err == "" and observer._BARS == {}
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    notebook_progress("scan", 1, 4)
+    notebook_progress("learn constants", 1, 9)
+    assert list(observer._BARS) == ["scan", "learn constants"]
+    notebook_progress("scan", 4, 4)
+    notebook_progress("learn constants", 9, 9)
+    said = capsys.readouterr().err
+    assert "scan:  25%" in said and "4/4" in said and observer._BARS == {}
+
+
+def test_what_users_call_shows_bars():
+    for call in (spikesink.scan, spikesink.find, spikesink.dissociate, spikesink.load, verify_all):
+        assert inspect.signature(call).parameters["progress"].default is notebook_progress

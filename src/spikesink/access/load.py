@@ -28,7 +28,7 @@ from spikesink.access.stored import check_config_sizes, check_loaded, check_quan
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, short
 from spikesink.limits import panics_raised
-from spikesink.observer import Progress, no_progress
+from spikesink.observer import Progress, notebook_progress
 
 DTYPES = {name: getattr(torch, name) for name in requirement.DTYPES}
 
@@ -43,7 +43,7 @@ def load(
     allow_pickle: bool = False,
     base: str | Path | None = None,
     verify: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = notebook_progress,
 ) -> AccessedModel:
     """Load a causal LM and verify every layer.
 

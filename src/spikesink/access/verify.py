@@ -22,7 +22,14 @@ from spikesink.access.capture import Tap, hooked, inputs_of, observing, run, wit
 from spikesink.access.comparison import PROBE_TOKENS, Tolerances, difference, probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.errors import InputError, SpikesinkError, VerificationError, short
-from spikesink.observer import AttentionInputs, AttentionRows, Batch, Progress, full_batch, no_progress
+from spikesink.observer import (
+    AttentionInputs,
+    AttentionRows,
+    Batch,
+    Progress,
+    full_batch,
+    notebook_progress,
+)
 from spikesink.positions import placed
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
@@ -307,7 +314,7 @@ def verify(accessed: AccessedModel) -> dict[str, float]:
 
 
 def verify_all(
-    accessed: AccessedModel, *, tokens: int | None = None, progress: Progress = no_progress
+    accessed: AccessedModel, *, tokens: int | None = None, progress: Progress = notebook_progress
 ) -> VerificationRecord:
     """Run every check on every layer; a record also of a model that fails one (`verified` False).
 

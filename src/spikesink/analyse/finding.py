@@ -20,6 +20,7 @@ from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import SpikeStates
+from spikesink.observer import notebook_progress
 from spikesink.positions import half_of, placed
 
 AMPLIFIER_SHARE = 0.9
@@ -34,7 +35,7 @@ def find(
     sink_metric: str = "sun2026",
     magnitude: float | None = None,
     batch_size: int | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = notebook_progress,
 ) -> Targets:
     """Find spikes and sinks on these sequences and learn the constants that interventions put in their place.
 

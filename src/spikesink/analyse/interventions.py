@@ -21,7 +21,7 @@ from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import targets_of
 from spikesink.analyse.formats import served_formats
 from spikesink.analyse.kv_cache import kv_cache
-from spikesink.analyse.passes import Progress, no_progress
+from spikesink.analyse.passes import Progress
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.recommend import recommend
 from spikesink.analyse.remedies import remedies
@@ -32,6 +32,7 @@ from spikesink.data.tokens import Tokens, as_tokens, check_ids
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention, Targets
 from spikesink.intervene.base import EDITS
+from spikesink.observer import notebook_progress
 from spikesink.records.base import Provenance, Timing, package_versions
 from spikesink.records.interventions import NO_FORMATS, NO_REMEDIES, Interventions, KvCache, Quantisation
 
@@ -120,7 +121,7 @@ def dissociate(
     batch_size: int | None = None,
     long_tokens: Ids | None = None,
     folder: Path | str | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = notebook_progress,
 ) -> Interventions:
     """Remove spikes and sinks one at a time, with controls, and say what each does; a typed record.
 

@@ -22,6 +22,7 @@ from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
 from spikesink.measure.states import Gather
 from spikesink.measures import check_names, parse_names
+from spikesink.observer import notebook_progress
 from spikesink.records import (
     Anatomy,
     BlockCycle,
@@ -57,7 +58,7 @@ def scan(
     sink_metric: str = "sun2026",
     batch_size: int | None = None,
     measures: Sequence[str] = (),
-    progress: Progress = no_progress,
+    progress: Progress = notebook_progress,
 ) -> Anatomy:
     """Measure spikes, sinks, life cycle and perplexity; returns a typed record.
 
