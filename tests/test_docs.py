@@ -99,6 +99,13 @@ def test_the_tutorials_generator_fills_its_own_places_alone():
     assert filled == f"{kept}<!-- run: spikesink two -->\n```text\n$ spikesink two\nprinted\n```\n<!-- end -->\n"
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=name_of)
+def test_a_page_begins_with_the_question_that_it_answers(page):
+    """In its title, or in the first sentence under it."""
+    title, first = page.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert title.startswith("# ") and (title.endswith("?") or "?" in first.split(". ")[0])
+
+
 @pytest.mark.parametrize("page", CONCEPTS, ids=name_of)
 def test_every_concept_has_its_picture_with_words_and_conditions(page):
     text = page.read_text(encoding="utf-8")

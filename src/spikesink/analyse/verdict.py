@@ -132,7 +132,7 @@ def _none_removed(real: list[InterventionRow], asked: list[InterventionRow], rem
     if not real:
         return f"no intervention on {removed} was run"
     if not asked:
-        return f"no row can answer: {real[0].name} and the like act where {real[0].cannot_answer}"
+        return f"no row can answer; as for {real[0].name}, {real[0].cannot_answer}"
     text = f"no intervention removed the {removed}"
     if removed == "spikes":
         return text

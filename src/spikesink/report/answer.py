@@ -37,10 +37,15 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
     sections = {"quantisation": record.quantisation, "kv_cache": record.kv_cache}
     missing = [name for name, section in sections.items() if not section.applicable]
     if missing:
-        reasons = sorted({sections[name].reason for name in missing} - {None, ""}, key=str)
-        why = "; ".join(map(str, reasons)) or "intervene --which all adds it"
+        why = "; ".join(sorted({briefly(sections[name].reason) for name in missing} - {""}))
+        why = why or "intervene --which all adds it"
         points.append(f"Not measured: {listed(missing)} ({why}).")
     return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", tuple(points))
+
+
+def briefly(reason: str | None) -> str:
+    """Why something was not measured, without the option that stands in the command beside it."""
+    return (reason or "").split(" (--which")[0]
 
 
 def _modules(advised: Recommendation, anatomy: Anatomy | None) -> list[str]:

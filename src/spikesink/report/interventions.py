@@ -39,7 +39,7 @@ def _table(record: Interventions) -> Table:
         ["control" if row.control_of else "strong" if row.name == "baseline" else "" for row in shown],
         note=f"Cost: mean loss less the baseline's on the same tokens, with its 95 % bootstrap interval over "
         f"{counted(settings['evaluated_sequences'], 'sequence')}. Indented: random controls of the same size, "
-        f"{settings['draws']} draws. Plateau: largest magnitude between the step blocks, of the baseline's. Spike "
+        f"{counted(settings['draws'], 'draw')}. Plateau: largest magnitude between the step blocks, of the baseline's. Spike "
         "tokens: how many spike, per sequence.",
         brief=("intervention", "perplexity", "cost in nats", "sink ratio", "plateau left", "spike tokens"),
     )  # fmt: skip
@@ -164,7 +164,7 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
         rows=table(rows),
         caption=f"Mean loss less the baseline's on the same tokens, 95 % bootstrap interval over "
         f"{counted(n, 'sequence')}; grey: random controls of the same size, mean over "
-        f"{record.provenance.settings['draws']} draws.",
+        f"{counted(record.provenance.settings['draws'], 'draw')}.",
         alternative=f"Costs of {len(rows)} interventions and controls; the dearest is {worst['name']} with "
         f"{signed(worst['cost'])} nats. The table below has every number.",
     )

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from spikesink import measures
 from spikesink.records import Anatomy, NotApplicable, Provenance
 from spikesink.records.interventions import Interventions
-from spikesink.report.answer import answer
+from spikesink.report.answer import answer, briefly
 from spikesink.report.conditions import command as command_line
 from spikesink.report.conditions import condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
@@ -191,6 +191,8 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
         command = command_line("intervene", model.interventions.provenance.model) + " --which all"
         parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}
         rows += [
-            Unmeasured(name, command, section.reason or "") for name, section in parts.items() if not section.applicable
+            Unmeasured(name, command, briefly(section.reason))
+            for name, section in parts.items()
+            if not section.applicable
         ]
     return rows
