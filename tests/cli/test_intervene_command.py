@@ -90,9 +90,10 @@ def test_a_killed_run_goes_on_and_the_table_reads(checkpoint, tmp_path):
         ({"epsilon": 2.0}, "epsilon"),
     ],
 )
-def test_refusals_before_anything_is_loaded(checkpoint, options, message):
+def test_refusals_before_anything_is_loaded(checkpoint, options, message, monkeypatch):
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=message):
-        intervene_command("no such model", **options)
+        intervene_command(str(checkpoint), **options)
 
 
 def test_a_refusal_is_one_message(checkpoint):

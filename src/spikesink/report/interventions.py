@@ -39,8 +39,8 @@ def _table(record: Interventions) -> Table:
         ["control" if row.control_of else "strong" if row.name == "baseline" else "" for row in shown],
         note=f"Cost: mean loss less the baseline's on the same tokens, with its 95 % bootstrap interval over "
         f"{counted(settings['evaluated_sequences'], 'sequence')}. Indented: random controls of the same size, "
-        f"{counted(settings['draws'], 'draw')}. Plateau: largest magnitude between the step blocks, of the baseline's. Spike "
-        "tokens: how many spike, per sequence.",
+        f"{counted(settings['draws'], 'draw')}. Plateau: largest magnitude between the step blocks, of the baseline's. "
+        "Spike tokens: how many spike, per sequence.",
         brief=("intervention", "perplexity", "cost in nats", "sink ratio", "plateau left", "spike tokens"),
     )  # fmt: skip
 
