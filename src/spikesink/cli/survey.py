@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, grouped, plain
-from spikesink.cli.report import page_beside, report_command
+from spikesink.cli.report import page_beside, report_command, show
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
 CHAT = {"off": False, "on": True}
@@ -80,7 +80,6 @@ def survey_command(
     Goes on where it was stopped; a model that is refused is a row with its reason.
     """
     from spikesink.cli.progress import progress_bar
-    from spikesink.report.terminal import print_record
 
     sinking.check()
     with progress_bar() as progress:
@@ -97,10 +96,7 @@ def survey_command(
         loading = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
         survey = Survey(spec, out, keep=keep, loading=loading, sinks=asdict(sinking))
         record = survey.run(_executor(executor, jobs, address, gpus, survey), progress)
-    if json:
-        sys.stdout.write(record.to_json())
-    else:
-        print_record(record)
+    show(record, json)
     print(f"Survey: {out / record.file} (survey.csv beside it); records: {out / 'runs'}", file=sys.stderr)
     page_beside(out, out / "atlas.html")
     failed = [row for row in record.rows if row.status == "failed"]
