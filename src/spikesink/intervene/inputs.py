@@ -94,12 +94,7 @@ def drop_bos(accessed: AccessedModel, targets: Targets, *, control: str | None =
 
 @intervention(edits="input", controls=("second_token",))
 def move_bos(
-    accessed: AccessedModel,
-    targets: Targets,
-    *,
-    position: int | None = None,
-    control: str | None = None,
-    seed: int = 0,
+    accessed: AccessedModel, targets: Targets, *, position: int | None = None, control: str | None = None, seed: int = 0
 ) -> Context:
     """Move the BOS token that every sequence begins with into the text, to the middle unless told otherwise.
 

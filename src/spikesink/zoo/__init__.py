@@ -32,68 +32,16 @@ if TYPE_CHECKING:
 require_transformers(TRANSFORMERS_ZOO, "spikesink's own decoder (zoo, train, study and what they made)")
 
 _MODULES = {
-    "arrangements": (
-        "NoInputNorm",
-        "PostNorm",
-        "PreNorm",
-        "PreNormQK",
-        "Sandwich",
-        "SandwichQK",
-    ),
-    "convert": (
-        "export",
-        "from_hf",
-        "to_hf",
-    ),
-    "decoder": (
-        "SpikesinkDecoderConfig",
-        "SpikesinkDecoderForCausalLM",
-        "build",
-    ),
-    "ffn": (
-        "AttentionFFN",
-        "GeGLU",
-        "GeLU",
-        "Linear",
-        "ReLU2",
-        "SwiGLU",
-    ),
-    "gates": (
-        "ConditionalGate",
-        "NoGate",
-        "PositionalGate",
-        "TokenEmbeddingGate",
-        "UnconditionalGate",
-    ),
-    "initialisers": (
-        "FanIn",
-        "Normal",
-        "Scaled",
-    ),
-    "normalisers": (
-        "KeyValueBias",
-        "LearnedSink",
-        "NoVirtualKeys",
-        "OffByOne",
-        "Registers",
-        "Sigmoid",
-        "Softmax",
-    ),
-    "norms": (
-        "DyT",
-        "LayerNorm",
-        "NoNorm",
-        "RMSNorm",
-    ),
-    "positions": (
-        "LearnedPosition",
-        "NoPosition",
-        "RoPE",
-    ),
-    "spec": (
-        "DecoderSpec",
-        "diff",
-    ),
+    "arrangements": ("NoInputNorm", "PostNorm", "PreNorm", "PreNormQK", "Sandwich", "SandwichQK"),
+    "convert": ("export", "from_hf", "to_hf"),
+    "decoder": ("SpikesinkDecoderConfig", "SpikesinkDecoderForCausalLM", "build"),
+    "ffn": ("AttentionFFN", "GeGLU", "GeLU", "Linear", "ReLU2", "SwiGLU"),
+    "gates": ("ConditionalGate", "NoGate", "PositionalGate", "TokenEmbeddingGate", "UnconditionalGate"),
+    "initialisers": ("FanIn", "Normal", "Scaled"),
+    "normalisers": ("KeyValueBias", "LearnedSink", "NoVirtualKeys", "OffByOne", "Registers", "Sigmoid", "Softmax"),
+    "norms": ("DyT", "LayerNorm", "NoNorm", "RMSNorm"),
+    "positions": ("LearnedPosition", "NoPosition", "RoPE"),
+    "spec": ("DecoderSpec", "diff"),
 }
 
 __all__ = [
