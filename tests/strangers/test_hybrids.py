@@ -8,7 +8,7 @@ from shrink import OVERRIDES, build, token_ids
 from spikesink import scan
 from spikesink.access import access, editing, full_batch, observing, run
 from spikesink.access.linears import find_linears
-from spikesink.access.verify import Sums, verify_all
+from spikesink.access.verify import Additivity, verify_all
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.probe import probe
 from spikesink.errors import VerificationError
@@ -24,6 +24,11 @@ def hybrid():
 
 def test_only_the_layers_that_attend_have_sinks(hybrid):
     assert [sites.kind for sites in hybrid.blocks()] == ["mixer", "ffn", "attention", "ffn", "mixer", "ffn"]
+    assert [sites.place for sites in hybrid.blocks()][:3] == [
+        "1 (layer 0, mixer)",
+        "2 (layer 0, FFN)",
+        "3 (layer 1, attention)",
+    ]
     assert hybrid.hybrid
     assert hybrid.provenance["attention_layers"] == 1
     record = scan(hybrid, token_ids(3, 13), epsilon=0.2)
@@ -116,7 +121,7 @@ def test_a_block_that_two_modules_write(family):
         def on_write(self, at, write):
             self.writes[at] = write.clone()
 
-    plain, edited, sums = Keep(), Keep(), Sums(accessed)
+    plain, edited, sums = Keep(), Keep(), Additivity(accessed)
     with observing(accessed, [plain]):
         run(accessed, ids)
     with editing(accessed, Half()), observing(accessed, [edited, sums]):
