@@ -6,41 +6,50 @@ from tiny import spiking, token_ids
 
 from spikesink.access import access
 from spikesink.access.linears import find_linears
-from spikesink.analyse.budget import IGNORED, KEPT, PER_TOKEN, _Search
-from spikesink.analyse.evaluation import evaluate
-from spikesink.analyse.interventions import check_budget, dissociate, parse_which
+from spikesink.analyse.budget import IGNORED, KEPT, PER_TOKEN, _Search, within_budget
+from spikesink.analyse.evaluation import Evaluator, evaluate
+from spikesink.analyse.finding import find
+from spikesink.analyse.interventions import check_budget, parse_which
+from spikesink.analyse.quantisation import quantisation
+from spikesink.analyse.resume import FinishedPasses
 from spikesink.errors import InputError
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
-from spikesink.records.interventions import Estimate, MeasureSet
+from spikesink.measure.sinks import SinkCriteria
+from spikesink.records.interventions import Estimate, KvCache, MeasureSet, advice
 
 IDS = token_ids(sequences=7, tokens=21)
 ONE = Estimate(value=1.0, low=1.0, high=1.0)
-
-
-def recommended(nats):
-    model = spiking(num_hidden_layers=2)
-    return dissociate(model, IDS, which="none,quantisation", budget=nats, held_out=3).recommendation
+NO_CACHE = KvCache(applicable=False)
 
 
 @pytest.fixture(scope="module")
-def nothing_within():
-    return recommended(1e-9)
+def measured():
+    """An evaluator that runs no set twice, and where int8 does its damage."""
+    model = spiking(num_hidden_layers=2)
+    targets = find(model, IDS[4:])
+    evaluator = Evaluator(access(model), IDS[:4], targets, FinishedPasses(), SinkCriteria())
+    return evaluator, quantisation(evaluator, IDS[4:])
 
 
-def test_every_set_is_tried_before_none_is_chosen(nothing_within):
-    budget = nothing_within.budget
-    assert budget.chosen is None
-    sets = [tuple(made.measures) for made in budget.tried]
+@pytest.fixture(scope="module")
+def nothing_within(measured):
+    return within_budget(*measured, 1e-9)
+
+
+def test_every_set_is_tried_before_none_is_chosen(measured, nothing_within):
+    assert nothing_within.chosen is None
+    sets = [tuple(made.measures) for made in nothing_within.tried]
     assert sets[:2] == [(), (PER_TOKEN,)]
     assert len(sets) == 8
     assert set(sets[4:7]) == {(PER_TOKEN, IGNORED), (PER_TOKEN, KEPT), (IGNORED, KEPT)}
-    assert nothing_within.text.startswith("Within 1e-09 nats (int8: ")
-    assert "no set of measures; the best, " in nothing_within.text
+    said = advice(True, measured[1], NO_CACHE, nothing_within)
+    assert said[0].startswith("Within 1e-09 nats (int8: ") and len(said) > 1
+    assert "no set of measures; the best, " in said[0]
 
 
 def test_a_set_is_run_as_a_whole(nothing_within):
     accessed = access(spiking(num_hidden_layers=2))
-    made = next(made for made in nothing_within.budget.tried if made.measures == [PER_TOKEN, IGNORED])
+    made = next(made for made in nothing_within.tried if made.measures == [PER_TOKEN, IGNORED])
     sites = find_linears(accessed)
     assert {site.name for site in sites if site.block in made.blocks and site.name in made.ignored} == set(made.ignored)
     left = [site for site in sites if site.name not in made.ignored]
@@ -53,19 +62,19 @@ def test_a_set_is_run_as_a_whole(nothing_within):
     assert made.loss_difference_nats.value == pytest.approx(cost, abs=1e-6)
 
 
-def test_the_smallest_set_within_is_chosen(nothing_within):
-    """A budget that nothing meets with no measure, but some do with one."""
-    tried = {tuple(made.measures): made.loss_difference_nats.high for made in nothing_within.budget.tried}
+def test_the_smallest_set_within_is_chosen(measured, nothing_within):
+    """A budget that the plain format does not meet, but one measure does; and one that it meets."""
+    tried = {tuple(made.measures): made.loss_difference_nats.high for made in nothing_within.tried}
     alone = [tried[names] for names in tried if len(names) == 1]
     assert min(alone) < tried[()]
-    advised = recommended((min(alone) + tried[()]) / 2)
-    chosen = advised.budget.chosen
-    assert len(chosen.measures) == 1 and chosen.within
-    assert chosen.loss_difference_nats.high <= advised.budget.nats < tried[()]
-    assert all(len(made.measures) <= 1 for made in advised.budget.tried)
-    generous = recommended(20.0)
-    assert generous.budget.chosen.measures == [] and len(generous.budget.tried) == 1
-    assert "nothing need be done" in generous.text
+    budget = within_budget(*measured, (min(alone) + tried[()]) / 2)
+    assert len(budget.chosen.measures) == 1 and budget.chosen.within
+    assert budget.chosen.loss_difference_nats.high <= budget.nats < tried[()]
+    assert all(len(made.measures) <= 1 for made in budget.tried)
+    generous = within_budget(*measured, 20.0)
+    assert generous.chosen.measures == [] and len(generous.tried) == 1
+    assert advice(True, measured[1], NO_CACHE, generous)[0].endswith("nothing need be done.")
+    assert within_budget(*measured, None) is None
 
 
 def test_only_as_many_blocks_are_ignored_as_are_needed():

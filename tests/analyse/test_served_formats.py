@@ -1,5 +1,7 @@
 """Formats in a whole model: against a model whose inputs are rounded by hand, and what a spike takes along."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from tiny import MARKED, spiking, token_ids
 
 from spikesink.access import access, editing, observing, run
 from spikesink.access.linears import editing_inputs, find_linears
-from spikesink.analyse.evaluation import Evaluator
+from spikesink.analyse import formats
+from spikesink.analyse.evaluation import Evaluator, evaluate
+from spikesink.analyse.finding import find
 from spikesink.analyse.formats import INPUTS, KV, WEIGHTS, Rounding
 from spikesink.analyse.interventions import dissociate, parse_which
 from spikesink.analyse.quantisation import calibrate
@@ -31,7 +35,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def record():
-    return dissociate(made(), token_ids(sequences=7, tokens=21), which="formats", held_out=3)
+    return dissociate(made(), token_ids(sequences=7, tokens=21), which="none,formats", held_out=3)
 
 
 def test_every_format_has_a_row(record):
@@ -63,10 +67,15 @@ def test_the_loss_is_that_of_a_model_that_the_library_quantised(record, preset, 
     assert abs(row.loss_difference_nats.value) > 1e-6, "it is not the plain model's"
 
 
-def test_a_format_that_does_not_fit_is_left_out():
-    record = dissociate(spiking(num_hidden_layers=2), token_ids(sequences=7, tokens=21), which="formats", held_out=3)
-    assert "fp8 e4m3 per 128 of inputs: groups of 128 do not divide 24 channels" in record.formats.skipped
-    assert "fp8 e4m3 per token" in [row.name for row in record.formats.rows]
+def test_a_format_that_does_not_fit_is_left_out(monkeypatch):
+    monkeypatch.setattr(formats, "INPUTS", ("fp8 e4m3 per 128", "fp8 e4m3 per token"))
+    monkeypatch.setattr(formats, "WEIGHTS", {})
+    monkeypatch.setattr(formats, "KV", {})
+    record = dissociate(
+        spiking(num_hidden_layers=2), token_ids(sequences=7, tokens=21), which="none,formats", held_out=3
+    )
+    assert record.formats.skipped == ["fp8 e4m3 per 128 of inputs: groups of 128 do not divide 24 channels"]
+    assert [row.name for row in record.formats.rows] == ["fp8 e4m3 per token"]
 
 
 def test_values_that_are_lost_are_counted():
@@ -117,3 +126,33 @@ def test_what_several_maps_read_is_rounded_once():
         run(accessed, full_batch(torch.tensor([[5, 6, 7]])))
     # By layer what enters q, k and v; o; gate and up; down.
     assert 0.99 < rounding.values / (2 * 3 * (128 + 128 + 128 + 256)) <= 1, "but for zeros"
+
+
+def test_blocks_that_a_format_breaks():
+    """One block at a time, its first layers taken over, against the same edit on the whole model."""
+    model, ids = made(), token_ids(sequences=7, tokens=21)
+    evaluator = Evaluator(access(model), ids[:4], find(model, ids[4:]), FinishedPasses(), SinkCriteria())
+    baseline = evaluator.baseline()
+    calibration = calibrate(evaluator, ids[4:])
+    alone, _ = formats._pass(evaluator, calibration, "inputs", "mxfp4", block=3)
+    rounding = Rounding("mxfp4", ChannelRange(), None, spare=False)
+    sites = [site for site in find_linears(evaluator.accessed) if site.block == 3]
+    with editing_inputs(sites, rounding.enter):
+        expected = evaluate(evaluator.accessed, ids[:4], loss_only=True)
+    assert alone.losses == pytest.approx(expected.losses, abs=1e-6)
+    assert abs(alone.losses - baseline.losses).max() > 1e-4
+    worst = formats._worst_blocks(evaluator, calibration, baseline, "inputs", "mxfp4")
+    costs = [row.loss_difference_nats.value for row in worst]
+    assert costs == sorted(costs, reverse=True) and all(row.loss_difference_nats.low > 0 for row in worst)
+    for row in worst:
+        again, _ = formats._pass(evaluator, calibration, "inputs", "mxfp4", block=row.block)
+        assert row.loss_difference_nats.value == pytest.approx(float((again.losses - baseline.losses).mean()))
+
+
+def test_sinks_are_kept_in_a_cache_too():
+    targets = replace(NO_TARGETS, has_spikes=True, has_sinks=True, sink_positions=(0, 2, 99))
+    evaluator = Evaluator(access(made()), token_ids(2, 5), targets, FinishedPasses(), SinkCriteria())
+    spikes = torch.zeros(2, 5, dtype=torch.bool)
+    spikes[1, 4] = True
+    assert formats._kept_in_cache(evaluator, spikes).nonzero().tolist() == [[0, 0], [0, 2], [1, 0], [1, 2], [1, 4]]
+    assert int(spikes.sum()) == 1
