@@ -1,27 +1,40 @@
 """The smallest set of measures with which int8 costs no more than a budget, every set run as it would be deployed."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from spikesink.access.linears import LinearSite, find_linears
 from spikesink.analyse.evaluation import Evaluation, Evaluator
+from spikesink.analyse.remedies import ARRAYS
+from spikesink.intervene.fold import smoothed
+from spikesink.intervene.prefix import prefixed, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
-from spikesink.records.interventions import Budget, MeasureSet, Quantisation
+from spikesink.records.interventions import Budget, MeasureSet, Quantisation, Remedies
 
-STAGE = "budget"
-PER_TOKEN, IGNORED, KEPT = "one scale per token", "ignored layers", "spike tokens kept"
-MEASURES = (PER_TOKEN, IGNORED, KEPT)
-"""The easiest to serve first."""
+PER_TOKEN, SMOOTHING, PREFIX = "one scale per token", "smoothing", "prefix"
+IGNORED, KEPT = "ignored layers", "spike tokens kept"
 DEPLOYED = "int8: weights per output channel, what enters linear maps with one dynamic scale per tensor"
 
 
-def within_budget(evaluator: Evaluator, quantised: Quantisation, nats: float | None) -> Budget | None:
+def within_budget(
+    evaluator: Evaluator,
+    quantised: Quantisation,
+    nats: float | None,
+    remedies: Remedies,
+    arrays: dict[str, np.ndarray],
+) -> Budget | None:
     """Sets of measures, the smallest first, until the upper end of a set's cost is at most `nats`.
 
     All sets of a size are run; of those within, the one that ignores the fewest linear maps and then costs least is
-    chosen, and of the blocks that it ignores only the worst stay, as many as it needs. None where no budget is given.
+    chosen, and of the blocks that it ignores only the worst stay, as many as it needs. Smoothing and a prefix are among
+    the measures where they were measured as remedies (`arrays` are theirs). None where no budget is given.
     """
     if nats is None:
         return None
@@ -31,13 +44,18 @@ def within_budget(evaluator: Evaluator, quantised: Quantisation, nats: float | N
     rows = sorted(quantised.blocks, key=lambda row: -row.loss_difference_nats.value)
     blocks = [block for row in rows if row.loss_difference_nats.low > 0 for block in row.blocks or []]
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
-    search = _Search(evaluator, linears, quantised.worst_kind, blocks, baseline, evaluator.spike_tokens(), nats)
-    measures = [PER_TOKEN, *([IGNORED] if search.ignorable else []), *([KEPT] if search.spikes is not None else [])]
+    search = _Search(
+        evaluator, linears, quantised.worst_kind, blocks, baseline, evaluator.spike_tokens(), nats,
+        _folds(evaluator, remedies, arrays), tuple(remedies.prefix_ids),
+    )  # fmt: skip
     tried = [search.run((), 0)]
     within = [made for made in tried if made.within]
+    measures = search.measures()
     for size in range(1, len(measures) + 1):
         if not within:
-            made = [search.run(names, len(blocks)) for names in combinations(measures, size)]
+            # Behind a prefix, spike tokens are the prefix, which is kept.
+            sets = [names for names in combinations(measures, size) if not {PREFIX, KEPT} <= set(names)]
+            made = [search.run(names, len(blocks)) for names in sets]
             tried += made
             within = [each for each in made if each.within]
     within.sort(key=lambda made: (len(made.ignored), made.loss_difference_nats.value))
@@ -46,6 +64,23 @@ def within_budget(evaluator: Evaluator, quantised: Quantisation, nats: float | N
         tried += fewer
         within = sorted((made for made in [*fewer, within[0]] if made.within), key=lambda made: len(made.blocks))
     return Budget(nats=nats, deployed=DEPLOYED, tried=tried, chosen=within[0] if within else None)
+
+
+Folds = dict[str, Callable[[], AbstractContextManager]]
+
+
+def _folds(evaluator: Evaluator, remedies: Remedies, arrays: dict[str, np.ndarray]) -> Folds:
+    """Smoothing and the prefix, where they were measured."""
+    start = f"{ARRAYS[True]}."
+    largest = {
+        name.removeprefix(start): torch.from_numpy(each) for name, each in arrays.items() if name.startswith(start)
+    }
+    made: Folds = {}
+    if any(row.remedy == SMOOTHING for row in remedies.rows):
+        made[SMOOTHING] = partial(smoothed, evaluator.accessed, largest)
+    if remedies.prefix_ids:
+        made[PREFIX] = partial(prefixed, evaluator.accessed, remedies.prefix_ids)
+    return made
 
 
 @dataclass(frozen=True)
@@ -58,21 +93,25 @@ class _Search:
     baseline: Evaluation
     spikes: Tensor | None
     nats: float
+    folds: Folds = field(default_factory=dict)
+    prefix: tuple[int, ...] = ()
 
-    @property
-    def ignorable(self) -> bool:
-        return any(self._is_ignored(site, self.blocks) for site in self.linears)
+    def measures(self) -> list[str]:
+        """Those that apply, the easiest to serve first."""
+        ignorable = any(self._is_ignored(site, self.blocks) for site in self.linears)
+        return [PER_TOKEN, *self.folds, *([IGNORED] if ignorable else []), *([KEPT] if self.spikes is not None else [])]
 
     def run(self, measures: tuple[str, ...], ignored: int) -> MeasureSet:
         """The model as it is served with these measures; ignored: how many of the worst blocks."""
         blocks = self.blocks[:ignored] if IGNORED in measures else []
         sites = [site for site in self.linears if not self._is_ignored(site, blocks)]
-        scheme = Scheme(
-            granularity="token" if PER_TOKEN in measures else "tensor",
-            spared_tokens=self.spikes if KEPT in measures else None,
-        )
+        spared = self.spikes if KEPT in measures else None
+        if PREFIX in measures:
+            spared = spared_prefix(self.evaluator.ids.shape, self.prefix)
+        scheme = Scheme(granularity="token" if PER_TOKEN in measures else "tensor", spared_tokens=spared)
         result = self.evaluator.loss(
             f"budget/{' + '.join(measures)} {blocks}",
+            *(fold() for name, fold in self.folds.items() if name in measures),
             quantised_weights(sites, 8),
             quantised_inputs(self.evaluator.accessed, sites, scheme),
         )

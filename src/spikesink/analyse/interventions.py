@@ -153,6 +153,7 @@ def dissociate(
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
     deployed, arrays = remedies(evaluator, kept_back) if "remedies" in choice.parts else (NO_REMEDIES, {})
+    budgeted = within_budget(evaluator, quantised, budget, deployed, arrays)
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
@@ -160,7 +161,7 @@ def dissociate(
         kv_cache=cache,
         formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
         remedies=deployed,
-        recommendation=recommend(evaluator, quantised, cache, within_budget(evaluator, quantised, budget), deployed),
+        recommendation=recommend(evaluator, quantised, cache, budgeted, deployed),
         dose=doses(evaluator, sweeps),
         found=_facts(targets),
         provenance=provenance,
