@@ -354,7 +354,7 @@ def _within(budget: Budget | None) -> list[str]:
     plain = budget.tried[0]
     text += f" ({budget.deployed}; {_costs(plain)} without measures): "
     if budget.chosen is None:
-        best = min(budget.tried, key=lambda made: made.loss_difference_nats.value)
+        best = min(budget.tried, key=lambda made: made.loss_difference_nats.high)
         return [f"{text}no set of measures; the best, {_measures(best)}, costs {_costs(best)}."]
     if not budget.chosen.measures:
         return [f"{text}nothing need be done."]
@@ -364,7 +364,7 @@ def _within(budget: Budget | None) -> list[str]:
 
 
 def _measures(made: MeasureSet) -> str:
-    return " and ".join(made.measures) or "none"
+    return " and ".join(made.measures) or "no measure"
 
 
 def _costs(made: MeasureSet) -> str:

@@ -25,9 +25,9 @@ def formats_part(record: Interventions) -> Part:
         tables=[table for kind, rows in by_kind.items() if rows for table in (_costs(kind, rows), _why(kind, rows))],
         note=" ".join(
             [
-                "Each alone, the rest as it is. Kept: spike tokens, of caches also sinks, in high precision and in no "
-                "scale. Lost: share of the other tokens' values that become zero or subnormal, and with spike tokens "
-                "kept. Worst: what a block costs alone, of formats that cost enough to look.",
+                "Each alone, the rest as it is. Spikes kept: spike tokens, of caches also sinks, in high precision and "
+                "in no scale. Lost: share of the other tokens' values that become zero or subnormal. Worst blocks: "
+                "what one costs alone, where the format costs enough to look.",
                 *(f"Left out: {listed(section.skipped, 12)}." for _ in section.skipped[:1]),
             ]
         ),
@@ -36,7 +36,7 @@ def formats_part(record: Interventions) -> Part:
 
 def _costs(kind: str, rows: list[FormatDamage]) -> Table:
     """What each costs, and what of it goes with spike tokens; weights have none."""
-    columns = ["format", "perplexity", "cost in nats", "kept", "spikes' share"][: 3 if kind == "weights" else 5]
+    columns = ["format", "perplexity", "cost in nats", "spikes kept", "spikes' share"][: 3 if kind == "weights" else 5]
     cells = [
         [
             row.name,
@@ -52,7 +52,7 @@ def _costs(kind: str, rows: list[FormatDamage]) -> Table:
 
 def _why(kind: str, rows: list[FormatDamage]) -> Table:
     """What is lost, and where the damage is done."""
-    columns = ["format", "worst blocks", "lost", "lost, kept"][: 3 if kind == "weights" else 4]
+    columns = ["format", "worst blocks", "lost", "lost, spikes kept"][: 3 if kind == "weights" else 4]
     cells = [[row.name, _worst(row), percent(row.lost), _percent(row.lost_without_spikes)] for row in rows]
     return Table(f"{KINDS[kind]}: why", columns, [row[: len(columns)] for row in cells], words=2)
 
