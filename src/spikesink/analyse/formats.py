@@ -16,6 +16,7 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, lost, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
+from spikesink.positions import placed
 from spikesink.records.interventions import BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
@@ -54,7 +55,7 @@ KV = {
 """Caches: the formats of keys and of values, those of all KV heads of a token side by side."""
 SCANNED_MIN = 0.05
 """Nats from which a format is tried in one block at a time."""
-SCAN_SEQUENCES = 8
+SCAN_SEQUENCES = 4
 """Sequences of that."""
 
 
@@ -227,7 +228,7 @@ def _pass(
         return {"evaluation": result.to_dict(), "lost": rounding.lost / max(1, rounding.values)}
 
     key = f"formats/{kind} {name}{' spike tokens kept' if spare else ''}"
-    key += "" if block is None else f" block {block}"
+    key += "" if block is None else f" block {placed(block)}"
     result = evaluator.kept(f"{key} of {len(evaluator.ids)}", run)
     return Evaluation(**result["evaluation"]), result["lost"]
 
