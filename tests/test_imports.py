@@ -102,7 +102,6 @@ def test_style(path):
 
 BARE_BLOCKS = [
     "access/capture.py",
-    "analyse/formats.py",
     "analyse/quantisation.py",
     "intervene/quantise.py",
     "report/amplifier.py",
