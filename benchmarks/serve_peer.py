@@ -60,12 +60,13 @@ def checkpoint(name):
     return model, *(torch.from_numpy(np.load(WORK / f"{which}.npy")) for which in ("ids", "held_out"))
 
 
-def prefix_cache(model, rows):
-    """A fresh cache with the exported prefix."""
+def prefix_cache(model, rows, states=None):
+    """A fresh cache with the exported prefix; states: where its file was read already, as an export's tracing needs."""
     from safetensors.torch import load_file
     from transformers import DynamicCache
 
-    states, cache = load_file(WORK / "prefix.safetensors"), DynamicCache(config=model.config)
+    cache = DynamicCache(config=model.config)
+    states = load_file(WORK / "prefix.safetensors") if states is None else states
     for layer in range(model.config.num_hidden_layers):
         parts = (states[f"{name}.{layer}"].expand(rows, -1, -1, -1).clone() for name in ("keys", "values"))
         cache.update(*parts, layer)
@@ -74,7 +75,10 @@ def prefix_cache(model, rows):
 
 def with_prefix(model):
     """A forward of the model behind the exported prefix, which is never computed again."""
-    return lambda ids: model(ids, past_key_values=prefix_cache(model, len(ids))).logits
+    from safetensors.torch import load_file
+
+    states = load_file(WORK / "prefix.safetensors")
+    return lambda ids: model(ids, past_key_values=prefix_cache(model, len(ids), states)).logits
 
 
 def static_maxima(model, forward, held_out):
