@@ -32,9 +32,10 @@ def within_budget(
 ) -> Budget | None:
     """Sets of measures, the smallest first, until the upper end of a set's cost is at most `nats`.
 
-    All sets of a size are run; of those within, the one that ignores the fewest linear maps and then costs least is
-    chosen, and of the blocks that it ignores only the worst stay, as many as it needs. Smoothing and a prefix are among
-    the measures where they were measured as remedies (`arrays` are theirs). None where no budget is given.
+    All sets of a size are run. Of those within, one without kept spike tokens, which servers lack, goes first, then the
+    one that ignores the fewest linear maps, then the one that costs least; of the blocks that it ignores only the worst
+    stay, as many as it needs. Smoothing and a prefix are among the measures where they were measured as remedies
+    (`arrays` are theirs). None where no budget is given.
     """
     if nats is None:
         return None
@@ -58,7 +59,7 @@ def within_budget(
             made = [search.run(names, len(blocks)) for names in sets]
             tried += made
             within = [each for each in made if each.within]
-    within.sort(key=lambda made: (len(made.ignored), made.loss_difference_nats.value))
+    within.sort(key=lambda made: (KEPT in made.measures, len(made.ignored), made.loss_difference_nats.value))
     if within and within[0].ignored:
         fewer = search.fewest(within[0])
         tried += fewer
