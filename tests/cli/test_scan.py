@@ -179,24 +179,22 @@ def test_help_names_every_option(cli):
 def test_interrupted_in_the_middle(checkpoint, tmp_path, sent):
     """However it ends, no half of a record is left; after Ctrl-C there is a sentence, no traceback."""
     np.save(tmp_path / "ids.npy", np.zeros((4000, 100), dtype=np.int64))
-    command = [sys.executable, "-m", "spikesink", "scan", str(checkpoint), "--tokens", "ids.npy", "--out", "out"]
-    process = subprocess.Popen(
-        [*command, "--batch-size", "1"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell in the background has its children ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(3)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(sent)
-    try:
-        out, err = process.communicate(timeout=1200)
-    except subprocess.TimeoutExpired:
-        # On a slow machine the signal falls into an import, where Python may lose it; a user presses Ctrl-C again.
+    # A line for every step, so that it is known when it scans.
+    code = "import spikesink.cli.progress as shown; shown.EVERY_S = 0; from spikesink.cli.main import run; run()"
+    command = [sys.executable, "-c", code, "scan", str(checkpoint), "--tokens", "ids.npy", "--out", "out"]
+    said, printed = tmp_path / "said.txt", tmp_path / "printed.txt"
+    with said.open("w") as errors, printed.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--batch-size", "1"], cwd=tmp_path, stdout=output, stderr=errors,
+            # A shell in the background has its children ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        while "scan: " not in said.read_text() and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, said.read_text()
         process.send_signal(sent)
-        out, err = process.communicate(timeout=1200)
+        process.wait()
+    out, err = printed.read_text(), said.read_text()
     assert process.returncode != 0
     assert list((tmp_path / "out").glob("*")) == []
     if sent == signal.SIGINT:
