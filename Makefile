@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 TOOLS  := .tools
-LOCKED := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -q --require-hashes --no-deps
+LOCKED := $(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --no-deps
 
 .PHONY: scan test lint docs tutorial notebook bench bench-gpu bench-peer bench-amplifier bench-probe serve-peer fuzz \
         soak scale controls audit-science pictures families results atlas lock audit licences wheel release-check clean
