@@ -23,6 +23,9 @@ from spikesink.measure.spikes import SequenceSpikes
 from spikesink.measure.states import SpikeStates
 from spikesink.records.interventions import Estimate
 
+HELD_OUT_SPIKES = "held-out spike tokens"
+"""Key of the spike tokens of the held-out sequences."""
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -10,8 +10,8 @@ from torch import Tensor
 from spikesink import bootstrap
 from spikesink.access import editing
 from spikesink.access.linears import LinearSite, editing_inputs
-from spikesink.analyse.evaluation import Evaluation, Evaluator, evaluate, spike_share
-from spikesink.analyse.quantisation import WORST_BLOCK_MIN, Calibration, calibrate
+from spikesink.analyse.evaluation import HELD_OUT_SPIKES, Evaluation, Evaluator, evaluate, spike_share
+from spikesink.analyse.quantisation import Calibration, calibrate, is_notable
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, lost, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
@@ -137,7 +137,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     Static scales are learned on the held-out ids (sequence, token). What costs SCANNED_MIN nats or more is also done in
     one block at a time, on the first sequences.
     """
-    calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, "held-out spike tokens"))
+    calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
     few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES])
     with few.prefix.keeping():
@@ -202,7 +202,7 @@ def _worst_blocks(
     for block in blocks:
         alone, _ = _pass(few, calibration, kind, name, block=block)
         cost = alone.cost(baseline)
-        if cost.low > 0 and cost.value >= WORST_BLOCK_MIN * damage > 0:
+        if is_notable(cost, damage):
             rows.append(BlockDamage(block=block, loss_difference_nats=cost))
     return sorted(rows, key=lambda row: -row.loss_difference_nats.value)
 
@@ -237,7 +237,7 @@ def _contexts(
     evaluator: Evaluator, calibration: Calibration, kind: str, name: str, spare: bool, block: int | None
 ) -> tuple[list[AbstractContextManager], Rounding]:
     accessed = evaluator.accessed
-    ranges = calibration.ordinary if spare and calibration.ordinary is not None else calibration.ranges
+    ranges = calibration.ordinary if spare else calibration.ranges
     marked = calibration.spikes
     blocks = None if block is None else {block}
     if kind == "kv":

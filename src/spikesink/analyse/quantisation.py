@@ -1,13 +1,13 @@
 """Where int8 breaks a model, how much of it spikes do, and what mends it: simulated quantisation, measured."""
 
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from spikesink import bootstrap
-from spikesink.access import editing, full_batch, observing, run
+from spikesink.access import AccessedModel, editing, full_batch, observing, run
 from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears
 from spikesink.analyse.evaluation import Evaluation, Evaluator, spike_share
 from spikesink.analyse.passes import stream
@@ -22,7 +22,7 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
-from spikesink.records.interventions import Damage, Quantisation
+from spikesink.records.interventions import Damage, Estimate, Quantisation
 
 STAGE = "quantisation"
 SITE_KINDS = (*KINDS, "kv")
@@ -44,8 +44,8 @@ class Calibration:
     ranges: ChannelRange
     spikes: Tensor | None
     """Spike tokens (sequence, token) bool of the evaluated sequences; None where the model has no spikes."""
-    ordinary: ChannelRange | None = None
-    """Ranges without the held-out spike tokens; None where these were not asked for."""
+    ordinary: ChannelRange
+    """Ranges without the held-out spike tokens; all of them where these were not told."""
 
     @property
     def blocks(self) -> list[int]:
@@ -53,18 +53,28 @@ class Calibration:
         return sorted({site.block for sites in self.sites.values() for site in sites})
 
 
-class _Ranges(TokenMarks):
-    """Editor that notes ranges of what enters linear maps, of keys and values, and changes nothing."""
+class InputRanges(TokenMarks):
+    """Ranges of what enters linear maps, of all tokens and of those that are not marked."""
 
     def __init__(self, marked: Tensor | None) -> None:
         super().__init__(marked)
-        self.all, self.unmarked = ChannelRange(), ChannelRange()
+        self.all = ChannelRange()
+        self.unmarked = self.all if marked is None else ChannelRange()
 
     def note(self, name: str, values: Tensor) -> Tensor:
         self.all.update(name, values)
         if self.rows is not None and not bool(self.rows.all()):
             self.unmarked.update(name, values.flatten(0, -2)[~self.rows.flatten().to(values.device)])
         return values
+
+    def fill(self, accessed: AccessedModel, linears: list[LinearSite], ids: Tensor, batch_size: int | None) -> None:
+        """One pass over ids (sequence, token)."""
+        with editing(accessed, self), editing_inputs(linears, lambda site, entering: self.note(site.name, entering)):
+            stream(accessed, ids, [], batch_size=batch_size)
+
+
+class _Ranges(InputRanges):
+    """The same, and those of keys and values."""
 
     def edit_keys(self, block: int, key: Tensor) -> Tensor:
         self.note(kv_name(block, "key"), key.transpose(1, 2).flatten(2))
@@ -82,13 +92,9 @@ def calibrate(evaluator: Evaluator, held_out: Tensor, marked: Tensor | None = No
     """
     linears = find_linears(evaluator.accessed)
     ranges = _Ranges(marked)
-    with ExitStack() as stack:
-        stack.enter_context(editing(evaluator.accessed, ranges))
-        stack.enter_context(editing_inputs(linears, lambda site, entering: ranges.note(site.name, entering)))
-        stream(evaluator.accessed, held_out, [], batch_size=evaluator.batch_size)
+    ranges.fill(evaluator.accessed, linears, held_out, evaluator.batch_size)
     sites = {kind: [site for site in linears if site.kind == kind] for kind in KINDS}
-    ordinary = None if marked is None else ranges.unmarked
-    return Calibration(sites, ranges.all, evaluator.spike_tokens(), ordinary)
+    return Calibration(sites, ranges.all, evaluator.spike_tokens(), ranges.unmarked)
 
 
 @dataclass
@@ -225,13 +231,14 @@ def _weights(table: _Table) -> list[Damage]:
 def _worst_blocks(blocks: list[Damage], broken: Evaluation, baseline: Evaluation) -> list[int]:
     """Blocks that alone do a notable share of the damage, the worst first."""
     whole = float(bootstrap.difference(broken.losses, baseline.losses))
-    notable = [
-        row
-        for row in blocks
-        if row.loss_difference_nats.low > 0 and row.loss_difference_nats.value >= WORST_BLOCK_MIN * whole > 0
-    ]
-    notable.sort(key=lambda row: -row.loss_difference_nats.value)
-    return [block for row in notable for block in row.blocks or []]
+    worst = [row for row in blocks if is_notable(row.loss_difference_nats, whole)]
+    worst.sort(key=lambda row: -row.loss_difference_nats.value)
+    return [block for row in worst for block in row.blocks or []]
+
+
+def is_notable(cost: Estimate, whole: float) -> bool:
+    """Whether what a block costs alone is a notable share of the whole damage in nats, and surely no gain."""
+    return cost.low > 0 and cost.value >= WORST_BLOCK_MIN * whole > 0
 
 
 def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tuple[Damage, Evaluation]]:

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.access import AccessedModel, editing
-from spikesink.access.linears import LinearSite, editing_inputs, find_linears
-from spikesink.analyse.evaluation import Evaluator
+from spikesink.access import AccessedModel
+from spikesink.access.linears import LinearSite, find_linears
+from spikesink.analyse.evaluation import HELD_OUT_SPIKES, Evaluator
 from spikesink.analyse.passes import stream
+from spikesink.analyse.quantisation import InputRanges
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.fold import rotated, smoothed
 from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, require_kept, spared_prefix
-from spikesink.intervene.quantise import Scheme, TokenMarks, quantised_inputs
-from spikesink.measure.states import ChannelRange, SpikeStates
+from spikesink.intervene.quantise import Scheme, quantised_inputs
+from spikesink.measure.states import SpikeStates
 from spikesink.records.interventions import Damage, Remedies
 
 STAGE = "remedies"
@@ -43,17 +44,12 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
     if not linears:
         reason = "the model has no linear maps that are known by name"
         return Remedies(applicable=False, reason=reason), {}
-    spikes = _spikes(evaluator, held_out)
-    ranges = {
-        counted: largest_inputs(
-            accessed, linears, held_out, None if counted else spikes, batch_size=evaluator.batch_size
-        )
-        for counted in ARRAYS
-    }
+    ranges = InputRanges(evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
+    ranges.fill(accessed, linears, held_out, evaluator.batch_size)
     arrays = {
         f"{ARRAYS[counted]}.{name}": largest.numpy()
-        for counted, each in ranges.items()
-        for name, largest in each.items()
+        for counted, each in ((True, ranges.all), (False, ranges.unmarked))
+        for name, largest in each.largest.items()
     }
     table = _Rows(evaluator, held_out, linears)
     facts, ids = _prefix(evaluator, held_out)
@@ -63,7 +59,7 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
         arrays |= arrays_of(prefix_states(accessed, ids))
         table.add("prefix", lambda: prefixed(accessed, ids), ids)
     for name, fold in (
-        ("smoothing", lambda: smoothed(accessed, ranges[True])),
+        ("smoothing", lambda: smoothed(accessed, ranges.all.largest)),
         ("rotation", lambda: rotated(accessed)),
     ):
         try:
@@ -111,27 +107,17 @@ def largest_inputs(
     batch_size: int | None = None,
 ) -> dict[str, Tensor]:
     """By name the largest magnitude (channel,) that enters each linear map, of all tokens that are not marked."""
-    ranges, marks = ChannelRange(), TokenMarks(left_out)
-
-    def note(site: LinearSite, entering: Tensor) -> Tensor:
-        rows = entering.reshape(-1, entering.shape[-1])
-        if marks.rows is not None:
-            rows = rows[~marks.rows.reshape(-1).to(rows.device)]
-        ranges.update(site.name, rows)
-        return entering
-
-    with context(), editing(accessed, marks), editing_inputs(linears, note):
-        stream(accessed, ids, [], batch_size=batch_size)
-    return ranges.largest
+    ranges = InputRanges(left_out)
+    with context():
+        ranges.fill(accessed, linears, ids, batch_size)
+    return ranges.unmarked.largest
 
 
-def _spikes(evaluator: Evaluator, ids: Tensor, prefix: tuple[int, ...] = ()) -> Tensor | None:
-    """Which tokens of these sequences spike, (sequence, token) bool, behind a prefix; None without spikes."""
+def _spikes_behind(evaluator: Evaluator, ids: Tensor, prefix: tuple[int, ...]) -> Tensor:
+    """Which tokens of these sequences spike behind a prefix, (sequence, token) bool."""
     targets = evaluator.targets
-    if not targets.has_spikes:
-        return None
     states = SpikeStates(targets.edit_block, targets.is_spike)
-    with prefixed(evaluator.accessed, prefix) if prefix else nullcontext():
+    with prefixed(evaluator.accessed, prefix):
         stream(evaluator.accessed, ids, [states], batch_size=evaluator.batch_size)
     return torch.cat(states.spikes)[:, -ids.shape[1] :]
 
@@ -145,8 +131,8 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
     except DoesNotApplyError as reason:
         return {"missing": f"prefix: {reason}"}, ()
     chosen = choose_prefix(evaluator, held_out)
-    before, after = _spikes(evaluator, evaluator.ids), _spikes(evaluator, evaluator.ids, chosen)
-    assert before is not None and after is not None, "a model with spikes"
+    before, after = evaluator.spike_tokens(), _spikes_behind(evaluator, evaluator.ids, chosen)
+    assert before is not None, "a model with spikes"
     first = -after.shape[1]
     alone = evaluator.loss(f"{STAGE}/prefix", prefixed(evaluator.accessed, chosen))
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
@@ -164,14 +150,13 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
 def choose_prefix(evaluator: Evaluator, ids: Tensor) -> tuple[int, ...]:
     """Token ids: first BOS, or the most frequent first spike token; then, while text spikes, its most frequent one."""
     bos = getattr(evaluator.accessed.tokenizer, "bos_token_id", None)
-    spikes = _spikes(evaluator, ids)
+    spikes = evaluator.spike_tokens(ids, HELD_OUT_SPIKES)
     assert spikes is not None, "a model with spikes"
     chosen = (int(bos) if bos is not None else Counter(ids[spikes].tolist()).most_common(1)[0][0],)
-    spikes = _spikes(evaluator, ids, chosen)
-    while spikes is not None and float(spikes.sum(1).float().mean()) > ENOUGH and len(chosen) < LONGEST:
+    spikes = _spikes_behind(evaluator, ids, chosen)
+    while float(spikes.sum(1).float().mean()) > ENOUGH and len(chosen) < LONGEST:
         longer = (*chosen, Counter(ids[spikes].tolist()).most_common(1)[0][0])
-        fewer = _spikes(evaluator, ids, longer)
-        assert fewer is not None, "a model with spikes"
+        fewer = _spikes_behind(evaluator, ids, longer)
         if fewer.sum() >= spikes.sum():
             break
         chosen, spikes = longer, fewer

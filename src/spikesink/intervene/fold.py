@@ -6,6 +6,7 @@ the logits are compared before and after.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -149,7 +150,12 @@ def _smooth_last(folding: Folding, sites: BlockSites, writing: LinearSite, enter
 def _scales(sites: list[LinearSite], entering: Tensor, alpha: float) -> Tensor:
     """max |X_j| ** alpha / max |W_j| ** (1 - alpha), (channel,)."""
     weight = torch.stack([site.weight.detach().abs().amax(0).float() for site in sites]).amax(0)
-    return entering.to(weight).clamp_min(SMALLEST) ** alpha / weight.clamp_min(SMALLEST) ** (1 - alpha)
+    return _scale(entering.to(weight), weight, alpha)
+
+
+def _scale(entering: Tensor, weight: Tensor, alpha: float) -> Tensor:
+    """From the largest magnitudes of both."""
+    return entering.clamp_min(SMALLEST) ** alpha / weight.clamp_min(SMALLEST) ** (1 - alpha)
 
 
 def _heads(channels: Tensor, sites: BlockSites) -> Tensor:
@@ -162,9 +168,8 @@ def _value_scales(sites: BlockSites, writing: LinearSite, entering: Tensor, alph
     if groups == 1:
         return _scales([writing], entering, alpha)
     weight = writing.weight.detach().abs().amax(0).float()
-    shared = [_heads(each, sites).unflatten(0, (-1, groups)).amax(1) for each in (entering.to(weight), weight)]
-    scales = shared[0].clamp_min(SMALLEST) ** alpha / shared[1].clamp_min(SMALLEST) ** (1 - alpha)
-    return scales.repeat_interleave(groups, 0).flatten()
+    inputs, weights = (_heads(each, sites).unflatten(0, (-1, groups)).amax(1) for each in (entering.to(weight), weight))
+    return _scale(inputs, weights, alpha).repeat_interleave(groups, 0).flatten()
 
 
 def _divide_norm(folding: Folding, sites: BlockSites, scales: Tensor) -> None:
@@ -219,8 +224,6 @@ def _rotate(folding: Folding) -> None:
 
 def _gain_out(folding: Folding, norm: nn.Module, like: BlockSites) -> Tensor:
     """The norm's scale (channel,), which it has no more afterwards."""
-    from dataclasses import replace
-
     scale = norm_scale(replace(like, input_norm=norm), folding.accessed.d_model)
     if scale is None or scale.norm.centred or scale.bias is not None:
         raise DoesNotApplyError(f"'{folding.accessed.name}' has a LayerNorm, whose mean no rotation keeps")
