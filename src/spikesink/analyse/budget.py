@@ -7,12 +7,11 @@ from functools import partial
 from itertools import combinations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spikesink.access.linears import LinearSite, find_linears
 from spikesink.analyse.evaluation import Evaluation, Evaluator
-from spikesink.analyse.remedies import ARRAYS
+from spikesink.analyse.remedies import stored_largest
 from spikesink.intervene.fold import smoothed
 from spikesink.intervene.prefix import prefixed, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
@@ -72,13 +71,9 @@ Folds = dict[str, Callable[[], AbstractContextManager]]
 
 def _folds(evaluator: Evaluator, remedies: Remedies, arrays: dict[str, np.ndarray]) -> Folds:
     """Smoothing and the prefix, where they were measured."""
-    start = f"{ARRAYS[True]}."
-    largest = {
-        name.removeprefix(start): torch.from_numpy(each) for name, each in arrays.items() if name.startswith(start)
-    }
     made: Folds = {}
     if any(row.remedy == SMOOTHING for row in remedies.rows):
-        made[SMOOTHING] = partial(smoothed, evaluator.accessed, largest)
+        made[SMOOTHING] = partial(smoothed, evaluator.accessed, stored_largest(arrays))
     if remedies.prefix_ids:
         made[PREFIX] = partial(prefixed, evaluator.accessed, remedies.prefix_ids)
     return made

@@ -1,7 +1,7 @@
 """Remedies as they are deployed: a prefix, smoothing and rotation in the weights; what int8 per tensor then costs."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -67,6 +67,12 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
         except DoesNotApplyError as reason:
             skipped.append(f"{name}: {reason}")
     return Remedies(rows=table.rows, skipped=skipped, **facts), arrays
+
+
+def stored_largest(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """By name the largest magnitude (channel,) that enters each linear map, from the arrays of `remedies`."""
+    start = f"{ARRAYS[True]}."
+    return {name.removeprefix(start): torch.from_numpy(each) for name, each in arrays.items() if name.startswith(start)}
 
 
 class _Rows:

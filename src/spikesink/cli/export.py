@@ -54,18 +54,14 @@ def export_command(run: Run, tool: Tool, model: Model = None, out: Out = None, f
 
 def _checkpoint(record: "Interventions", tool: str, model: str | None, out: Path | None) -> None:
     """The run's model with smoothing or rotation in its weights, and its tokenizer."""
-    import torch
-
     from spikesink.access import load
+    from spikesink.analyse.remedies import stored_largest
     from spikesink.atomic import replace_folder
     from spikesink.intervene.fold import rotated, smoothed
 
     if out is None:
         raise InputError(f"--for {tool} writes a folder; say which with --out FOLDER.")
-    start = "input_max."
-    largest = {
-        name.removeprefix(start): torch.tensor(array) for name, array in record.arrays.items() if name.startswith(start)
-    }
+    largest = stored_largest(record.arrays)
     if tool == "smoothed" and not largest:
         raise InputError(
             "The run does not say what enters linear maps; spikesink intervene MODEL --which remedies measures it."
