@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants, file_download, hf_api
+from huggingface_hub import constants, file_download
 from small_hub import serving
 from test_survey import surveyed
 from tiny import tiny, token_ids
@@ -33,8 +33,8 @@ def hub(folder, tmp_path, monkeypatch):
     """The folder as a model of a hub, which this process asks instead of the real one."""
     with serving(folder, NAME, COMMIT) as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        # The functions of the module keep the address that was there when it was imported.
-        monkeypatch.setattr(hf_api.api, "endpoint", server.address)
+        # transformers keeps a client with the address of its first use: another test's, whose hub nobody reaches.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
