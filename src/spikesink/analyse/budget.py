@@ -15,10 +15,18 @@ from spikesink.analyse.remedies import stored_largest
 from spikesink.intervene.fold import smoothed
 from spikesink.intervene.prefix import prefixed, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
-from spikesink.records.interventions import Budget, MeasureSet, Quantisation, Remedies
+from spikesink.records.interventions import (
+    IGNORED,
+    KEPT,
+    PER_TOKEN,
+    PREFIX,
+    SMOOTHING,
+    Budget,
+    MeasureSet,
+    Quantisation,
+    Remedies,
+)
 
-PER_TOKEN, SMOOTHING, PREFIX = "one scale per token", "smoothing", "prefix"
-IGNORED, KEPT = "ignored layers", "spike tokens kept"
 DEPLOYED = "int8: weights per output channel, what enters linear maps with one dynamic scale per tensor"
 
 

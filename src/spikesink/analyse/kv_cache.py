@@ -11,16 +11,14 @@ from spikesink.access.rotary import rotates
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.window import reassigned_window, streaming_window
-from spikesink.records.interventions import KeptSinks, KvCache
+from spikesink.records.interventions import REASSIGNED, TOLERANCE_NATS, TRUE, KeptSinks, KvCache, fewest
 
 STAGE = "KV cache"
 KEEP = (0, 1, 2, 4, 8)
 WINDOWS = (64, 128)
 TIMES_WINDOW = 2
 """A window is measured where sequences are at least this many times as long."""
-TOLERANCE_NATS = 0.02
 CONTROL_KEEP = 4
-TRUE, REASSIGNED = "true", "reassigned"
 HYBRID = "The window is attention's; recurrences and convolutions keep what they have of every token."
 
 
@@ -86,17 +84,6 @@ def _note(accessed: AccessedModel, tokens: int) -> str | None:
     elif tokens == most and not rotates(accessed):
         notes.append(f"Sequences end with the model's {most:,} positions: it has no others.")
     return " ".join(notes) or None
-
-
-def fewest(table: list[KeptSinks], window: int) -> int:
-    """The fewest kept first tokens whose mean loss at true positions is within TOLERANCE_NATS of the window's best."""
-    losses = {
-        row.keep: row.loss_difference_nats.value
-        for row in table
-        if row.window == window and row.first == 0 and row.keep is not None and row.positions == TRUE
-    }
-    best = min(losses.values())
-    return min(keep for keep, loss in losses.items() if loss <= best + TOLERANCE_NATS)
 
 
 def _row(

@@ -22,7 +22,7 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
-from spikesink.records.interventions import Damage, Estimate, Quantisation
+from spikesink.records.interventions import KEPT, Damage, Estimate, Quantisation
 
 STAGE = "quantisation"
 SITE_KINDS = (*KINDS, "kv")
@@ -190,9 +190,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
         worst_blocks=worst_blocks,
         worst_modules=[site.name for site in table.sites(worst, set(worst_blocks))],
         remedies=[damage for damage, _ in remedies.values()],
-        spike_share=spike_share(broken, remedies["spike tokens kept"][1], baseline)
-        if "spike tokens kept" in remedies
-        else None,
+        spike_share=spike_share(broken, remedies[KEPT][1], baseline) if KEPT in remedies else None,
         rotation_error=_rotation_error(table, worst),
         skipped=[f"{kind}: the model has no such single linear map" for kind in SITE_KINDS if kind not in kinds],
     )
@@ -256,7 +254,7 @@ def _remedies(table: _Table, kind: str, worst_blocks: list[int]) -> dict[str, tu
         )  # fmt: skip
     if calibration.spikes is not None:
         spared = replace(plain, spared_tokens=calibration.spikes)
-        rows["spike tokens kept"] = table.activations(kind, spared, remedy="spike tokens kept")
+        rows[KEPT] = table.activations(kind, spared, remedy=KEPT)
         rows["spike tokens frozen"] = table.activations(
             kind, spared, freeze_spikes(accessed, targets), remedy="spike tokens frozen"
         )

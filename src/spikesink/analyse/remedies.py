@@ -19,7 +19,7 @@ from spikesink.intervene.fold import rotated, smoothed
 from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, require_kept, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.states import SpikeStates
-from spikesink.records.interventions import Damage, Remedies
+from spikesink.records.interventions import PREFIX, SMOOTHING, Damage, Remedies
 
 STAGE = "remedies"
 LONGEST = 4
@@ -57,9 +57,9 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
     table.add(None, nullcontext)
     if ids:
         arrays |= arrays_of(prefix_states(accessed, ids))
-        table.add("prefix", lambda: prefixed(accessed, ids), ids)
+        table.add(PREFIX, lambda: prefixed(accessed, ids), ids)
     for name, fold in (
-        ("smoothing", lambda: smoothed(accessed, ranges.all.largest)),
+        (SMOOTHING, lambda: smoothed(accessed, ranges.all.largest)),
         ("rotation", lambda: rotated(accessed)),
     ):
         try:

@@ -232,6 +232,11 @@ NO_REMEDIES = Remedies(applicable=False, reason="not asked for (--which remedies
 NO_FORMATS = Formats(applicable=False, reason="not asked for (--which formats)")
 
 
+TRUE, REASSIGNED = "true", "reassigned"
+"""Positions of kept tokens: those in the text, or places in the cache."""
+TOLERANCE_NATS = 0.02
+
+
 class KeptSinks(Frozen):
     """Streaming-window perplexity: a cache of `window` tokens, `keep` of them kept; None is full attention."""
 
@@ -239,10 +244,25 @@ class KeptSinks(Frozen):
     keep: int | None
     first: int
     """Position of the first kept token; 1 is the control that keeps as many, but not the first."""
-    positions: str = "true"
+    positions: str = TRUE
     """`true`: those in the text; `reassigned`: places in the cache, as StreamingLLM deploys it."""
     perplexity: Estimate
     loss_difference_nats: Estimate
+
+
+def fewest(table: list[KeptSinks], window: int, positions: str = TRUE, tolerance_nats: float = TOLERANCE_NATS) -> int:
+    """The fewest kept first tokens whose mean loss is within the tolerance of the window's best.
+
+    Where no token is kept, positions are none.
+    """
+    losses = {
+        row.keep: row.loss_difference_nats.value
+        for row in table
+        if row.window == window and row.first == 0 and row.keep is not None
+        if row.positions == positions or row.keep == 0
+    }
+    best = min(losses.values())
+    return min(keep for keep, loss in losses.items() if loss <= best + tolerance_nats)
 
 
 class KvCache(Section):
@@ -260,10 +280,15 @@ class KvCache(Section):
     note: str | None = None
 
 
+PER_TOKEN, SMOOTHING, PREFIX = "one scale per token", "smoothing", "prefix"
+IGNORED, KEPT = "ignored layers", "spike tokens kept"
+
+
 class MeasureSet(Frozen):
     """What a model costs that is served with some measures, all of them together."""
 
     measures: list[str]
+    """Of the five names above."""
     ignored: list[str]
     """Linear maps in high precision, as `named_modules` calls them."""
     blocks: list[int]
@@ -406,8 +431,8 @@ def _deployed(section: Remedies) -> list[str]:
 def _option(row: Damage) -> str:
     what = {
         "worst blocks kept": "keep these blocks in high precision",
-        "per token": "one scale per token",
-        "spike tokens kept": "keep spike tokens in high precision",
+        "per token": PER_TOKEN,
+        KEPT: "keep spike tokens in high precision",
         "spike tokens frozen": "spike tokens from one constant",
     }.get(row.remedy or "", f"{row.remedy}")
     return f"{what} ({row.perplexity.value:.1f})"
@@ -417,7 +442,7 @@ def _keep(cache: KvCache) -> list[str]:
     if not cache.applicable or cache.keep is None:
         return []
     window = max(row.window for row in cache.table if row.window)
-    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.positions == "true"]
+    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.positions == TRUE]
     by_keep = {row.keep: row.perplexity.value for row in rows}
     text = f"KV cache: keep {cache.keep} first token{'' if cache.keep == 1 else 's'}"
     return [f"{text} (window {window}: perplexity {by_keep[cache.keep]:.1f}, with none kept {by_keep[0]:.1f})."]

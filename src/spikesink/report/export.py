@@ -10,7 +10,17 @@ import yaml
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.base import Frozen
-from spikesink.records.interventions import Interventions, MeasureSet
+from spikesink.records.interventions import (
+    KEPT,
+    PER_TOKEN,
+    PREFIX,
+    REASSIGNED,
+    SMOOTHING,
+    TRUE,
+    Interventions,
+    MeasureSet,
+    fewest,
+)
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 NOT_LINEAR = ("gpt2", "openai-gpt")
@@ -48,20 +58,20 @@ def _chosen(record: Interventions) -> MeasureSet | None:
 def _granularity(record: Interventions) -> str:
     """`tensor` or `token`: what a dynamic scale is of. Raises InputError for measures that no quantiser has."""
     measures = [] if (chosen := _chosen(record)) is None else chosen.measures
-    if "spike tokens kept" in measures:
+    if KEPT in measures:
         raise InputError(
             "Within the budget only with spike tokens kept in high precision, which no quantiser does by itself; put a "
             "prefix in front (--which remedies), or run without --budget."
         )
-    return "token" if "one scale per token" in measures else "tensor"
+    return "token" if PER_TOKEN in measures else "tensor"
 
 
 def _notes(record: Interventions) -> list[str]:
     """What the measures within a budget need beside this file."""
     measures = [] if (chosen := _chosen(record)) is None else chosen.measures
     needed = {
-        "smoothing": "For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed --out FOLDER",
-        "prefix": "Behind the prefix: spikesink export RUN --for prefix",
+        SMOOTHING: "For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed --out FOLDER",
+        PREFIX: "Behind the prefix: spikesink export RUN --for prefix",
     }
     return [note for name, note in needed.items() if name in measures]
 
@@ -77,24 +87,19 @@ def _linears(record: Interventions) -> list[str]:
     return _modules(record)
 
 
-def _keep(record: Interventions, positions: str = "true") -> tuple[int, int]:
+def _keep(record: Interventions, positions: str = TRUE) -> tuple[int, int]:
     """First tokens to keep in the cache, and the largest window that this was measured with."""
     cache = record.kv_cache
     if not cache.applicable or cache.keep is None:
         raise InputError(_missing("how many first tokens a cache must keep", "kv_cache"))
     window = max(row.window for row in cache.table if row.window)
-    if positions == "true":
+    if positions == TRUE:
         return cache.keep, window
     if not any(row.positions == positions for row in cache.table):
         raise InputError(
             f"The tool gives kept tokens new positions, and that was not measured: {cache.reassigned_reason}"
         )
-    rows = [row for row in cache.table if row.window == window and row.first == 0 and row.keep is not None]
-    costs = {
-        row.keep or 0: row.loss_difference_nats.value for row in rows if row.positions == positions or not row.keep
-    }
-    best = min(costs.values())
-    return min(keep for keep, cost in costs.items() if cost <= best + cache.tolerance_nats), window
+    return fewest(cache.table, window, positions, cache.tolerance_nats), window
 
 
 def _arrays(record: Interventions, *names: str) -> dict[str, np.ndarray]:
@@ -222,7 +227,7 @@ def _kvpress(record: Interventions) -> str:
 
 def _streamingllm(record: Interventions) -> str:
     """Arguments of StreamingLLM's examples, which give kept tokens new positions."""
-    keep, window = _keep(record, "reassigned")
+    keep, window = _keep(record, REASSIGNED)
     return _json(
         {
             "enable_start_recent_kv_cache": True,
@@ -235,7 +240,7 @@ def _streamingllm(record: Interventions) -> str:
 
 def _executorch(record: Interventions) -> str:
     """A config of export_llm: sink size, window beside it, tokens that are dropped at once (one, as was measured)."""
-    keep, window = _keep(record, "reassigned")
+    keep, window = _keep(record, REASSIGNED)
     return yaml.safe_dump({"model": {"use_attention_sink": f"{keep},{window - keep},1"}})
 
 

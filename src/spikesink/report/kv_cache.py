@@ -2,7 +2,7 @@
 
 import altair as alt
 
-from spikesink.records.interventions import Interventions, KeptSinks
+from spikesink.records.interventions import REASSIGNED, TRUE, Interventions, KeptSinks
 from spikesink.report.conditions import name
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import HEIGHT, Figure, Rows, lines, log_scale, table
@@ -34,7 +34,7 @@ def _table(record: Interventions) -> Table:
         for row in section.table
     ]  # fmt: skip
     styles = [
-        "dim" if row.first else "strong" if row.keep == section.keep and row.window and row.positions == "true" else ""
+        "dim" if row.first else "strong" if row.keep == section.keep and row.window and row.positions == TRUE else ""
         for row in section.table
     ]
     title = f"Streaming KV cache, {section.sequences} × {section.tokens} tokens"
@@ -61,7 +61,7 @@ def _cache(record: Interventions) -> Figure:
         {
             "window": row.window, "kept": row.keep,
             "line": f"window {row.window}" + (", not the first" if row.first else "")
-            + (", reassigned" if row.positions == "reassigned" else ""),
+            + (", reassigned" if row.positions == REASSIGNED else ""),
             "perplexity": row.perplexity.value, "low": row.perplexity.low, "high": row.perplexity.high,
         }
         for row in section.table
