@@ -1,6 +1,8 @@
-"""Every graft of docs/graft.md on one model with one control: python benchmarks/grafts.py TEXT OUT [STEPS [BATCH]].
+"""Every graft of docs/graft.md on one model with one control.
 
-Goes on where an earlier call was stopped; a graft's record goes to OUT/records/NAME as soon as it is finished.
+Run: python benchmarks/grafts.py TEXT OUT [STEPS [BATCH [NAME ...]]]. Goes on where an earlier call was stopped; a
+graft's record goes to OUT/records/NAME as soon as it is finished, its healed model stays in OUT/NAME/healed/model. The
+control is trained with the first graft: others by name need it.
 """
 
 import shutil
@@ -34,19 +36,17 @@ def main() -> None:
         f"training.batch_size={batch}", "running.threads=1", f"monitor.every={max(1, steps // 3)}",
         "monitor.sequences=4", f"running.eval_every={max(1, steps // 2)}",
     )  # fmt: skip
-    first = None
-    for name, change in GRAFTS.items():
-        folder = out / name
+    first = out / next(iter(GRAFTS))
+    for name in sys.argv[5:] or GRAFTS:
+        folder, change = out / name, GRAFTS[name]
         if not (out / "records" / name / "graft.json").exists():
             settings = GraftSettings(
                 None, (change, *options), text=text, steps=steps, seq_len=SEQ_LEN, sequences=SEQUENCES
             )
-            record = graft_and_heal(settings, folder, resume=True, control_from=first, progress=say)
+            control = None if folder == first else first
+            record = graft_and_heal(settings, folder, resume=True, control_from=control, progress=say)
             record.save(out / "records" / name, force=True)
             shutil.rmtree(folder / "model", ignore_errors=True)
-            if name != next(iter(GRAFTS)):
-                shutil.rmtree(folder / "healed" / "model", ignore_errors=True)
-        first = first or folder
 
 
 def say(stage: str, done: int, total: int) -> None:
