@@ -1,6 +1,7 @@
 """Makes the atlas of docs/survey.md: its models, the survey, the table on the page, and the screenshot.
 
-Run: python docs/atlas.py (make atlas). Checkpoints and cells that are there are not made again.
+Run: python docs/atlas.py (make atlas). Checkpoints and cells that are there are not made again. Models of studies and
+grafts, too large to be kept beside their records, are measured where this machine has them.
 """
 
 import os
@@ -11,17 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spikesink.records.survey import SurveyRecord, SurveyRow
 from spikesink.report.format import NONE, interval, listed, number, percent
 
+RECIPE = Path("results/recipes/atlas.yaml")
 WORK, OUT, PAGE = Path("runs/atlas"), Path("results/survey"), Path("docs/survey.md")
 BEGIN, END = "<!-- the table of make atlas -->", "<!-- end of the table -->"
 SIZES = {"vocab_size": 97, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 512}  # fmt: skip
 TRAINING = ("training.steps=300", "training.batch_size=48", "running.save_every=30", "running.keep=40",
             "running.eval_every=0", "monitor.every=0")  # fmt: skip
+SEEDS = (1, 2, 3)
+"""Of a study, whose models are in the atlas."""
 
 
 def make_models() -> None:
@@ -35,6 +40,27 @@ def make_models() -> None:
     if not (WORK / "sinks" / "training.json").exists():
         changes = [part for change in TRAINING for part in ("--set", change)]
         spikesink("train", "sinks", *changes, "--out", str(WORK / "sinks"))
+
+
+def trained_here() -> list[dict[str, str]]:
+    """Models of `spikesink study` (runs/STUDY/CELL) and of benchmarks/grafts.py (runs/grafts/NAME), on held-out ids."""
+    cells = [cell for seed in SEEDS for cell in sorted(Path("runs").glob(f"*-*/*-{seed}/model"))]
+    grafts = sorted(Path("runs/grafts").glob("*/healed/model")) + sorted(Path("runs/grafts").glob("*/control/model"))
+    named = {f"{model.parts[1]}: {model.parts[2]}": model for model in cells}
+    named |= {f"graft: {model.parts[-2 if 'control' in model.parts else -3]}": model for model in grafts}
+    return [
+        {"model": str(model), "name": name, "texts": str(model.parent / "held_out.npy")}
+        for name, model in named.items()
+    ]
+
+
+def write_recipe() -> Path:
+    """The survey's recipe with the models that only this machine has."""
+    content = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    content["models"] += trained_here()
+    path = WORK / "atlas.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
 
 
 def spikesink(*arguments: str) -> None:
@@ -81,7 +107,7 @@ def take_picture(page: Path) -> None:
 def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     make_models()
-    spikesink("survey", "results/recipes/atlas.yaml", "--out", str(WORK / "survey"))
+    spikesink("survey", str(write_recipe()), "--out", str(WORK / "survey"))
     OUT.mkdir(parents=True, exist_ok=True)
     for name in ("survey.json", "survey.csv"):
         shutil.copyfile(WORK / "survey" / name, OUT / name)

@@ -12,6 +12,7 @@ from tiny import spiking, tiny, token_ids
 from spikesink import scan
 from spikesink.cli.survey import _spec
 from spikesink.errors import InputError, ModelError
+from spikesink.intervene.formats import round_to
 from spikesink.records.interventions import Interventions
 from spikesink.records.survey import ModelRows, SurveyRecord, moves
 from spikesink.survey import cell as cells
@@ -116,19 +117,42 @@ def test_a_refused_model_is_a_row_with_its_reason(measured):
     assert sum(row.status == "finished" for row in record.rows) == len(record.rows) - 2 == 12
 
 
-def test_costs_are_those_of_interventions(folder, tmp_path):
-    measures = ["interventions", "quantisation", "formats"]
-    spec = {"models": str(folder / "spiking"), "texts": str(folder / "ids.npy"), "measures": measures}
+def test_costs_are_those_of_interventions_and_of_plain_rounding(folder, tmp_path):
+    spec = {
+        "models": str(folder / "spiking"),
+        "texts": str(folder / "ids.npy"),
+        "measures": ["interventions", "rounding"],
+    }
     (made,) = surveyed(spec, tmp_path)[0].rows
     record = Interventions.read(tmp_path / made.folder)
     costs = {row.name: row.loss_difference_nats for row in record.interventions}
     assert (made.zero_cost_nats, made.freeze_cost_nats) == (costs["zero_spikes"], costs["freeze_spikes"])
-    by_site = {site.kind: site for site in record.quantisation.sites if "int8 per tensor dynamic" in site.name}
-    assert len(by_site) == 5 and made.int8_cost_nats.value == max(
-        site.loss_difference_nats.value for site in by_site.values() if site.applicable
-    )
-    (fp8,) = (row for row in record.formats.rows if row.name == "fp8 e4m3 per tensor" and row.kind == "inputs")
-    assert made.fp8_cost_nats == fp8.loss_difference_nats != made.int8_cost_nats
+    plain = naive_losses(folder)
+    for cost, name in ((made.int8_cost_nats, "int8 per tensor dynamic"), (made.fp8_cost_nats, "fp8 e4m3 per tensor")):
+        rounded = naive_losses(folder, name)
+        assert cost.value == pytest.approx(float((rounded - plain).mean()), rel=1e-3, abs=1e-6)
+        assert cost.low <= cost.value <= cost.high
+
+
+def naive_losses(folder, name=None):
+    """Nats of each sequence, with what enters every linear map but the head rounded by hooks of the test's own."""
+    import torch
+
+    model, ids = spiking(), torch.from_numpy(np.load(folder / "ids.npy"))
+
+    def rounded(_, given):
+        values = given[0].float()
+        if name == "fp8 e4m3 per tensor":
+            return round_to(values.flatten(0, -2), name)[0].view_as(values)
+        scale = values.abs().max() / 127
+        return (values / scale).round().clamp(-128, 127) * scale
+
+    for path, module in model.named_modules() if name else ():
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in path:
+            module.register_forward_pre_hook(rounded)
+    with torch.no_grad():
+        logits = model(ids).logits[:, :-1].double()
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1).numpy()
 
 
 def test_checkpoints_come_in_the_order_of_their_steps(measured):

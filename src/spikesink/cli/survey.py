@@ -42,7 +42,7 @@ Chat = Annotated[str | None, typer.Option("--chat-template", help="off, on, or o
 Sequences = Annotated[int | None, typer.Option(min=1, help="Sequences of a cell.", rich_help_panel=TEXT)]
 Measures = Annotated[
     str | None,
-    typer.Option("--measure", help="As in scan; interventions, quantisation, formats.", rich_help_panel=MEASURING),
+    typer.Option("--measure", help="As in scan; interventions, rounding.", rich_help_panel=MEASURING),
 ]
 ExecutorName = Annotated[str, typer.Option("--executor", help="local or ray.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Models at a time; default one a GPU, two on CPUs.")]

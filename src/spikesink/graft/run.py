@@ -14,14 +14,12 @@ from transformers import PreTrainedModel
 
 from spikesink import bootstrap
 from spikesink.access import AccessedModel, access, load
-from spikesink.access.linears import editing_inputs, find_linears
-from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.probe import probe
+from spikesink.analyse.rounding import rounding_costs
 from spikesink.atomic import write_atomically
 from spikesink.data.encode import Encoder
 from spikesink.errors import InputError, NumericError, OutputError, UnsupportedModelError, VerificationError
-from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.observer import Observer, Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
@@ -36,8 +34,6 @@ from spikesink.train.streams import Stream, open_stream
 from spikesink.zoo import SpikesinkDecoderForCausalLM, export
 from spikesink.zoo.convert import expressible
 from spikesink.zoo.graft import check_graft
-
-FP8_LARGEST = float(torch.finfo(torch.float8_e4m3fn).max)
 
 
 class FirstTokenNorms(Observer):
@@ -61,15 +57,11 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
     """Measure one model on ids (sequence, token). Raises NumericError and VerificationError."""
     accessed = access(model)
     norms, losses = FirstTokenNorms(), LossMeasure()
-    progress(stage, 0, 3)
+    progress(stage, 0, 1)
     readings = probe(accessed, ids, also=(norms, losses)).readings()
-    progress(stage, 1, 3)
+    progress(stage, 1, 1)
     per_sequence = losses.sequence_losses()
-    sites = find_linears(accessed)
-    int8 = evaluate(accessed, ids, quantised_inputs(accessed, sites, Scheme()), loss_only=True)
-    progress(stage, 2, 3)
-    fp8 = evaluate(accessed, ids, editing_inputs(sites, lambda _, entering: fake_fp8(entering)), loss_only=True)
-    progress(stage, 3, 3)
+    rounded = rounding_costs(accessed, ids, per_sequence, progress=progress)
     return GraftPoint(
         perplexity=bootstrap.estimate(bootstrap.perplexity, losses.loss_sums, losses.predictions),
         losses_nats=per_sequence,
@@ -78,15 +70,9 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
         norm_ratio=norms.compute(),
         sink_ratio=readings["sink_ratio"],
         first_key_importance=readings["first_token_importance"],
-        int8_nats=bootstrap.estimate(bootstrap.difference, int8.losses, per_sequence),
-        fp8_nats=bootstrap.estimate(bootstrap.difference, fp8.losses, per_sequence),
+        int8_nats=rounded.int8,
+        fp8_nats=rounded.fp8,
     )
-
-
-def fake_fp8(values: Tensor) -> Tensor:
-    """Values rounded to float8 e4m3 under one scale for the tensor; the dtype stays."""
-    scale = (values.abs().max() / FP8_LARGEST).clamp_min(torch.finfo(values.dtype).tiny)
-    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
 
 
 @torch.no_grad()

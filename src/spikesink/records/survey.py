@@ -80,9 +80,9 @@ class SurveyRow(Frozen):
     freeze_cost_nats: Estimate | None = None
     """Loss added by one constant vector in place of every spike token's state."""
     int8_cost_nats: Estimate | None = None
-    """Loss added by int8 activations per tensor at the site kind where that costs most."""
+    """Loss added by int8 at the input of every linear map, a scale per tensor; of the measure `rounding`."""
     fp8_cost_nats: Estimate | None = None
-    """Loss added by fp8 e4m3 at the input of every linear map, a scale per tensor; of the measure `formats`."""
+    """The same with fp8 e4m3."""
 
     @property
     def key(self) -> tuple[object, ...]:

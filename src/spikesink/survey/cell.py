@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from filelock import FileLock
 
 from spikesink.access import AccessedModel, load
 from spikesink.analyse.interventions import dissociate
+from spikesink.analyse.rounding import rounding_costs
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
@@ -22,7 +24,6 @@ from spikesink.errors import InputError, ModelError, OutputError, SpikesinkError
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
-from spikesink.records.interventions import Estimate, Interventions
 from spikesink.records.survey import ModelRows, SurveyRow
 from spikesink.study.executors import Kind
 from spikesink.survey.grid import Asked, step_of
@@ -38,7 +39,7 @@ ROW = "row.json"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 HELD_OUT = 16
 """Of the sequences, at most: what interventions learn their constants on."""
-INT8, FP8 = "int8 per tensor dynamic", "fp8 e4m3 per tensor"
+SPIKES_TAKEN_AWAY = "zero_spikes,freeze_spikes"
 DIGITS = 4
 
 
@@ -74,7 +75,9 @@ class Job(Frozen):
     loading: dict[str, Any]
     """Further options of `load`."""
     further: tuple[str, ...]
-    which: str | None
+    """Measures of a scan."""
+    interventions: bool
+    rounding: bool
     sinks: dict[str, Any]
     wanted: list[Wanted]
     place: str
@@ -169,12 +172,17 @@ def _measured(job: Job, accessed: AccessedModel, wanted: Wanted, folder: Path, p
     anatomy = scan(accessed, tokens, measures=job.further, progress=progress, **job.sinks)
     anatomy.save(folder, force=True)
     outcome = {**_facts(accessed), **figures(anatomy), "bos_added": tokens.bos_added, "sequences": len(tokens.ids)}
-    if job.which is not None:
+    if job.rounding:
+        ids = torch.from_numpy(np.asarray(tokens.ids, dtype=np.int64))
+        costs = rounding_costs(accessed, ids, anatomy.arrays["sequence_loss_nats"], progress=progress)
+        outcome |= {"int8_cost_nats": costs.int8, "fp8_cost_nats": costs.fp8}
+    if job.interventions:
         record = dissociate(
-            accessed, tokens, which=job.which, held_out=HELD_OUT, folder=folder, progress=progress, **job.sinks
+            accessed, tokens, which=SPIKES_TAKEN_AWAY, held_out=HELD_OUT, folder=folder, progress=progress, **job.sinks
         )
         record.save(folder, force=True)
-        outcome |= costs(record)
+        rows = {row.name: row.loss_difference_nats for row in record.interventions if row.applicable}
+        outcome |= {"zero_cost_nats": rows.get("zero_spikes"), "freeze_cost_nats": rows.get("freeze_spikes")}
     return outcome
 
 
@@ -245,23 +253,6 @@ def figures(anatomy: Anatomy) -> dict[str, Any]:
         "first_key_importance": sinks.first_key_importance, "sink_positions": on,
         "spike_vocabulary": counts.get("sun2024"),
     }  # fmt: skip
-
-
-def costs(record: Interventions) -> dict[str, Estimate | None]:
-    """What a row takes from interventions."""
-    rows = {row.name: row.loss_difference_nats for row in record.interventions if row.applicable}
-    int8 = [
-        site.loss_difference_nats
-        for site in record.quantisation.sites
-        if site.applicable and site.kind != "weights" and site.name.endswith(INT8)
-    ]
-    fp8 = [row.loss_difference_nats for row in record.formats.rows if (row.kind, row.name) == ("inputs", FP8)]
-    return {
-        "zero_cost_nats": rows.get("zero_spikes"),
-        "freeze_cost_nats": rows.get("freeze_spikes"),
-        "int8_cost_nats": max((cost for cost in int8 if cost is not None), key=lambda cost: cost.value, default=None),
-        "fp8_cost_nats": fp8[0] if fp8 else None,
-    }
 
 
 def failed(job: Job, error: str, attempts: int) -> ModelRows:

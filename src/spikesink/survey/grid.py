@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from spikesink.analyse.interventions import parse_which
 from spikesink.errors import InputError
 from spikesink.measures import measures as known_measures
 from spikesink.reach import is_hub_id
@@ -18,8 +17,8 @@ from spikesink.zoo.choice import Choice
 
 EMBEDDED, DEFAULT = "embedded", "default"
 """Names of the embedded model and of the text that needs no file."""
-INTERVENED = {"interventions": "zero_spikes,freeze_spikes", "quantisation": "quantisation", "formats": "formats"}
-"""Measures that edit the model -> what of `spikesink intervene` they are."""
+INTERVENTIONS, ROUNDING = "interventions", "rounding"
+"""Measures that edit the model: what zeroing and freezing the spikes costs, and what int8 and fp8 do."""
 STEP = re.compile(r"(?:checkpoint|step)[-_ ]?(\d+)", re.IGNORECASE)
 
 
@@ -88,12 +87,7 @@ class Spec(Choice):
     @property
     def further(self) -> tuple[str, ...]:
         """Measures of a scan."""
-        return tuple(name for name in self.measures if name not in INTERVENED)
-
-    @property
-    def which(self) -> str | None:
-        """Interventions, as `dissociate` takes them; None for none."""
-        return ",".join(INTERVENED[name] for name in INTERVENED if name in self.measures) or None
+        return tuple(name for name in self.measures if name not in (INTERVENTIONS, ROUNDING))
 
 
 class Asked(Choice):
@@ -124,12 +118,10 @@ def check(spec: Spec) -> None:
     twice = [name for name, times in Counter(names(spec)).items() if times > 1]
     if twice:
         raise InputError(f"'{twice[0]}' is named twice; name each model once, or give one of them another `name`.")
-    known = [*known_measures(), *INTERVENED, "all"]
+    known = [*known_measures(), INTERVENTIONS, ROUNDING, "all"]
     for name in spec.measures:
         if name not in known:
             raise InputError(f"Unknown measure '{name}'; known: {', '.join(known)}.")
-    if spec.which is not None:
-        parse_which(spec.which)
 
 
 def names(spec: Spec) -> list[str]:

@@ -19,7 +19,7 @@ from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
 from spikesink.study.executors import Answer, Executor
 from spikesink.survey import paper
 from spikesink.survey.cell import Job, Wanted, corpus_of
-from spikesink.survey.grid import Asked, Model, Spec, asked, check, names
+from spikesink.survey.grid import INTERVENTIONS, ROUNDING, Asked, Model, Spec, asked, check, names
 from spikesink.survey.plan import Room, free, identity, planned, revisions_of, weight_bytes
 
 RECORDS, RUNS, TABLE = "models", "runs", "survey"
@@ -99,7 +99,8 @@ class Survey:
             name=folder, model=name, source=plan.source, revision=revision, hub_revision=plan.hub_revision,
             commit=plan.commit, weights=weights, size=plan.size, download=plan.download, keep=self.keep,
             tokens_per_step=model.tokens_per_step, loading=self.loading, further=self.spec.further,
-            which=self.spec.which, sinks=self.sinks, wanted=[one for one in wanted if one.identity not in there],
+            interventions=INTERVENTIONS in self.spec.measures, rounding=ROUNDING in self.spec.measures,
+            sinks=self.sinks, wanted=[one for one in wanted if one.identity not in there],
             place=str((self.out / RUNS / folder).absolute()),
         )  # fmt: skip
 

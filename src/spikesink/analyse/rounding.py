@@ -1,0 +1,55 @@
+"""What int8 and fp8 cost in their plainest form: what enters every linear map is rounded with one scale per tensor."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikesink import bootstrap
+from spikesink.access import AccessedModel
+from spikesink.access.linears import editing_inputs, find_linears
+from spikesink.analyse.evaluation import evaluate
+from spikesink.intervene.quantise import Scheme, quantised_inputs
+from spikesink.observer import Progress, no_progress
+from spikesink.records.interventions import Estimate
+
+STAGE = "int8 and fp8"
+FP8_LARGEST = float(torch.finfo(torch.float8_e4m3fn).max)
+
+
+class RoundingCosts(NamedTuple):
+    """Nats by which the loss rises, paired over sequences."""
+
+    int8: Estimate
+    fp8: Estimate
+    """e4m3."""
+
+
+def rounding_costs(
+    accessed: AccessedModel,
+    ids: Tensor,
+    plain: np.ndarray | list[float],
+    *,
+    batch_size: int | None = None,
+    progress: Progress = no_progress,
+) -> RoundingCosts:
+    """Two passes over ids (sequence, token), scales taken from each batch; plain: nats of each sequence as it is."""
+    sites = find_linears(accessed)
+    contexts = {
+        "int8": quantised_inputs(accessed, sites, Scheme()),
+        "fp8": editing_inputs(sites, lambda _, entering: fake_fp8(entering)),
+    }
+    costs = {}
+    for index, (name, context) in enumerate(contexts.items()):
+        progress(STAGE, index, len(contexts))
+        losses = evaluate(accessed, ids, context, batch_size=batch_size, loss_only=True).losses
+        costs[name] = bootstrap.estimate(bootstrap.difference, losses, plain)
+    progress(STAGE, len(contexts), len(contexts))
+    return RoundingCosts(**costs)
+
+
+def fake_fp8(values: Tensor) -> Tensor:
+    """Values rounded to float8 e4m3 under one scale for the tensor; the dtype stays."""
+    scale = (values.abs().max() / FP8_LARGEST).clamp_min(torch.finfo(values.dtype).tiny)
+    return (values / scale).to(torch.float8_e4m3fn).to(values.dtype) * scale
