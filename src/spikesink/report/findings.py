@@ -4,19 +4,24 @@ first."""
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spikesink.records.interventions import Dose, Interventions
+import numpy as np
+
+from spikesink import bootstrap
+from spikesink.records import Anatomy
+from spikesink.records.anatomy import Heads
+from spikesink.records.interventions import Dose, Estimate, Interventions
 from spikesink.records.study import StudyRecord, VariantVerdict
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
 from spikesink.report.drawing import Figure
-from spikesink.report.format import counted, number
+from spikesink.report.format import counted, interval, number
 from spikesink.report.graft import cost_words, graft_figures, sink_words, spike_words
 from spikesink.report.runs import read_studies
 from spikesink.report.study import study_figures
 
-DOSES, GRAFTS = "dose", "graft"
-"""Folders of runs of `intervene --dose` and of `graft`, beside the studies."""
+DOSES, GRAFTS, HEADS = "dose", "graft", "heads"
+"""Folders of runs of `intervene --dose`, of `graft` and of `scan --measure heads`, beside the studies."""
 ROUTES = ("finished model", "graft", "from scratch")
 ORDER = ("contradicted", "mixed", "supported", "undecided", "not tested")
 SEEDS_MIN = 3
@@ -50,7 +55,7 @@ CLAIMS = (
     PaperClaim(
         3, None, "Sinks act locally: they turn heads down and keep them short-sighted.",
         "Sink heads write less where the sink takes more, and look near with what is left.",
-        "`spikesink scan --measure heads`; a folder of findings holds no such record yet.",
+        "`spikesink scan --measure heads` says where heads write less, and how near they look beside the sink.",
     ),
     PaperClaim(
         4, "spikes", "Spikes can be suppressed alone at no cost in perplexity.",
@@ -72,6 +77,7 @@ class Evidence:
     studies: list[StudyRecord]
     doses: dict[str, Interventions]
     grafts: dict[str, GraftRecord]
+    heads: dict[str, Anatomy] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,6 +120,7 @@ def read_evidence(folder: Path) -> Evidence:
         [study for study in studies if study.rules_version == newest],
         {run.parent.name: Interventions.read(run.parent) for run in _runs(folder / DOSES, Interventions.file)},
         {run.parent.name: GraftRecord.read(run.parent) for run in _runs(folder / GRAFTS, GraftRecord.file)},
+        {run.parent.name: Anatomy.read(run.parent) for run in _runs(folder / HEADS, Anatomy.file)},
     )
 
 
@@ -142,8 +149,8 @@ def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
 
 
 def _finished(claim: PaperClaim, evidence: Evidence) -> list[Line]:
-    """Route 1: it answers claim 2 by its own rule; of the others it shows what a finished model needs."""
-    lines = []
+    """Route 1: it answers claims 2 and 3 by rules of its own; of the others it shows what a finished model needs."""
+    lines = [_local(name, record) for name, record in evidence.heads.items()] if claim.claim == 3 else []
     for name, record in evidence.doses.items():
         n = counted(record.provenance.settings["evaluated_sequences"], "sequence")
         answer = record.dissociation.constant_suffices
@@ -157,12 +164,51 @@ def _finished(claim: PaperClaim, evidence: Evidence) -> list[Line]:
     return lines or [Line(ROUTES[0], "–", "0", f"Nothing in this folder. {claim.finished}", "")]
 
 
+def _local(name: str, record: Anatomy) -> Line:
+    """Claim 3 in a finished model: a head writes less where its sink takes more, and looks near beside it.
+
+    Near is nearer than uniform attention, as in the studies, and no farther than the control: heads without a sink.
+    """
+    n = counted(record.provenance.tokens["sequences"], "sequence")
+    section = (record.model_extra or {}).get(HEADS)
+    if not isinstance(section, Heads):
+        return Line(ROUTES[0], _source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
+    write = next((row.mean for row in section.modulation or [] if row.other == "write"), None)
+    sinks, others = (_reach(record, section, sink) for sink in (True, False))
+    if write is None or write.low is None or write.high is None or sinks is None or others is None:
+        return Line(ROUTES[0], _source(name, record), n, "It has no heads with a sink beside heads without one.", "")
+    farther = sinks.low > 1 or sinks.low > others.high
+    parts = {_decided(write.high < 0, write.low > 0), _decided(sinks.high < 1 and not farther, farther)}
+    verdict = "mixed" if len(parts) > 1 else "supported" if True in parts else "contradicted"
+    verdict = "undecided" if None in parts else verdict
+    says = (
+        f"Within heads, sink mass and norm of the write correlate at {interval(write)}, over {write.n} heads. With the "
+        f"sink taken out, sink heads look {interval(sinks)} as far as uniform attention does, heads without a sink "
+        f"{interval(others)} (over layers)."
+    )
+    return Line(ROUTES[0], _source(name, record), n, says, verdict)
+
+
+def _decided(holds: bool, opposite: bool) -> bool | None:
+    return True if holds else False if opposite else None
+
+
+def _reach(record: Anatomy, section: Heads, sink: bool) -> Estimate | None:
+    """Distance with the sink taken out over that of uniform attention: of the layers' means, mean and interval."""
+    layers: dict[int, list[float]] = {}
+    for head in section.heads:
+        if head.distance is not None and (head.sink_mass >= record.sinks.importance_min) == sink:
+            layers.setdefault(head.block, []).append(head.distance / section.uniform_distance[head.block])
+    means = [float(np.mean(ratios)) for ratios in layers.values()]
+    return bootstrap.estimate(bootstrap.mean, means) if means else None
+
+
 def _shortly(dose: Dose) -> str:
     """Without the limits, which docs/interventions.md states."""
     return dose.sentence.partition(" (Stay")[0]
 
 
-def _source(name: str, record: Interventions) -> str:
+def _source(name: str, record: Interventions | Anatomy) -> str:
     tokens = record.provenance.tokens
     length = tokens.get("tokens") or tokens.get("seq_len")
     return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
