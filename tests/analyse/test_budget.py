@@ -10,7 +10,7 @@ from spikesink.access.linears import find_linears
 from spikesink.analyse.budget import IGNORED, KEPT, PER_TOKEN, PREFIX, SMOOTHING, _Search, within_budget
 from spikesink.analyse.evaluation import Evaluator, evaluate
 from spikesink.analyse.finding import find
-from spikesink.analyse.interventions import check_budget, parse_which
+from spikesink.analyse.interventions import parse_which
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.remedies import remedies
 from spikesink.analyse.resume import FinishedPasses
@@ -123,9 +123,8 @@ def test_only_as_many_blocks_are_ignored_as_are_needed():
     assert min((each for each in tried if each.within), key=lambda each: len(each.blocks)).blocks == [2, 4, 6]
 
 
-def test_refusals():
+def test_what_is_asked_for():
     for nats in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="expected nats above 0"):
-            check_budget(nats, parse_which("default"))
-    with pytest.raises(InputError, match="add quantisation to --which"):
-        check_budget(0.05, parse_which("none"))
+            parse_which("default", nats)
+    assert parse_which("remedies", 0.05).parts == ("quantisation", "remedies"), "what the search starts from"

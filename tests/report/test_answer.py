@@ -4,6 +4,15 @@ import numpy as np
 import pytest
 from made import anatomy, interventions, training
 
+from spikesink.records.interventions import (
+    BlockDamage,
+    Budget,
+    Estimate,
+    FormatDamage,
+    Formats,
+    advice,
+    formats_within,
+)
 from spikesink.report.answer import answer
 from spikesink.report.format import blocks, listed, number, percent, signed
 from spikesink.report.runs import Model
@@ -29,7 +38,10 @@ def test_everything_measured():
     assert "costs -0.0005 [-0.011, +0.0095] nats" in breaks
     assert "masking the sink keys costs +1.25 [+1.24, +1.26] nats" in breaks
     assert breaks.endswith("Sinks go with the spikes, spikes stay without sinks.")
-    assert said["What to do"].text == "Keep block 2 in high precision."
+    line = "spikesink intervene made/model --which formats,remedies"
+    unmeasured = f"Not measured: formats and remedies; {line} measures that."
+    assert said["What to do"].points == ("Keep block 2 in high precision.", unmeasured)
+    assert said["What to do"].commands == (line,)
     assert all(statement.measured for statement in said.values())
 
 
@@ -71,7 +83,55 @@ def test_what_was_not_measured_names_its_command():
     assert list(alone) == ["What to do", "Spikes and sinks", "What breaks without them"]
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
     some = answers(interventions=interventions(parts=False))
-    assert some["What to do"].points[-1] == "Not measured: quantisation and kv_cache (not asked for)."
+    assert some["What to do"].points[-1] == (
+        "Not measured: quantisation, kv_cache, formats and remedies; "
+        "spikesink intervene made/model --which quantisation,kv_cache,formats,remedies measures that."
+    )
+
+
+def a_format(kind, name, cost, high, worst=()):
+    return FormatDamage(
+        name=name, kind=kind, element="e4m3", scales="tensor", static=False, spike_share=None, lost=0.0,
+        lost_without_spikes=None, scanned=bool(worst),
+        perplexity=Estimate(value=9.0, low=8.0, high=10.0),
+        loss_difference_nats=Estimate(value=cost, low=cost - 0.1, high=high),
+        worst_blocks=[
+            BlockDamage(block=block, loss_difference_nats=Estimate(value=0.2, low=0.1, high=0.3)) for block in worst
+        ],
+    )  # fmt: skip
+
+
+def test_formats_alone_say_what_can_be_served():
+    """One within, one whose mean is within but not its interval, one far over with blocks that stand out; no weights
+    within."""
+    formats = Formats(
+        rows=[
+            a_format("inputs", "coarse", 0.5, 0.6, worst=(24, 4, 6, 8)),
+            a_format("inputs", "vague", 0.04, 0.07),
+            a_format("inputs", "dear", 0.03, 0.05),
+            a_format("inputs", "fine", 0.01, 0.02),
+            a_format("weights", "tiny", 0.3, 0.31),
+        ]
+    )
+    assert formats_within(formats, None) == {"inputs": ["fine", "dear"], "weights": []}
+    budget = Budget(nats=0.02, deployed="")
+    assert formats_within(formats, budget) == {"inputs": ["fine"], "weights": []}
+    bare = interventions(parts=False)
+    record = bare.model_copy(
+        update={
+            "formats": formats,
+            "recommendation": bare.recommendation.model_copy(
+                update={"text": " ".join(advice(True, bare.quantisation, bare.kv_cache, formats=formats)), "blocks": []}
+            ),
+        }
+    )
+    *said, unmeasured = answers(interventions=record)["What to do"].points
+    assert said == [
+        "What enters linear maps costs at most 0.05 nats (upper end) in fine (+0.010), dear (+0.030); more in vague "
+        "(+0.040), coarse (+0.500; leave out first: 24 (layer 11, FFN), 4 (layer 1, FFN), 6 (layer 2, FFN)).",
+        "Weights cost at most 0.05 nats (upper end) in no format; more in tiny (+0.300).",
+    ]
+    assert unmeasured.startswith("Not measured: quantisation, kv_cache and remedies; ")
 
 
 def test_a_training_run_says_how_it_ended():

@@ -17,7 +17,7 @@ from spikesink.intervene.formats import FORMATS, lost, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
 from spikesink.positions import placed
-from spikesink.records.interventions import BlockDamage, FormatDamage, Formats
+from spikesink.records.interventions import FORMAT_NATS, BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
 INPUTS = (
@@ -53,8 +53,6 @@ KV = {
     "nvfp4": ("nvfp4",) * 2,
 }
 """Caches: the formats of keys and of values, those of all KV heads of a token side by side."""
-SCANNED_MIN = 0.05
-"""Nats from which a format is tried in one block at a time."""
 SCAN_SEQUENCES = 4
 """Sequences of that."""
 
@@ -134,7 +132,7 @@ class KvRounding(Rounding):
 def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     """Inputs of all linear maps, their weights, and keys and values, each in the formats that they are served in.
 
-    Static scales are learned on the held-out ids (sequence, token). What costs SCANNED_MIN nats or more is also done in
+    Static scales are learned on the held-out ids (sequence, token). What costs FORMAT_NATS nats or more is also done in
     one block at a time, on the first sequences.
     """
     calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
@@ -151,7 +149,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
         except DoesNotApplyError as reason:
             skipped.append(f"{name} of {kind}: {reason}")
             continue
-        if row.loss_difference_nats.low > 0 and row.loss_difference_nats.value >= SCANNED_MIN:
+        if row.loss_difference_nats.low > 0 and row.loss_difference_nats.value >= FORMAT_NATS:
             worst = _worst_blocks(few, calibration, few_baseline, kind, name)
             row = row.model_copy(update={"worst_blocks": worst, "scanned": True})
         rows.append(row)

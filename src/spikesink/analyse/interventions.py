@@ -34,12 +34,20 @@ from spikesink.intervene import INTERVENTIONS, Intervention, Targets
 from spikesink.intervene.base import EDITS
 from spikesink.observer import notebook_progress
 from spikesink.records.base import Provenance, Timing, package_versions
-from spikesink.records.interventions import NO_FORMATS, NO_REMEDIES, Interventions, KvCache, Quantisation
+from spikesink.records.interventions import (
+    NO_FORMATS,
+    NO_REMEDIES,
+    PARTS,
+    UNASKED,
+    Formats,
+    Interventions,
+    KvCache,
+    Quantisation,
+)
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 ASKED = ("mask_sinks_everywhere", "move_sinks")
 """Run with the core: where sinks are edited from the first block on, spikes may go with them."""
-PARTS = ("quantisation", "kv_cache", "formats", "remedies")
 DEFAULT_PARTS = ("quantisation", "kv_cache")
 GROUPS = ("default", "all", "core", "spikes", "sinks", "input", "none")
 MIN_SEQUENCES = 4
@@ -57,15 +65,18 @@ class Chosen:
     """Everything was asked for."""
 
 
-def parse_which(text: str | None) -> Chosen:
+def parse_which(text: str | None, budget: float | None = None) -> Chosen:
     """Names of interventions, of groups (default, all, core, spikes, sinks, input, none) and of parts, with commas.
 
-    Raises InputError for unknown ones.
+    A budget in nats adds quantisation, which its search starts from. Raises InputError for unknown names, and for a
+    budget that is none.
     """
+    if budget is not None and not 0 < budget < math.inf:
+        raise InputError(f"budget is {budget}; expected nats above 0, e.g. 0.05.")
     names = [name.strip().replace("-", "_") for name in (text or "default").split(",") if name.strip()]
     known = [*INTERVENTIONS, *GROUPS, *PARTS]
     chosen: dict[str, None] = {}
-    parts: dict[str, None] = {}
+    parts: dict[str, None] = {} if budget is None else {"quantisation": None}
     for name in names:
         if name not in known:
             raise InputError(f"Unknown intervention '{name}'{did_you_mean(name, known)}")
@@ -83,16 +94,6 @@ def check_magnitude(magnitude: float | None) -> None:
     """Refuse a threshold that no element or every element reaches. Raises InputError."""
     if magnitude is not None and not 0 < magnitude < math.inf:
         raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
-
-
-def check_budget(nats: float | None, choice: Chosen) -> None:
-    """Refuse a budget that is none, or that lacks what it starts from. Raises InputError."""
-    if nats is None:
-        return
-    if not 0 < nats < math.inf:
-        raise InputError(f"budget is {nats}; expected nats above 0, e.g. 0.05.")
-    if "quantisation" not in choice.parts:
-        raise InputError("A budget starts from where int8 does its damage: add quantisation to --which.")
 
 
 def _place(made: Intervention) -> int:
@@ -133,9 +134,9 @@ def dissociate(
     the evaluated ones. folder: of finished passes, for a run that was killed. Raises SpikesinkError subclasses.
     """
     started = time.perf_counter()
-    choice, sweeps, criteria = parse_which(which), parse_dose(dose), check_options(epsilon, sink_metric, batch_size)
+    choice, sweeps = parse_which(which, budget), parse_dose(dose)
+    criteria = check_options(epsilon, sink_metric, batch_size)
     check_magnitude(magnitude)
-    check_budget(budget, choice)
     given, long = as_tokens(tokens), as_tokens(tokens if long_tokens is None else long_tokens)
     (evaluated, kept_back), accessed = split(given, held_out), accessed_model(model, given)
     check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
@@ -152,15 +153,15 @@ def dissociate(
     quantised = _quantisation(evaluator, kept_back, choice)
     cache = _kv_cache(evaluator, evaluated if long_tokens is None else long.ids, choice)
     deployed, arrays = remedies(evaluator, kept_back) if "remedies" in choice.parts else (NO_REMEDIES, {})
-    budgeted = within_budget(evaluator, quantised, budget, deployed, arrays)
+    met, formats = within_budget(evaluator, quantised, budget, deployed, arrays), _formats(evaluator, kept_back, choice)
     return Interventions(
         interventions=rows,
         dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
         quantisation=quantised,
         kv_cache=cache,
-        formats=served_formats(evaluator, kept_back) if "formats" in choice.parts else NO_FORMATS,
+        formats=formats,
         remedies=deployed,
-        recommendation=recommend(evaluator, quantised, cache, budgeted, deployed),
+        recommendation=recommend(evaluator, quantised, cache, met, deployed, formats),
         dose=doses(evaluator, sweeps),
         found=_facts(targets),
         provenance=provenance,
@@ -176,14 +177,18 @@ def _timing(evaluator: Evaluator, started: float) -> Timing:
 
 def _quantisation(evaluator: Evaluator, held_out: Tensor, choice: Chosen) -> Quantisation:
     if "quantisation" not in choice.parts:
-        return Quantisation(applicable=False, reason="not asked for (--which quantisation)")
+        return Quantisation(applicable=False, reason=f"{UNASKED} (--which quantisation)")
     return quantisation(evaluator, held_out, thorough=choice.thorough)
 
 
 def _kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray, choice: Chosen) -> KvCache:
     if "kv_cache" not in choice.parts:
-        return KvCache(applicable=False, reason="not asked for (--which kv_cache)")
+        return KvCache(applicable=False, reason=f"{UNASKED} (--which kv_cache)")
     return kv_cache(evaluator, ids)
+
+
+def _formats(evaluator: Evaluator, held_out: Tensor, choice: Chosen) -> Formats:
+    return served_formats(evaluator, held_out) if "formats" in choice.parts else NO_FORMATS
 
 
 def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:

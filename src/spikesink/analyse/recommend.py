@@ -6,18 +6,32 @@ from typing import Any
 from torch import Tensor
 
 from spikesink.analyse.evaluation import Evaluator
-from spikesink.records.interventions import Budget, KvCache, Quantisation, Recommendation, Remedies, advice
+from spikesink.records.interventions import (
+    Budget,
+    Formats,
+    KvCache,
+    Quantisation,
+    Recommendation,
+    Remedies,
+    advice,
+    formats_within,
+)
 
 LISTED = 8
 
 
 def recommend(
-    evaluator: Evaluator, quantised: Quantisation, cache: KvCache, budget: Budget | None, deployed: Remedies
+    evaluator: Evaluator,
+    quantised: Quantisation,
+    cache: KvCache,
+    budget: Budget | None,
+    deployed: Remedies,
+    formats: Formats,
 ) -> Recommendation:
     """What to do, in words and as lists."""
     targets = evaluator.targets
     return Recommendation(
-        text=" ".join(advice(targets.has_spikes, quantised, cache, budget, deployed)),
+        text=" ".join(advice(targets.has_spikes, quantised, cache, budget, deployed, formats)),
         tokens=_tokens(evaluator, evaluator.spike_tokens()),
         channels=list(targets.channels),
         blocks=sorted(quantised.worst_blocks),
@@ -25,6 +39,7 @@ def recommend(
         keep_sink_tokens=cache.keep,
         budget=budget,
         prefix_ids=deployed.prefix_ids,
+        formats=formats_within(formats, budget),
     )
 
 

@@ -24,7 +24,8 @@ DoseOption = Annotated[
     typer.Option("--dose", help="Sweep a strength: default, NAME, or NAME=LEVELS with commas; again for more."),
 ]
 BudgetOption = Annotated[
-    float | None, typer.Option("--budget", help="Nats that int8 may cost: the smallest set of measures for it.")
+    float | None,
+    typer.Option("--budget", help="Nats that int8 may cost: the smallest set of measures for it; adds quantisation."),
 ]
 HeldOut = Annotated[int, typer.Option(min=1, help="Further sequences that constants are learned on.")]
 Draws = Annotated[int, typer.Option(min=1, help="Draws of every random control.")]
@@ -65,12 +66,11 @@ def intervene_command(
     output.check(Interventions.file)
     with progress_bar() as progress:
         from spikesink.analyse.dose import parse_dose
-        from spikesink.analyse.interventions import check_budget, check_magnitude, dissociate, parse_which
+        from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
 
-        choice = parse_which(which)
+        choice = parse_which(which, budget)
         parse_dose(dose or ())
         check_magnitude(magnitude)
-        check_budget(budget, choice)
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
         ids = text.read(accessed, sequences + held_out)

@@ -228,8 +228,14 @@ class Remedies(Section):
     """Remedies that the model does not allow, with the reason."""
 
 
-NO_REMEDIES = Remedies(applicable=False, reason="not asked for (--which remedies)")
-NO_FORMATS = Formats(applicable=False, reason="not asked for (--which formats)")
+FORMAT_NATS = 0.05
+"""What a format may cost where no budget is given, and from which it is tried in one block at a time."""
+
+PARTS = ("quantisation", "kv_cache", "formats", "remedies")
+"""Sections that say what to do, as `--which` calls them."""
+UNASKED = "not asked for"
+NO_REMEDIES = Remedies(applicable=False, reason=f"{UNASKED} (--which remedies)")
+NO_FORMATS = Formats(applicable=False, reason=f"{UNASKED} (--which formats)")
 
 
 TRUE, REASSIGNED = "true", "reassigned"
@@ -323,6 +329,8 @@ class Recommendation(Frozen):
     """With which measures the loss stays within a budget; None where none was given."""
     prefix_ids: list[int] = Field(default_factory=list)
     """Token ids to put before every sequence; empty where there are none, or were not asked for."""
+    formats: dict[str, list[str]] = Field(default_factory=dict)
+    """By kind (inputs, weights, kv) the formats within the budget, 0.05 nats without one, the cheapest first."""
 
 
 class Interventions(Record):
@@ -357,17 +365,30 @@ class Interventions(Record):
         return {name: value for name, value in content.items() if name != "skipping"}
 
 
+SERVED = {"inputs": "What enters linear maps costs", "weights": "Weights cost", "kv": "The KV cache costs"}
+LEFT_OUT = 3
+"""Blocks named of a format that costs too much."""
+
+
 def advice(
     has_spikes: bool,
     quantised: Quantisation,
     cache: KvCache,
     budget: Budget | None = None,
     deployed: Remedies = NO_REMEDIES,
+    formats: Formats = NO_FORMATS,
 ) -> list[str]:
-    """What was measured of a budget, int8, remedies and the KV cache as advice, a sentence each."""
+    """What was measured of a budget, int8, remedies, formats and the KV cache as advice, a sentence each."""
     spikes = [] if has_spikes else ["The model has no spikes."]
-    sentences = [*_within(budget), *spikes, *_int8(quantised), *_deployed(deployed), *_keep(cache)]
-    return sentences or ["Nothing was measured that calls for a measure."]
+    sentences = [
+        *_within(budget),
+        *spikes,
+        *_int8(quantised),
+        *_deployed(deployed),
+        *_served(formats, budget),
+        *_keep(cache),
+    ]
+    return sentences or ["Nothing was measured that says what to do."]
 
 
 def _within(budget: Budget | None) -> list[str]:
@@ -426,6 +447,36 @@ def _deployed(section: Remedies) -> list[str]:
     text = f"Every linear map in int8 with one static scale costs {rows[None].value:+.2f} nats{ways}."
     ids = " ".join(map(str, section.prefix_ids))
     return [text, *([f"Prefix: token {ids} before every sequence, its keys and values unrounded."] if ids else [])]
+
+
+def formats_within(section: Formats, budget: Budget | None) -> dict[str, list[str]]:
+    """By kind, the formats of which the upper end of the cost is at most the budget, the cheapest first."""
+    nats = FORMAT_NATS if budget is None else budget.nats
+    rows = sorted(section.rows, key=lambda row: row.loss_difference_nats.value)
+    kinds = dict.fromkeys(row.kind for row in section.rows)
+    return {
+        kind: [row.name for row in rows if row.kind == kind and row.loss_difference_nats.high <= nats] for kind in kinds
+    }
+
+
+def _served(section: Formats, budget: Budget | None) -> list[str]:
+    """For inputs, weights and caches, the formats that the model can be served in and those that it cannot."""
+    sentences = []
+    for kind, within in formats_within(section, budget).items():
+        rows = {row.name: row for row in section.rows if row.kind == kind}
+        text = f"{SERVED[kind]} at most {FORMAT_NATS if budget is None else budget.nats:g} nats (upper end) in "
+        text += ", ".join(f"{name} ({rows[name].loss_difference_nats.value:+.3f})" for name in within) or "no format"
+        over = sorted(rows.keys() - within, key=lambda name: rows[name].loss_difference_nats.value)
+        more = "; more in " if over else ""
+        sentences.append(f"{text}{more}{', '.join(_over(rows[name]) for name in over)}.")
+    return sentences
+
+
+def _over(row: FormatDamage) -> str:
+    """A format that costs too much, and the blocks to leave out of it first."""
+    text = f"{row.name} ({row.loss_difference_nats.value:+.3f}"
+    worst = ", ".join(placed(each.block) for each in row.worst_blocks[:LEFT_OUT])
+    return f"{text}{f'; leave out first: {worst}' if worst else ''})"
 
 
 def _option(row: Damage) -> str:

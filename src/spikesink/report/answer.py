@@ -6,7 +6,7 @@ import numpy as np
 
 from spikesink.positions import first_half
 from spikesink.records import Anatomy
-from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
+from spikesink.records.interventions import PARTS, UNASKED, InterventionRow, Interventions, Recommendation
 from spikesink.records.interventions import advice as recommended
 from spikesink.report.conditions import command
 from spikesink.report.document import Statement
@@ -31,16 +31,17 @@ def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Stat
 def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
     points = _modules(record.recommendation, anatomy)
     budget, has_spikes = record.recommendation.budget, bool(record.found.get("has_spikes"))
-    parts = recommended(has_spikes, record.quantisation, record.kv_cache, budget, record.remedies)
+    parts = recommended(has_spikes, record.quantisation, record.kv_cache, budget, record.remedies, record.formats)
     # A record of another version may say it in other words: those are shown as they are.
     points += parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text]
-    sections = {"quantisation": record.quantisation, "kv_cache": record.kv_cache}
-    missing = [name for name, section in sections.items() if not section.applicable]
-    if missing:
-        why = "; ".join(sorted({briefly(sections[name].reason) for name in missing} - {""}))
-        why = why or "intervene --which all adds it"
-        points.append(f"Not measured: {listed(missing)} ({why}).")
-    return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", tuple(points))
+    reasons = {name: briefly(getattr(record, name).reason) for name in PARTS if not getattr(record, name).applicable}
+    unasked = [name for name, reason in reasons.items() if reason in ("", UNASKED)]
+    points += [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
+    lines = (f"{command('intervene', record.provenance.model)} --which {','.join(unasked)}",) if unasked else ()
+    points += [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines]
+    if len(points) == 1:
+        return Statement(HEADING, points[0], commands=lines)
+    return Statement(HEADING, "", tuple(points), commands=lines)
 
 
 def briefly(reason: str | None) -> str:
