@@ -7,6 +7,7 @@ a folder of all of them (a summary in README); what stands between is made from 
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,7 +88,18 @@ def summary_markdown(evidence: Evidence) -> str:
 
 
 def _briefly(lines: Sequence[Line]) -> str:
-    return "; ".join(f"{line.route}: {line.n}" for line in lines if line.verdict or line.n != "0") or "none"
+    """How much each route has: `finished model: 3 x 24 sequences; from scratch: 8 seeds`."""
+    counts: dict[str, Counter[str]] = {}
+    for line in lines:
+        if not line.n.startswith("0"):
+            counts.setdefault(line.route, Counter())[line.n] += 1
+    return (
+        "; ".join(
+            f"{route}: {', '.join(f'{times} x {n}' if times > 1 else n for n, times in routes.items())}"
+            for route, routes in counts.items()
+        )
+        or "none"
+    )
 
 
 def finding_figures(evidence: Evidence) -> list[Figure]:
