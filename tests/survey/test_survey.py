@@ -134,6 +134,16 @@ def test_costs_are_those_of_interventions_and_of_plain_rounding(folder, tmp_path
         assert cost.low <= cost.value <= cost.high
 
 
+def test_experts_have_no_cost_of_rounding_and_a_reason(tmp_path):
+    """What enters fused experts is not reached: the cost of the rest would be too small, in silence."""
+    tiny("mixtral").save_pretrained(tmp_path / "mixtral")
+    np.save(tmp_path / "ids.npy", token_ids(4, 7))
+    spec = {"models": str(tmp_path / "mixtral"), "texts": str(tmp_path / "ids.npy"), "measures": "rounding"}
+    (made,) = surveyed(spec, tmp_path / "out")[0].rows
+    assert made.status == "finished" and made.int8_cost_nats is made.fp8_cost_nats is None
+    assert made.rounding_missing.startswith("block 2 (layer 0, FFN) has no linear maps of its own")
+
+
 def naive_losses(folder, name=None):
     """Nats of each sequence, with what enters every linear map but the head rounded by hooks of the test's own."""
     import torch

@@ -10,8 +10,10 @@ from spikesink import bootstrap
 from spikesink.access import AccessedModel
 from spikesink.access.linears import editing_inputs, find_linears
 from spikesink.analyse.evaluation import evaluate
+from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.observer import Progress, no_progress
+from spikesink.positions import placed
 from spikesink.records.interventions import Estimate
 
 STAGE = "int8 and fp8"
@@ -34,8 +36,18 @@ def rounding_costs(
     batch_size: int | None = None,
     progress: Progress = no_progress,
 ) -> RoundingCosts:
-    """Two passes over ids (sequence, token), scales taken from each batch; plain: nats of each sequence as it is."""
+    """Two passes over ids (sequence, token), scales taken from each batch; plain: nats of each sequence as it is.
+
+    Raises DoesNotApplyError where a block has maps that cannot be reached, since their cost would be missing.
+    """
     sites = find_linears(accessed)
+    reached = {site.block for site in sites}
+    without = [block for block in range(1, accessed.n_blocks + 1) if block not in reached]
+    if without:
+        raise DoesNotApplyError(
+            f"block {placed(without[0])} has no linear maps of its own whose inputs could be rounded (fused experts, "
+            f"or a mixer); {len(without)} of {accessed.n_blocks} blocks are so"
+        )
     contexts = {
         "int8": quantised_inputs(accessed, sites, Scheme()),
         "fp8": editing_inputs(sites, lambda _, entering: fake_fp8(entering)),

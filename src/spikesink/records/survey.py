@@ -83,6 +83,8 @@ class SurveyRow(Frozen):
     """Loss added by int8 at the input of every linear map, a scale per tensor; of the measure `rounding`."""
     fp8_cost_nats: Estimate | None = None
     """The same with fp8 e4m3."""
+    rounding_missing: str | None = None
+    """Why these two are not there although they were asked for."""
 
     @property
     def key(self) -> tuple[object, ...]:

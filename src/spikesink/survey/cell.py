@@ -20,7 +20,14 @@ from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
 from spikesink.data.tokens import Tokens, load_token_ids, tokenise
-from spikesink.errors import InputError, ModelError, OutputError, SpikesinkError, UnsupportedModelError
+from spikesink.errors import (
+    DoesNotApplyError,
+    InputError,
+    ModelError,
+    OutputError,
+    SpikesinkError,
+    UnsupportedModelError,
+)
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
@@ -174,8 +181,11 @@ def _measured(job: Job, accessed: AccessedModel, wanted: Wanted, folder: Path, p
     outcome = {**_facts(accessed), **figures(anatomy), "bos_added": tokens.bos_added, "sequences": len(tokens.ids)}
     if job.rounding:
         ids = torch.from_numpy(np.asarray(tokens.ids, dtype=np.int64))
-        costs = rounding_costs(accessed, ids, anatomy.arrays["sequence_loss_nats"], progress=progress)
-        outcome |= {"int8_cost_nats": costs.int8, "fp8_cost_nats": costs.fp8}
+        try:
+            costs = rounding_costs(accessed, ids, anatomy.arrays["sequence_loss_nats"], progress=progress)
+            outcome |= {"int8_cost_nats": costs.int8, "fp8_cost_nats": costs.fp8}
+        except DoesNotApplyError as reason:
+            outcome["rounding_missing"] = str(reason)
     if job.interventions:
         record = dissociate(
             accessed, tokens, which=SPIKES_TAKEN_AWAY, held_out=HELD_OUT, folder=folder, progress=progress, **job.sinks
