@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spikesink.records.survey import SurveyRecord, SurveyRow
-from spikesink.report.format import NONE, interval, listed, number, percent
+from spikesink.report.format import NONE, interval, listed, number, percent, signed
 
 RECIPE = Path("results/recipes/atlas.yaml")
 WORK, OUT, PAGE = Path("runs/atlas"), Path("results/survey"), Path("docs/survey.md")
@@ -46,7 +46,7 @@ def trained_here() -> list[dict[str, str]]:
     """Models of `spikesink study` (runs/STUDY/CELL) and of benchmarks/grafts.py (runs/grafts/NAME), on held-out ids."""
     cells = [cell for seed in SEEDS for cell in sorted(Path("runs").glob(f"*-*/*-{seed}/model"))]
     grafts = sorted(Path("runs/grafts").glob("*/healed/model")) + sorted(Path("runs/grafts").glob("*/control/model"))
-    named = {f"{model.parts[1]}: {model.parts[2]}": model for model in cells}
+    named = {f"{model.parts[1].partition('-')[2]}: {model.parts[2]}": model for model in cells}
     named |= {f"graft: {model.parts[-2 if 'control' in model.parts else -3]}": model for model in grafts}
     return [
         {"model": str(model), "name": name, "texts": str(model.parent / "held_out.npy")}
@@ -72,15 +72,19 @@ def row_of(row: SurveyRow) -> str:
     sinks = percent(row.sink_ratio.value) if row.sink_ratio else ""
     where = listed(row.step_up_blocks, 3) or NONE
     condition = row.condition.replace("runs/atlas/", "")
+    costs = [
+        signed(cost.value) if cost else NONE for cost in (row.zero_cost_nats, row.int8_cost_nats, row.fp8_cost_nats)
+    ]
     cells = [row.label, condition, row.arrangement or "", number(row.max_over_median), spike, where, sinks,
-             interval(row.perplexity)]  # fmt: skip
+             interval(row.perplexity), *costs]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
 def write_table(record: SurveyRecord) -> None:
     """The table of the page, between its marks."""
-    head = ["| model | conditions | norms | max / median | spike | made by | sink ratio | perplexity |",
-            "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    head = ["| model | conditions | norms | max / median | spike | made by | sink ratio | perplexity | "
+            "zeroing | int8 | fp8 |",
+            f"|{' --- |' * 3}{' ---: |' * 8}"]  # fmt: skip
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     table = "\n".join([*head, *map(row_of, record.finished())])
