@@ -8,7 +8,7 @@ import numpy as np
 
 from spikesink import bootstrap
 from spikesink.records import Anatomy
-from spikesink.records.anatomy import Heads
+from spikesink.records.anatomy import Heads, Interval
 from spikesink.records.interventions import Dose, Estimate, Interventions
 from spikesink.records.study import StudyRecord, VariantVerdict
 from spikesink.records.training import GraftRecord
@@ -167,37 +167,40 @@ def _finished(claim: PaperClaim, evidence: Evidence) -> list[Line]:
 def _local(name: str, record: Anatomy) -> Line:
     """Claim 3 in a finished model: a head writes less where its sink takes more, and looks near beside it.
 
-    Near is nearer than uniform attention, as in the studies, and no farther than the control: heads without a sink.
+    Near is nearer than uniform attention, as in the studies, and not the farther within a layer, the more a head's sink
+    takes: heads without a sink are the control.
     """
     n = counted(record.provenance.tokens["sequences"], "sequence")
     section = (record.model_extra or {}).get(HEADS)
     if not isinstance(section, Heads):
         return Line(ROUTES[0], _source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
     write = next((row.mean for row in section.modulation or [] if row.other == "write"), None)
-    sinks, others = (_reach(record, section, sink) for sink in (True, False))
-    if write is None or write.low is None or write.high is None or sinks is None or others is None:
-        return Line(ROUTES[0], _source(name, record), n, "It has no heads with a sink beside heads without one.", "")
-    farther = sinks.low > 1 or sinks.low > others.high
-    parts = {_decided(write.high < 0, write.low > 0), _decided(sinks.high < 1 and not farther, farther)}
-    verdict = "mixed" if len(parts) > 1 else "supported" if True in parts else "contradicted"
-    verdict = "undecided" if None in parts else verdict
+    further = next((row.within_layers for row in section.correlations if row.other == "distance"), None)
+    reach = _reach(record, section)
+    if write is None or further is None or reach is None:
+        return Line(ROUTES[0], _source(name, record), n, "Too few heads have a sink to compare them.", "")
+    look = 1 if _side(further) > 0 else _side(reach, of=1)
+    verdicts = {(-1, -1): "supported", (1, 1): "contradicted", (-1, 1): "mixed", (1, -1): "mixed"}
     says = (
         f"Within heads, sink mass and norm of the write correlate at {interval(write)}, over {write.n} heads. With the "
-        f"sink taken out, sink heads look {interval(sinks)} as far as uniform attention does, heads without a sink "
-        f"{interval(others)} (over layers)."
+        f"sink taken out, sink heads look {interval(reach)} as far as uniform attention does (over layers); within "
+        f"layers, sink mass and that distance have rank correlation {interval(further)} over heads."
     )
-    return Line(ROUTES[0], _source(name, record), n, says, verdict)
+    return Line(ROUTES[0], _source(name, record), n, says, verdicts.get((_side(write), look), "undecided"))
 
 
-def _decided(holds: bool, opposite: bool) -> bool | None:
-    return True if holds else False if opposite else None
+def _side(value: Interval | Estimate, of: float = 0.0) -> int:
+    """-1 for an interval below, 1 for one above, 0 for one around or none."""
+    if value.low is None or value.high is None:
+        return 0
+    return (value.low > of) - (value.high < of)
 
 
-def _reach(record: Anatomy, section: Heads, sink: bool) -> Estimate | None:
-    """Distance with the sink taken out over that of uniform attention: of the layers' means, mean and interval."""
+def _reach(record: Anatomy, section: Heads) -> Estimate | None:
+    """Distance of sink heads with the sink taken out over that of uniform attention: mean and interval over layers."""
     layers: dict[int, list[float]] = {}
     for head in section.heads:
-        if head.distance is not None and (head.sink_mass >= record.sinks.importance_min) == sink:
+        if head.distance is not None and head.sink_mass >= record.sinks.importance_min:
             layers.setdefault(head.block, []).append(head.distance / section.uniform_distance[head.block])
     means = [float(np.mean(ratios)) for ratios in layers.values()]
     return bootstrap.estimate(bootstrap.mean, means) if means else None
