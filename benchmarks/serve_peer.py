@@ -10,10 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import time
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "serve"
+PLAIN = WORK / "plain.onnx"
 BATCH = 16
 """Sequences at once: a dynamic scale per tensor depends on it."""
 EVALUATED, HELD_OUT = 24, 16
@@ -27,9 +30,10 @@ CONFIGURATIONS = (
     "static per tensor, smoothed",
     "static per tensor, rotated",
 )
-NEW = 24
-"""Tokens to generate."""
-GENERATED = ("static per tensor", "static per tensor, ours left out", "static per tensor, prefix")
+PROMPTS, PROMPT, NEW = 8, 16, 64
+"""Texts to continue, their tokens, and the tokens to generate."""
+GENERATED = "static per tensor"
+"""Configuration whose greedy text is compared, with the prefix and without."""
 PEERS = {
     "torchao": (sys.executable, WORK / "torchao"),
     "llm-compressor": (str(WORK / "llm-compressor" / "bin" / "python"), None),
@@ -101,24 +105,60 @@ def static_maxima(model, forward, held_out):
     return largest
 
 
-def same_tokens(model, prompts, prefix):
-    """How many of NEW greedy tokens, in the mean, are those of the unquantised model, until the first that is not."""
+def behind(prompts, model, prefix):
+    """Prompts (prompt, token), behind the exported prefix by its loader where asked for, and the arguments beside."""
+    from spikesink.intervene.prefix import load_prefix
+
+    if not prefix:
+        return prompts, {}
+    cache, ids = load_prefix(WORK / "prefix.safetensors", model, prompts)
+    return ids, {"past_key_values": cache}
+
+
+def greedy(model, prompts, prefix):
+    """NEW greedy tokens (prompt, token)."""
     import torch
-    from safetensors.torch import load_file
 
-    reference, *_ = checkpoint("model")
-    texts = []
-    for each in (reference, model):
-        told = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-        ids = prompts
-        if prefix:
-            ids = torch.cat([load_file(WORK / "prefix.safetensors")["ids"].expand(len(prompts), -1), prompts], 1)
-            told["past_key_values"] = prefix_cache(each, len(prompts))
-        texts.append(each.generate(ids, attention_mask=torch.ones_like(ids), **told)[:, -NEW:])
-    return float((texts[0] == texts[1]).int().cumprod(1).sum(1).float().mean())
+    ids, told = behind(prompts, model, prefix)
+    told |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    return model.generate(ids, **told)[:, -NEW:]
 
 
-# What each peer does, in its own process: {configuration: losses}.
+def agreement(model, prompts, prefix, own, text):
+    """Of NEW tokens of a text, in the mean: how many of the model's own are the same at first, and given the text."""
+    import torch
+
+    same = (own == text).int().cumprod(1)
+    ids, told = behind(torch.cat([prompts, text], 1), model, prefix)
+    if prefix:
+        ids = ids[:, told["past_key_values"].get_seq_length() :]
+    with torch.no_grad():
+        following = model(ids, **told).logits[:, -NEW - 1 : -1].argmax(-1)
+    return [float(each.sum(1).float().mean()) for each in (same, following == text)]
+
+
+def compared_texts(quantised, prompts):
+    """Greedy text of the quantised model beside that of the unquantised one; by name of the two, `agreement`.
+
+    quantised: by whether behind the prefix, a model.
+    """
+    plain, *_ = checkpoint("model")
+    texts = {prefix: greedy(plain, prompts, prefix) for prefix in (False, True)}
+    results = {"unquantised, prefix | unquantised": agreement(plain, prompts, True, texts[True], texts[False])}
+    for prefix, model in quantised.items():
+        own = greedy(model, prompts, prefix)
+        for reference in (False, True):
+            names = (f"{GENERATED}{', prefix' * prefix}", f"unquantised{', prefix' * reference}")
+            results[" | ".join(names)] = agreement(model, prompts, prefix, own, texts[reference])
+    return results
+
+
+# What each peer does, in its own process: configurations with their losses, one after another.
+
+
+def exact_int_mm(rows, columns):
+    """The integers of torch._int_mm, which takes single numbers in turn on CPUs without VNNI; doubles hold them all."""
+    return (rows.double() @ columns.double()).int()
 
 
 def torchao_peer():
@@ -126,8 +166,10 @@ def torchao_peer():
     from torchao.core.config import config_from_dict
     from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 
-    advice = json.loads((WORK / "torchao.json").read_text())
-    results = {}
+    extreme = torch.randint(-128, 128, (24, 1536), dtype=torch.int8)
+    assert torch.equal(torch._int_mm(extreme[:8], extreme[8:].T), exact_int_mm(extreme[:8], extreme[8:].T))
+    torch._int_mm = exact_int_mm
+    advice = json.loads((WORK / "torchao-config.json").read_text())
     for name, left_out, per_token in (
         ("dynamic per tensor", {"lm_head"}, False),
         ("dynamic per tensor, ours left out", set(advice["left_out"]), False),
@@ -142,8 +184,8 @@ def torchao_peer():
             return isinstance(module, torch.nn.Linear) and where not in left_out
 
         quantize_(model, config, chosen)
-        results[name] = losses(lambda rows, model=model: model(rows).logits, ids)
-    generated = {}
+        yield name, losses(lambda rows, model=model: model(rows).logits, ids)
+    quantised = {}
     for name, folder, left_out, prefix in (
         ("static per tensor", "model", {"lm_head"}, False),
         ("static per tensor, ours left out", "model", set(advice["left_out"]), False),
@@ -159,30 +201,27 @@ def torchao_peer():
                     act_quant_scale=(largest / 127).reshape(1, 1, 1), granularity=[PerTensor(), PerRow()]
                 )
                 quantize_(model, config, lambda _module, name, where=where: name == where)
-        results[name] = losses(forward, ids)
-        if name in GENERATED:
-            generated[name] = same_tokens(model, ids[:8, :16], prefix)
-    (WORK / "tokens.json").write_text(json.dumps(generated))
-    return results
+        yield name, losses(forward, ids)
+        if name in (GENERATED, f"{GENERATED}, prefix"):
+            quantised[prefix] = model
+    (WORK / "texts.json").write_text(json.dumps(compared_texts(quantised, ids[:PROMPTS, :PROMPT])))
 
 
 def llm_compressor_peer():
     from llmcompressor import oneshot
 
-    results = {}
     for name, recipe in (
         ("dynamic per tensor", "everything.yaml"),
         ("dynamic per tensor, ours left out", "recipe.yaml"),
+        ("dynamic per token", "per_token.yaml"),
     ):
         model, ids, _ = checkpoint("model")
         oneshot(model=model, recipe=str(WORK / recipe))
-        results[name] = losses(lambda rows, model=model: model(rows).logits, ids)
-    return results
+        yield name, losses(lambda rows, model=model: model(rows).logits, ids)
 
 
 def onnxruntime_peer():
-    advice = json.loads((WORK / "torchao.json").read_text())
-    results = {}
+    advice = json.loads((WORK / "torchao-config.json").read_text())
     for name, folder, left_out in (
         ("static per tensor", "model", {"lm_head"}),
         ("static per tensor, ours left out", "model", set(advice["left_out"])),
@@ -190,19 +229,17 @@ def onnxruntime_peer():
         ("static per tensor, smoothed", "smoothed", {"lm_head"}),
         ("static per tensor, rotated", "rotated", {"lm_head"}),
     ):
-        results[name] = quantised_onnx(folder, left_out, "prefix" in name)
-    return results
+        yield name, quantised_onnx(folder, left_out, "prefix" in name)
 
 
-def quantised_onnx(folder, left_out, prefix):
-    """Losses of the checkpoint in ONNX Runtime, the linear maps that are not left out in int8 between QDQ nodes."""
+@lru_cache(maxsize=1)
+def exported_onnx(folder, prefix):
+    """Write the checkpoint as plain.onnx; its ids to evaluate and to calibrate on, its linear maps by node."""
     import onnx
-    import onnxruntime
     import torch
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     model, ids, held_out = checkpoint(folder)
-    behind = with_prefix(model) if prefix else lambda rows: model(rows, use_cache=False).logits
+    logits = with_prefix(model) if prefix else lambda rows: model(rows, use_cache=False).logits
 
     class Forward(torch.nn.Module):
         def __init__(self):
@@ -210,19 +247,27 @@ def quantised_onnx(folder, left_out, prefix):
             self.model = model
 
         def forward(self, ids):
-            return behind(ids)
+            return logits(ids)
 
-    plain, rounded = WORK / "plain.onnx", WORK / "int8.onnx"
     with torch.no_grad():
         exported = torch.onnx.export(
             Forward(), (ids[:8],), dynamo=True, input_names=["ids"], output_names=["logits"], optimize=True
         )
-    exported.save(plain, external_data=False)
-    graph = onnx.load(plain).graph
+    exported.save(PLAIN, external_data=False)
     linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     # Linear maps are called in the order in which a Llama lists them.
+    graph = onnx.load(PLAIN).graph
     nodes = [node.name for node in graph.node if node.op_type == "MatMul" and node.name.startswith("node_linear")]
-    assert len(nodes) == len(linears), (len(nodes), len(linears))
+    return ids, held_out, dict(zip(nodes, linears, strict=True))
+
+
+def quantised_onnx(folder, left_out, prefix):
+    """Losses of the checkpoint in ONNX Runtime, the linear maps that are not left out in int8 between QDQ nodes."""
+    import onnxruntime
+    import torch
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    ids, held_out, linears = exported_onnx(folder, prefix)
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -232,16 +277,19 @@ def quantised_onnx(folder, left_out, prefix):
             rows = next(self.rows, None)
             return None if rows is None else {"ids": rows.numpy()}
 
+    rounded = WORK / "int8.onnx"
     quantize_static(
-        plain, rounded, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8,
+        PLAIN, rounded, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
-        nodes_to_quantize=[node for node, name in zip(nodes, linears, strict=True) if name not in left_out],
+        nodes_to_quantize=[node for node, name in linears.items() if name not in left_out],
         # Else it also rounds what a linear map writes, which no other peer does.
         extra_options={
             "ActivationSymmetric": True, "WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["MatMul"],
         },
     )  # fmt: skip
-    session = onnxruntime.InferenceSession(rounded)
+    told = onnxruntime.SessionOptions()
+    told.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+    session = onnxruntime.InferenceSession(rounded, told)
     results = []
     for rows in ids.split(8):
         results += losses(lambda rows: torch.from_numpy(session.run(None, {"ids": rows.numpy()})[0]), rows)
@@ -271,14 +319,17 @@ def prepare(text):
     )
     record.save(WORK / "run", force=True)
     for tool, name in (
-        ("torchao", "torchao.json"),
+        ("torchao", "torchao-config.json"),
         ("llm-compressor", "recipe.yaml"),
         ("prefix", "prefix.safetensors"),
     ):
         (WORK / name).write_bytes(export(record, tool))
     recipe = yaml.safe_load((WORK / "recipe.yaml").read_text())
-    recipe["quant_stage"]["quant_modifiers"]["QuantizationModifier"]["ignore"] = ["lm_head"]
-    (WORK / "everything.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    modifier = recipe["quant_stage"]["quant_modifiers"]["QuantizationModifier"]
+    for name, scale_of in (("everything.yaml", "tensor"), ("per_token.yaml", "token")):
+        modifier["ignore"] = ["lm_head"]
+        modifier["config_groups"]["group_0"]["input_activations"]["strategy"] = scale_of
+        (WORK / name).write_text(yaml.safe_dump(recipe, sort_keys=False))
     ids, held_out = split(tokens, HELD_OUT)
     np.save(WORK / "ids.npy", ids.numpy())
     np.save(WORK / "held_out.npy", held_out.numpy())
@@ -324,17 +375,29 @@ def predicted(accessed, ids, held_out, record):
 
 
 def of_peer(name):
-    """What a peer's own process measures; the reason where it cannot."""
+    """What a peer's own process measures, until an error if there is one; the reason where that is nothing."""
     python, folder = PEERS[name]
     if not Path(python).exists() or not (folder is None or folder.exists()):
         return "not installed"
     path = os.pathsep.join(filter(None, [str(folder) if folder else "", os.environ.get("PYTHONPATH", "")]))
+    file = WORK / f"{name}.json"
+    file.unlink(missing_ok=True)
     done = subprocess.run(
-        [python, __file__, "--peer", name], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [python, __file__, "--peer", name], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
     )
+    why = f"ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
     if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
-    return json.loads((WORK / f"{name}.json").read_text())
+        print(f"{name} {why}", flush=True)
+    return json.loads(file.read_text()) if file.exists() else why
+
+
+def run_peer(measure, file):
+    """Keep what a peer measured, after each configuration."""
+    results, started = {}, time.perf_counter()
+    for name, measured in measure():
+        results[name] = measured
+        file.write_text(json.dumps(results))
+        print(f"{file.stem}: {name}, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def table(ours, peers):
@@ -361,8 +424,13 @@ def table(ours, peers):
         lines.append(f"{peer}: at most {abs(by_name[name]):.3f} nats from the prediction ({name}).")
     lines += [f"{name}: {result}" for name, result in peers.items() if name not in ran]
     if "torchao" in ran:
-        for name, tokens in json.loads((WORK / "tokens.json").read_text()).items():
-            lines.append(f"{name}: {tokens:.1f} of {NEW} greedy tokens as unquantised, until the first that is not.")
+        lines += [
+            "",
+            f"| {NEW} greedy tokens, {PROMPTS} prompts | beside | same at first | same given its text |",
+            "| --- " * 4 + "|",
+        ]
+        for pair, counts in json.loads((WORK / "texts.json").read_text()).items():
+            lines.append(f"| {pair} | {' | '.join(f'{count:.1f}' for count in counts)} |")
     return f"Unquantised perplexity {np.exp(base):.2f}.\n\n" + "\n".join(lines)
 
 
@@ -373,7 +441,7 @@ def main():
     asked = parser.parse_args()
     if asked.peer:
         measured = {"torchao": torchao_peer, "llm-compressor": llm_compressor_peer, "onnxruntime": onnxruntime_peer}
-        (WORK / f"{asked.peer}.json").write_text(json.dumps(measured[asked.peer]()))
+        run_peer(measured[asked.peer], WORK / f"{asked.peer}.json")
         return
     WORK.mkdir(parents=True, exist_ok=True)
     ours = predicted(*prepare(asked.text))
