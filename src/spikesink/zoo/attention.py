@@ -198,3 +198,14 @@ def _qk_norm(spec: DecoderSpec, over: str | None, width: int) -> nn.Module | Non
     if over is None:
         return None
     return spec.norm.build(spec.d_head if over == "head" else width)
+
+
+class AttentionInPlace(nn.Module):
+    """Attention where the FFN would stand; it has its own keys in the cache."""
+
+    def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
+        super().__init__()
+        self.attention = Attention(spec, layer_idx)
+
+    def forward(self, hidden: Tensor, context: Context) -> Tensor:
+        return self.attention(hidden, context)[0]

@@ -1,4 +1,4 @@
-"""Feed-forward blocks. Table 4; attention in place of the FFN is built in `block.py`, which knows attention."""
+"""Feed-forward blocks. Table 4; attention in its place is built in `attention.py`."""
 
 from typing import Annotated, Literal
 
