@@ -3,7 +3,7 @@
 import pytest
 
 from spikesink.records.study import CellFunction, ClaimVerdict
-from spikesink.study.function import FunctionRules, SeedInterval, judged, over_seeds
+from spikesink.study.claims import FunctionRules, SeedInterval, judged, over_seeds
 
 
 class Cell:

@@ -8,7 +8,7 @@ from spikesink.observer import Progress
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellRecord, StudyRecord
-from spikesink.study import claims, function, table, verdict
+from spikesink.study import claims, table, verdict
 from spikesink.study.cell import evaluation_sha256, measured_function
 from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cells, impossible
@@ -75,7 +75,7 @@ class Study:
         finished = self.finished()
         rows = table.rows(self.grid, self.base, finished)
         of_baseline = [record for record in finished if record.variant == self.grid.baseline]
-        rules = function.FunctionRules()
+        rules = claims.FunctionRules()
         has_baseline = any(row.variant == self.grid.baseline for row in rows)
         verdicts = verdict.verdicts(rows, self.grid.baseline) if has_baseline else []
         return StudyRecord(
@@ -85,13 +85,13 @@ class Study:
             baseline=self.grid.baseline,
             rows=rows,
             verdicts=verdicts,
-            claims=function.judged(
+            claims=claims.judged(
                 claims.claims(self.grid.claims, verdicts),
                 of_baseline,
                 rules,
                 spikes=any(row.variant == self.grid.baseline and verdict.has_spikes(row) for row in rows),
             ),
-            rules={**verdict.rules_as_numbers(), **function.rules_as_numbers(rules)},
+            rules={**verdict.rules_as_numbers(), **verdict.rules_as_numbers(rules)},
             rules_version=verdict.VERSION,
             errors=verdict.errors(finished),
             left_out=self.left_out,

@@ -10,6 +10,7 @@ from scipy import special, stats
 from spikesink.bootstrap import holm
 from spikesink.records.study import CellRecord, Change, Effect, VariantRow, VariantVerdict
 from spikesink.study import verdict_v1
+from spikesink.study.claims import FunctionRules
 
 UNBOUNDED = float(np.finfo(np.float32).max)
 SEEDS_MAX = 1000
@@ -391,7 +392,7 @@ def _in_words(effect: Effect, row: VariantRow) -> str:
     return f"{title}{bounded} x {effect.ratio:.2g} [{effect.low:.2g}, {high}] {effect.change}{needed}"
 
 
-def rules_as_numbers(rules: Rules = Rules()) -> dict[str, float]:
+def rules_as_numbers(rules: Rules | FunctionRules = Rules()) -> dict[str, float]:
     """The thresholds as they stand in a record."""
     return {name: float(value) for name, value in asdict(rules).items()}
 
