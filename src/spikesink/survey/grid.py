@@ -26,7 +26,7 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Text(Choice):
+class SurveyedText(Choice):
     """One text: a file, a hub data set, or token ids (.npy); nothing of these for the default text."""
 
     path: str | None = None
@@ -48,10 +48,12 @@ def _text(value: object) -> object:
     return {} if value == DEFAULT else {"path": value} if isinstance(value, str) else value
 
 
-Texts = Annotated[tuple[Annotated[Text, BeforeValidator(_text)], ...], BeforeValidator(_listed), Field(min_length=1)]
+Texts = Annotated[
+    tuple[Annotated[SurveyedText, BeforeValidator(_text)], ...], BeforeValidator(_listed), Field(min_length=1)
+]
 
 
-class Model(Choice):
+class SurveyedModel(Choice):
     """A hub id, folder or GGUF file, or `embedded`; its revisions: of the hub, or folders of a folder."""
 
     model: str
@@ -75,8 +77,8 @@ Bos = Literal["auto", "always", "never"]
 class Spec(Choice):
     """A whole survey: every model on every text under every condition."""
 
-    models: Annotated[tuple[Annotated[Model, BeforeValidator(_model)], ...], BeforeValidator(_listed)] = ()
-    texts: Texts = (Text(),)
+    models: Annotated[tuple[Annotated[SurveyedModel, BeforeValidator(_model)], ...], BeforeValidator(_listed)] = ()
+    texts: Texts = (SurveyedText(),)
     bos: Annotated[tuple[Bos, ...], BeforeValidator(_listed)] = ("auto",)
     dtype: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("auto",)
     seq_len: Annotated[tuple[Annotated[int, Field(ge=2)], ...], BeforeValidator(_listed)] = (64,)
@@ -93,7 +95,7 @@ class Spec(Choice):
 class Asked(Choice):
     """One cell: a text and the conditions that it is read under."""
 
-    text: Text
+    text: SurveyedText
     text_name: str
     bos: str
     dtype: str
@@ -138,7 +140,7 @@ def short_names(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-def asked(spec: Spec, model: Model) -> list[Asked]:
+def asked(spec: Spec, model: SurveyedModel) -> list[Asked]:
     """The cells of one model, each once; conditions that do not apply to ids as they are given collapse."""
     texts = model.texts or spec.texts
     called = short_names([text.source for text in texts])

@@ -19,7 +19,7 @@ from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
 from spikesink.study.executors import Answer, Executor
 from spikesink.survey import paper
 from spikesink.survey.cell import Job, Wanted, corpus_of
-from spikesink.survey.grid import INTERVENTIONS, ROUNDING, Asked, Model, Spec, asked, check, names
+from spikesink.survey.grid import INTERVENTIONS, ROUNDING, Asked, Spec, SurveyedModel, asked, check, names
 from spikesink.survey.plan import Room, free, identity, planned, revisions_of, weight_bytes
 
 RECORDS, RUNS, TABLE = "models", "runs", "survey"
@@ -88,7 +88,7 @@ class Survey:
         progress("plan", len(self.spec.models), len(self.spec.models))
         return jobs
 
-    def _job(self, model: Model, name: str, revision: str | None, hashes: dict[Asked, str]) -> Job:
+    def _job(self, model: SurveyedModel, name: str, revision: str | None, hashes: dict[Asked, str]) -> Job:
         plan = planned(model.model, revision, allow_pickle=bool(self.loading.get("allow_pickle")))
         options = {"loading": self.loading, "sinks": self.sinks, "measures": sorted(self.spec.measures)}
         folder = _file(name, revision)
