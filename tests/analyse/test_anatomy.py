@@ -286,8 +286,8 @@ def test_the_prediction_at_position_0_against_the_captured_write(embedded, golde
         hidden = input_norm(embedded, block)(keep.__dict__[f"before_{block}"])
         assert hidden.norm(dim=-1).square() == pytest.approx(torch.full((8,), 576.0), rel=1e-3)
         (ffn,) = gated_ffns(embedded, block)
-        top = spectrum(ffn, 507)
-        predicted = rank_one(float(top.values[0]), torch.from_numpy(top.vectors[0]).float(), hidden)
+        values, vectors = spectrum(ffn, 507)
+        predicted = rank_one(float(values[0]), torch.from_numpy(vectors[0]).float(), hidden)
         assert float(predicted.mean() / keep.__dict__[f"write_{block}"].mean()) == pytest.approx(1.0, abs=0.1)
 
 

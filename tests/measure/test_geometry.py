@@ -101,8 +101,8 @@ def test_a_plane_holds_planted_points():
     generator = np.random.default_rng(1)
     axes = np.linalg.qr(generator.normal(size=(6, 6)))[0][:2]
     flat = generator.normal(size=(20, 2)) * [5.0, 1.0]
-    plane = principal_plane(flat @ axes + 7.0)
-    assert plane.explained == pytest.approx(1.0)
-    distances = np.linalg.norm(plane.points[:, None] - plane.points[None], axis=-1)
+    points, explained = principal_plane(flat @ axes + 7.0)
+    assert explained == pytest.approx(1.0)
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     assert distances == pytest.approx(np.linalg.norm(flat[:, None] - flat[None], axis=-1), abs=1e-9)
-    assert np.var(plane.points[:, 0]) > np.var(plane.points[:, 1])
+    assert np.var(points[:, 0]) > np.var(points[:, 1])

@@ -22,6 +22,8 @@ from spikesink.observer import full_batch
 KINDS = ("attention_in", "attention_out", "ffn_in", "down_proj")
 REST_MAX = 0.02
 """Share of an FFN's output that may come from elsewhere than its last linear: rounding, in the coarsest dtype."""
+Called = tuple[nn.Module, Tensor]
+"""A linear map and what it gave."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class LinearSite:
 def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     """Every linear map that a forward calls, in order of block and call."""
     names = {id(module): name for name, module in accessed.model.named_modules()}
-    called: dict[int, list[_Call]] = {}
-    whole: dict[int, list[_Call]] = {}
+    called: dict[int, list[Called]] = {}
+    whole: dict[int, list[Called]] = {}
     handles = []
     for layer in accessed.layers:
         handles.append(layer.ffn.inner.register_forward_hook(_note(whole.setdefault(layer.ffn.block, []))))
@@ -69,29 +71,23 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     for block, calls in sorted(called.items()):
         if block in whole and not _is_all(accessed.blocks()[block - 1], calls[-1], whole[block]):
             continue
-        for module, kind in _kinds(block, [call.module for call in calls], accessed.d_model):
+        for module, kind in _kinds(block, [module for module, _ in calls], accessed.d_model):
             sites.append(LinearSite(block, kind, names[id(module)], module))
     return sites
 
 
-@dataclass(frozen=True)
-class _Call:
-    module: nn.Module
-    output: Tensor
-
-
-def _note(called: list[_Call]) -> Callable[..., None]:
+def _note(called: list[Called]) -> Callable[..., None]:
     def hook(module: nn.Module, _args: Any, output: Any) -> None:
-        called.append(_Call(module, (output[0] if isinstance(output, tuple) else output).detach()))
+        called.append((module, (output[0] if isinstance(output, tuple) else output).detach()))
 
     return hook
 
 
-def _is_all(sites: BlockSites, last: _Call, whole: list[_Call]) -> bool:
+def _is_all(sites: BlockSites, last: Called, whole: list[Called]) -> bool:
     """Whether an FFN computes what its last linear does, but for a factor: experts beside a shared one add to it."""
-    if len(sites.writers) > 1 or len(whole) != 1 or last.output.numel() != whole[0].output.numel():
+    if len(sites.writers) > 1 or len(whole) != 1 or last[1].numel() != whole[0][1].numel():
         return False
-    shown, expected = (call.output.double().flatten() for call in (last, whole[0]))
+    shown, expected = (output.double().flatten() for _, output in (last, whole[0]))
     factor = (shown @ expected) / (shown @ shown).clamp_min(1e-300)
     return bool((factor * shown - expected).norm() <= REST_MAX * expected.norm())
 

@@ -58,9 +58,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
     # The spike is whole after the last step; s* and W_down are those of the FFN that writes most of it.
     step_up = main_step_up(steps) or last
     block = last or spike.block
-    statistics = scanned.spikes.residuals[block]
-    criteria = scanned.criteria.spikes
-    default = max(criteria.share_of_spike_min * statistics.maximum, criteria.max_over_median_min * statistics.median)
+    usual = scanned.spikes.residuals[block].threshold(scanned.criteria.spikes)
     facts: dict[str, Any] = {
         "has_spikes": spike.has_spikes,
         "spike": spike.peak.value,
@@ -69,7 +67,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
         "step_blocks": (*steps.step_up, *steps.step_down) if steps else (),
         "channels": tuple(spike.channels),
-        "magnitude_min": default if magnitude is None else magnitude,
+        "magnitude_min": usual if magnitude is None else magnitude,
         "massive_channels": _massive(scanned, block, steps.step_down[0] if steps and steps.step_down else None),
         "sequences": len(scanned.ids),
         **_sinks(scanned),
@@ -176,4 +174,4 @@ def _direction(accessed: AccessedModel, block: int | None, channel: int) -> tupl
         return None, str(reason)
     if len(ffns) > 1:
         return None, f"block {placed(block)} is a mixture of experts, whose experts have an s* each"
-    return torch.from_numpy(spectrum(ffns[0], channel, count=1).vectors[0]).float(), None
+    return torch.from_numpy(spectrum(ffns[0], channel, count=1)[1][0]).float(), None

@@ -5,7 +5,6 @@ U_k = W_gate^T diag(W_down[k]) W_up and S_k = (U_k + U_k^T) / 2. No U_k is built
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -56,18 +55,13 @@ def amplifier(ffn: GatedFFN, channel: int) -> Float[Tensor, "d d"]:
     return (ffn.gate.T * ffn.down[channel]) @ ffn.up
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Largest eigenvalues of S_k by magnitude, (count,), and their unit eigenvectors, (count, d)."""
+def spectrum(
+    ffn: GatedFFN, channel: int, count: int = 8, *, dense: bool = False
+) -> tuple[Float[np.ndarray, " count"], Float[np.ndarray, "count d"]]:
+    """Largest eigenvalues of S_k by magnitude, (count,), and their unit eigenvectors, (count, d).
 
-    values: np.ndarray
-    vectors: np.ndarray
-
-
-def spectrum(ffn: GatedFFN, channel: int, count: int = 8, *, dense: bool = False) -> Spectrum:
-    """Top eigenpairs of S_k, by matrix-free Lanczos, or by a dense decomposition on request or for small d.
-
-    Eigenvectors have their largest entry positive, so that two runs agree.
+    By matrix-free Lanczos, or by a dense decomposition on request or for small d. Eigenvectors have their largest entry
+    positive, so that two runs agree.
     """
     if dense or ffn.d_model <= max(DENSE_MAX, 2 * count):
         full = amplifier(ffn, channel).double()
@@ -77,7 +71,7 @@ def spectrum(ffn: GatedFFN, channel: int, count: int = 8, *, dense: bool = False
     order = np.argsort(-np.abs(values), kind="stable")[:count]
     rows = vectors.T[order]
     signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])
-    return Spectrum(values[order], rows * signs[:, None])
+    return values[order], rows * signs[:, None]
 
 
 def _lanczos(ffn: GatedFFN, channel: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,21 +115,18 @@ def output(ffn: GatedFFN, hidden: Float[Tensor, "token d"], channel: int) -> Flo
     return (activated * (hidden @ ffn.up.T)) @ ffn.down[channel]
 
 
-@dataclass(frozen=True)
-class GateIdentity:
-    """How near the gate is to the identity, per token: cos(act(g), g) and ||act(g)|| / ||g||, g = W_gate h~."""
+def gate_identity(
+    ffn: GatedFFN, hidden: Float[Tensor, "token d"]
+) -> tuple[Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
+    """How near the gate is to the identity: cos(act(g), g) and ||act(g)|| / ||g||, g = W_gate h~, each (token,).
 
-    cosine: np.ndarray
-    norm_ratio: np.ndarray
-
-
-def gate_identity(ffn: GatedFFN, hidden: Float[Tensor, "token d"]) -> GateIdentity:
-    """Spec 2.2: about 1 and 1 at spike tokens of step-up and step-down FFNs."""
+    About 1 and 1 at spike tokens of step-up and step-down FFNs. Spec 2.2.
+    """
     gate = hidden @ ffn.gate.T
     activated = ACTIVATIONS[ffn.activation](gate)
     cosine = functional.cosine_similarity(activated, gate, dim=-1)
     ratio = activated.norm(dim=-1) / gate.norm(dim=-1).clamp_min(1e-30)
-    return GateIdentity(cosine.double().cpu().numpy(), ratio.double().cpu().numpy())
+    return cosine.double().cpu().numpy(), ratio.double().cpu().numpy()
 
 
 def fit(predicted: np.ndarray, true: np.ndarray) -> Prediction:

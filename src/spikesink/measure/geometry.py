@@ -63,22 +63,17 @@ def separability(
     return float(((below + upto) / 2).mean() / len(other))
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Points in the plane of the two largest principal components, and the share of variance it holds."""
+def principal_plane(vectors: np.ndarray) -> tuple[np.ndarray, float]:
+    """Points (n, 2) in the plane of the two largest principal components, and the share of variance it holds.
 
-    points: np.ndarray
-    explained: float
-
-
-def principal_plane(vectors: np.ndarray) -> Plane:
-    """vectors (n, d), centred here; points (n, 2). Each axis has its largest coordinate positive."""
+    vectors (n, d), centred here. Each axis has its largest coordinate positive.
+    """
     centred = vectors.astype(np.float64) - vectors.mean(0)
     _, values, axes = np.linalg.svd(centred, full_matrices=False)
     points = centred @ axes[:2].T
     signs = np.sign(points[np.abs(points).argmax(0), np.arange(points.shape[1])])
     energy = values**2
-    return Plane(points * np.where(signs == 0, 1, signs), float(energy[:2].sum() / max(energy.sum(), 1e-300)))
+    return points * np.where(signs == 0, 1, signs), float(energy[:2].sum() / max(energy.sum(), 1e-300))
 
 
 @dataclass

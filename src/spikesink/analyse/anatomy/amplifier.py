@@ -95,7 +95,7 @@ def _channel(ffns: list[GatedFFN], norms: np.ndarray, channel: int) -> record.Am
         channel=channel,
         frobenius=float(norms[index, channel]),
         rank=int((norms[index] > norms[index, channel]).sum()),
-        eigenvalues=spectrum(ffns[index], channel, EIGENVALUES).values.tolist(),
+        eigenvalues=spectrum(ffns[index], channel, EIGENVALUES)[0].tolist(),
         expert=ffns[index].expert,
     )
 
@@ -144,13 +144,13 @@ class _Steps:
     def _step(self, block: int, ffn: GatedFFN, hidden: Tensor) -> None:
         vectors = []
         for channel in self.followed:
-            top = spectrum(ffn, channel, EIGENVALUES)
-            vectors.append(top.vectors[0])
-            self.amplifiers.append(_step_amplifier(block, channel, ffn, top, hidden, self.sample))
+            values, directions = spectrum(ffn, channel, EIGENVALUES)
+            vectors.append(directions[0])
+            self.amplifiers.append(_step_amplifier(block, channel, ffn, values, directions[0], hidden, self.sample))
         self.directions += vectors
         others = [channel for channel in range(ffn.down.shape[0]) if channel not in self.followed]
         drawn = np.random.default_rng(block).permutation(others)[:RANDOM_CHANNELS]
-        controls = np.stack([spectrum(ffn, int(channel), 1).vectors[0] for channel in drawn])
+        controls = np.stack([spectrum(ffn, int(channel), 1)[1][0] for channel in drawn])
         control = mean_cosine(controls)
         self.shared.append(
             record.SharedDirection(
@@ -197,22 +197,29 @@ def _control_block(scanned: Scan, steps: list[int]) -> list[int]:
 
 
 def _gate(block: int, control: bool, ffn: GatedFFN, hidden: Tensor, sample: TokenSample) -> record.StepGate:
-    near = gate_identity(ffn, hidden)
+    cosines, ratios = gate_identity(ffn, hidden)
 
     def over(mask: Tensor) -> record.GateStatistics:
         chosen, count = mask.numpy(), int(mask.sum())
         if count == 0:
             return record.GateStatistics(n=0, cosine=None, norm_ratio=None)
-        cosine, norm_ratio = float(near.cosine[chosen].mean()), float(near.norm_ratio[chosen].mean())
-        return record.GateStatistics(n=count, cosine=cosine, norm_ratio=norm_ratio)
+        return record.GateStatistics(
+            n=count, cosine=float(cosines[chosen].mean()), norm_ratio=float(ratios[chosen].mean())
+        )
 
     return record.StepGate(block=block, control=control, spike=over(sample.is_spike), other=over(~sample.is_spike))
 
 
 def _step_amplifier(
-    block: int, channel: int, ffn: GatedFFN, top, hidden: Tensor, sample: TokenSample
+    block: int,
+    channel: int,
+    ffn: GatedFFN,
+    values: np.ndarray,
+    vector: np.ndarray,
+    hidden: Tensor,
+    sample: TokenSample,
 ) -> record.StepAmplifier:
-    value, direction = float(top.values[0]), torch.from_numpy(top.vectors[0]).to(hidden)
+    value, direction = float(values[0]), torch.from_numpy(vector).to(hidden)
     true = output(ffn, hidden, channel).double().cpu().numpy()
     rank = rank_one(value, direction, hidden).double().cpu().numpy()
     full = quadratic(ffn, hidden, channel).double().cpu().numpy()
@@ -226,7 +233,7 @@ def _step_amplifier(
         block=block,
         channel=channel,
         eigenvalue=value,
-        next_eigenvalue=float(top.values[1]) if len(top.values) > 1 else None,
+        next_eigenvalue=float(values[1]) if len(values) > 1 else None,
         share_of_spectrum=value**2 / max(symmetric_norm(ffn, channel) ** 2, 1e-300),
         alignment_spike=float(cosine[spike.numpy()].mean()) if spike.any() else None,
         alignment_other=float(cosine[other.numpy()].mean()) if other.any() else None,

@@ -278,12 +278,10 @@ def _planes(scanned: Scan, watch: _Heads, picked: _Picked) -> tuple[list[record.
         queries = watch.queries[block][~torch.from_numpy(picked.is_sink), head].numpy()
         groups = watch.queries[block].shape[1] // watch.keys[block].shape[1]
         keys = watch.keys[block][:, head // groups].numpy()
-        plane = principal_plane(np.concatenate([queries, keys]))
+        points, explained = principal_plane(np.concatenate([queries, keys]))
         kinds = np.concatenate([np.full(len(queries), QUERY), np.where(picked.is_sink, SINK_KEY, OTHER_KEY)])
-        arrays[f"{name}_points"], arrays[f"{name}_kinds"] = plane.points.astype(np.float32), kinds.astype(np.int8)
-        planes.append(
-            record.KeyPlane(name=name, block=block, head=head, importance=importance, explained=plane.explained)
-        )
+        arrays[f"{name}_points"], arrays[f"{name}_kinds"] = points.astype(np.float32), kinds.astype(np.int8)
+        planes.append(record.KeyPlane(name=name, block=block, head=head, importance=importance, explained=explained))
     return planes, arrays
 
 
@@ -299,8 +297,8 @@ def _head_planes(watch: _Heads, picked: _Picked) -> dict[str, np.ndarray]:
         queries, keys = watch.queries[block].numpy(), watch.keys[block].numpy()
         for head in range(queries.shape[1]):
             shared = keys[:, head // (queries.shape[1] // keys.shape[1])]
-            plane = principal_plane(np.concatenate([queries[others, head], shared[sinks], shared[others]]))
-            points[row, head], explained[row, head] = plane.points, plane.explained
+            states = np.concatenate([queries[others, head], shared[sinks], shared[others]])
+            points[row, head], explained[row, head] = principal_plane(states)
     return {
         "head_blocks": np.array(blocks, dtype=np.int64),
         "head_points": points,

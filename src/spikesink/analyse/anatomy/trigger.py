@@ -148,7 +148,7 @@ def step_direction(scanned: Scan) -> tuple[int, int, Tensor]:
     if len(ffns) != 1:
         raise DoesNotApplyError(f"The step-up block {placed(block)} is a mixture of experts: s* depends on the expert")
     channel = scanned.spike.peak.channel
-    return block, channel, torch.from_numpy(spectrum(ffns[0], channel).vectors[0]).float()
+    return block, channel, torch.from_numpy(spectrum(ffns[0], channel)[1][0]).float()
 
 
 def _gathered(
