@@ -1,4 +1,4 @@
-"""Sections of the record about spikes: amplifier, trigger, normalisation. Spec sections 2.2 to 2.4.
+"""Sections of the record that further measures fill: amplifier, trigger, normalisation, heads, geometry, properties.
 
 Ratios and shares are fractions; block numbers are 1-based; heads, channels and positions are 0-based. A number that
 has no meaning is null, and `reason` or the field's comment says why.

@@ -30,7 +30,7 @@ def rows_of(part: BaseModel, name: str | None = None) -> Rows:
     Nested values get dotted names. Raises InputError where the part has several lists and neither is named.
     """
     content = part.model_dump(mode="json", by_alias=True)
-    lists = [key for key, value in content.items() if _is_rows(value)]
+    lists = [key for key, value in content.items() if is_rows(value)]
     if name is None and len(lists) > 1:
         name = getattr(part, "main", None)
     if name is not None and content.get(name) == []:
@@ -87,7 +87,8 @@ def differences(one: BaseModel, other: BaseModel) -> Rows:
     return rows
 
 
-def _is_rows(value: Any) -> bool:
+def is_rows(value: Any) -> bool:
+    """Whether a value of a record is a list of rows: not empty, and each with names."""
     return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 

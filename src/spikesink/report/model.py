@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from spikesink import measures
 from spikesink.records import Anatomy, NotApplicable, Provenance
+from spikesink.records.base import is_rows
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer, briefly
 from spikesink.report.conditions import command as command_line
@@ -38,7 +39,7 @@ def fields_part(name: str, title: str, content: BaseModel | Mapping[str, Any]) -
     """Every field of a section, typed or as it was read from a file."""
     values = content.model_dump(mode="json") if isinstance(content, BaseModel) else dict(content)
     values = {key: value for key, value in values.items() if key not in HIDDEN}
-    tables = {key: value for key, value in values.items() if _is_table(value)}
+    tables = {key: value for key, value in values.items() if is_rows(value)}
     return Part(
         name,
         title,
@@ -49,10 +50,6 @@ def fields_part(name: str, title: str, content: BaseModel | Mapping[str, Any]) -
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _table(caption: str, rows: Sequence[Mapping[str, Any]]) -> Table:
