@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from tiny import VOCAB, tiny
+from tiny_recipe import CONTENT
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -39,15 +40,10 @@ for command in COMMANDS:
 """
 """An audit hook sees every socket of the interpreter, whatever library opens it."""
 RECIPE = {
-    "name": "tiny",
-    "model": {
-        "vocab_size": 12, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 6, "max_positions": 10,
-        "ffn": {"kind": "swiglu", "d_ffn": 20},
-    },
-    "data": {"source": {"kind": "bigram_backcopy", "triggers": 2}, "seq_len": 9, "held_out": 6},
+    **{part: CONTENT[part] for part in ("name", "model", "data")},
     "training": {"steps": 2, "batch_size": 4},
     "running": {"log_every": 1, "threads": 1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

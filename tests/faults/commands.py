@@ -10,21 +10,16 @@ import numpy as np
 import yaml
 from tiny import spiking, token_ids
 from tiny_gguf import write_tiny_gguf
+from tiny_recipe import CONTENT
 
 TIMED = ("timing", "tokens_per_s", "seconds_saved", "resumed_from")
 """What may differ between two runs of the same command."""
 RECIPE = {
-    "name": "tiny",
-    "model": {
-        "vocab_size": 12, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 6, "max_positions": 10,
-        "ffn": {"kind": "swiglu", "d_ffn": 20},
-    },
-    "data": {"source": {"kind": "bigram_backcopy", "triggers": 2}, "seq_len": 9, "held_out": 6},
-    "optimiser": {"lr": 0.01, "warmup_steps": 3},
+    **CONTENT,
     "training": {"steps": 20, "batch_size": 4},
     "monitor": {"every": 5, "sequences": 4},
     "running": {"log_every": 1, "eval_every": 7, "save_every": 3, "keep": 2, "threads": 1},
-}  # fmt: skip
+}
 
 
 GRID = {

@@ -3,23 +3,18 @@
 import json
 from pathlib import Path
 
+from tiny_recipe import CONTENT
+
 from spikesink.records import Provenance, Timing
 from spikesink.records.study import CellRecord, Measured
 from spikesink.study.grid import Grid
 from spikesink.train.recipe import Recipe
 
 TINY = {
-    "name": "tiny",
-    "model": {
-        "vocab_size": 12, "d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_head": 6, "max_positions": 10,
-        "ffn": {"kind": "swiglu", "d_ffn": 20},
-    },
-    "data": {"source": {"kind": "bigram_backcopy", "triggers": 2}, "seq_len": 9, "held_out": 6},
-    "optimiser": {"lr": 0.01, "warmup_steps": 3},
-    "training": {"steps": 12, "batch_size": 4},
+    **CONTENT,
     "monitor": {"every": 4, "sequences": 3},
     "running": {"log_every": 1, "eval_every": 0, "save_every": 3, "threads": 1},
-}  # fmt: skip
+}
 GRID = Grid.parse(
     {
         "about": "Does anything change?",
