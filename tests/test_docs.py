@@ -182,11 +182,16 @@ def test_the_map_leaves_out_no_figure_or_table():
 def test_fields_of_records_that_pages_name_exist():
     from spikesink import Anatomy
 
-    for page in PAGES:
-        for section, field in re.findall(r"\brecord\.(\w+)\.(\w+)", page.read_text(encoding="utf-8")):
-            if section in Anatomy.model_fields and hasattr(Anatomy.model_fields[section].annotation, "model_fields"):
-                kind = Anatomy.model_fields[section].annotation
-                assert field in kind.model_fields or hasattr(kind, field), f"{page.name}: {section}.{field}"
+    kinds = {name: field.annotation for name, field in Anatomy.model_fields.items()}
+    named = [
+        (f"{page.name}: {section}.{field}", kinds[section], field)
+        for page in PAGES
+        for section, field in re.findall(r"\brecord\.(\w+)\.(\w+)", page.read_text(encoding="utf-8"))
+        if hasattr(kinds.get(section), "model_fields")
+    ]
+    assert named, "no page names a field"
+    for where, kind, field in named:
+        assert field in kind.model_fields or hasattr(kind, field), where
 
 
 def test_the_how_to_of_an_architecture(monkeypatch):
