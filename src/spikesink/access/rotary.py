@@ -18,7 +18,7 @@ from spikesink.access.capture import observing
 from spikesink.access.comparison import probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.errors import DoesNotApplyError
-from spikesink.observer import AttentionInputs
+from spikesink.observer import AttentionInputs, Observer
 from spikesink.positions import placed
 
 SHIFT = 7
@@ -100,8 +100,8 @@ def _following(accessed: AccessedModel, rotary: Rotary) -> Iterator[None]:
             handle.remove()
 
 
-class _Keep:
-    """Observer that keeps queries, keys and the rotation of each block."""
+class _Keep(Observer):
+    """Keeps queries, keys and the rotation of each block."""
 
     def __init__(self, rotary: Rotary) -> None:
         self.rotary = rotary

@@ -19,13 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access.capture import Tap, hooked, inputs_of, observing, run, without_gradient
-from spikesink.access.comparison import PROBE_TOKENS, Tolerances, difference, probe_ids, tolerances
+from spikesink.access.comparison import PROBE_TOKENS, difference, probe_ids, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.errors import InputError, SpikesinkError, VerificationError, short
 from spikesink.observer import (
     AttentionInputs,
     AttentionRows,
     Batch,
+    Observer,
     Progress,
     full_batch,
     notebook_progress,
@@ -56,7 +57,8 @@ class LayerCheck:
     name: str
     what: str
     find: Callable[["Passes"], Differences]
-    limit: Callable[[Tolerances], float]
+    tolerance: str
+    """Which of `Tolerances` the differences must stay within."""
     refusal: str = ""
     """Of a check that loading raises at: what is wrong, with {layer_index}, {block}, {wrong} and {limit} to fill in."""
     long: bool = False
@@ -94,8 +96,8 @@ class Pass:
         return attention_differences(self.accessed, self.batch, self.writes.writes)
 
 
-class Additivity:
-    """Observer: how far each block's write is from adding up to the next residual; holds one residual at a time."""
+class Additivity(Observer):
+    """How far each block's write is from adding up to the next residual; holds one residual at a time."""
 
     def __init__(self, accessed: AccessedModel) -> None:
         self.differences: dict[int, float] = {}
@@ -103,7 +105,7 @@ class Additivity:
         self._before: Tensor | None = None
         self._writes: list[Tensor] = []
 
-    def on_write(self, _block: int, write: Tensor) -> None:
+    def on_write(self, block: int, write: Tensor) -> None:
         # Copies, since a layer may go on to change its tensors in place.
         self._writes.append(write.clone())
 
@@ -118,8 +120,8 @@ class Additivity:
         self._before, self._writes = hidden.clone(), []
 
 
-class Writes:
-    """Observer: what every attention block writes."""
+class Writes(Observer):
+    """What every attention block writes."""
 
     def __init__(self) -> None:
         self.writes: dict[int, Tensor] = {}
@@ -129,8 +131,8 @@ class Writes:
             self.writes[block] = write.clone()
 
 
-class Calls:
-    """Observer: how often every layer and attention ran, the most keys a query saw, and the largest residual."""
+class Calls(Observer):
+    """How often every layer and attention ran, the most keys a query saw, and the largest residual."""
 
     def __init__(self) -> None:
         self.layers: Counter[int] = Counter()
@@ -150,8 +152,8 @@ class Calls:
         self.keys_seen[rows.block] = max(keys, self.keys_seen.get(rows.block, 0))
 
 
-class Maps:
-    """Observer: attention maps (1, head, query, key) of every block."""
+class Maps(Observer):
+    """Attention maps (1, head, query, key) of every block."""
 
     def __init__(self) -> None:
         self.maps: dict[int, Tensor] = {}
@@ -164,21 +166,20 @@ class Maps:
         whole[:, :, rows.query_start : rows.query_stop, rows.key_start :][..., : weights.shape[-1]] = weights
 
 
-class Residuals:
-    """Observer: the residual after every block, padding left out: (tokens, channel) by sequence."""
+class Residuals(Observer):
+    """The residual after every block, padding left out: (tokens, channel) by sequence."""
 
-    def __init__(self, batch: Batch) -> None:
-        self.valid = batch.valid
+    def __init__(self) -> None:
         self.after: dict[int, list[Tensor]] = {}
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block > 0:
-            rows = zip(hidden, self.valid.to(hidden.device), strict=True)
+            rows = zip(hidden, self.batch.valid.to(hidden.device), strict=True)
             self.after[block] = [row[valid].clone() for row, valid in rows]
 
 
-class _Against:
-    """Observer: compares attention writes with ones that were kept, and lets those go."""
+class _Against(Observer):
+    """Compares attention writes with ones that were kept, and lets those go."""
 
     def __init__(self, kept: dict[int, Tensor], valid: Tensor | None) -> None:
         self.kept = kept
@@ -243,7 +244,7 @@ CHECKS = (
         "sums",
         "writes add up to the next residual",
         lambda passes: Differences(passes.short.sums.differences),
-        lambda tolerance: tolerance.sums,
+        "sums",
         "Block {placed}: the write does not add up to the next residual; relative difference "
         "{wrong:.2g}, limit {limit:.0e}. The model has an arrangement that spikesink does not know; measuring it would "
         "be wrong.",
@@ -252,7 +253,7 @@ CHECKS = (
         "attention",
         "attention writes what eager attention writes",
         lambda passes: Differences(passes.short.attention),
-        lambda tolerance: tolerance.attention,
+        "attention",
         "Block {placed}: attention rebuilt from query, key and value differs from the "
         "model's own eager attention by {wrong:.2g} (relative), limit {limit:.0e}; refused.",
     ),
@@ -260,17 +261,17 @@ CHECKS = (
         "causality",
         "the last token changes no earlier prediction",
         causality,
-        lambda tolerance: tolerance.sums,
+        "sums",
         "Changing the last token changed earlier predictions by {wrong:.2g} (relative; limit {limit:.0e}): the model "
         "is not causal, so it is no decoder-only language model.",
     ),
-    LayerCheck("maps", "attention weights are eager attention's", maps, lambda tolerance: tolerance.attention),
+    LayerCheck("maps", "attention weights are eager attention's", maps, "attention"),
     *(
         LayerCheck(
             f"padding {side}",
             f"padded on the {side}: as eager attention has it, and as each sequence is alone",
             padding(side),
-            lambda tolerance: tolerance.attention,
+            "attention",
         )
         for side in ("right", "left")
     ),
@@ -278,14 +279,14 @@ CHECKS = (
         "long sums",
         "writes add up to the next residual",
         lambda passes: Differences(passes.long.sums.differences),
-        lambda tolerance: tolerance.sums,
+        "sums",
         long=True,
     ),
     LayerCheck(
         "long attention",
         "attention writes what eager attention writes",
         lambda passes: Differences(passes.long.attention),
-        lambda tolerance: tolerance.attention,
+        "attention",
         long=True,
     ),
 )
@@ -298,7 +299,7 @@ def verify(accessed: AccessedModel) -> dict[str, float]:
     for check in CHECKS:
         if not check.refusal:
             continue
-        limit = check.limit(tolerances(accessed.dtype))
+        limit = getattr(tolerances(accessed.dtype), check.tolerance)
         by_block = check.find(passes).by_block
         for block, wrong in sorted(by_block.items()):
             if not wrong <= limit:
@@ -469,12 +470,12 @@ def padded_differences(accessed: AccessedModel, side: str) -> tuple[dict[int, fl
     valid[1] = False
     valid[1, real] = True
     batch = Batch(ids=ids, valid=valid)
-    together, ours = Residuals(batch), Writes()
+    together, ours = Residuals(), Writes()
     watched(accessed, batch, together, ours)
     alone: dict[int, float] = {}
     for row, tokens in enumerate((slice(None), real)):
         single = full_batch(ids[row : row + 1, tokens])
-        apart = Residuals(single)
+        apart = Residuals()
         watched(accessed, single, apart)
         for block, (hidden,) in apart.after.items():
             alone[block] = max(difference(together.after[block][row], hidden), alone.get(block, 0.0))
@@ -492,7 +493,7 @@ def _checked(check: LayerCheck, passes: Passes) -> Check:
         if not whole:
             index = (block - 1) // 2
             layers[index] = _larger(layers[index], wrong)
-    limit = check.limit(tolerances(accessed.dtype))
+    limit = getattr(tolerances(accessed.dtype), check.tolerance)
     return Check(
         name=check.name,
         what=check.what,

@@ -16,7 +16,7 @@ from spikesink.access.capture import observing, run
 from spikesink.access.comparison import difference, probe_ids, probe_rows, tolerances
 from spikesink.access.model import AccessedModel
 from spikesink.errors import DoesNotApplyError
-from spikesink.observer import AttentionRows, full_batch
+from spikesink.observer import AttentionRows, Observer, full_batch
 from spikesink.positions import placed
 from spikesink.weights import AttentionWeights, GatedFFN, InputNorm
 
@@ -241,7 +241,7 @@ def _epsilon(module: Any) -> float:
 
 
 @dataclass
-class Probe:
+class Probe(Observer):
     """One small forward pass: residuals and writes (1, token, d) and attention outputs (1, head, token, d_head)."""
 
     residuals: dict[int, Tensor] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from spikesink.intervene.weights import step_up_output
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import SpikeStates
-from spikesink.observer import notebook_progress
+from spikesink.observer import Observer, notebook_progress
 from spikesink.positions import half_of, placed
 
 AMPLIFIER_SHARE = 0.9
@@ -131,7 +131,7 @@ def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
 
 
 @dataclass
-class _Writers:
+class _Writers(Observer):
     """Sums, over spike tokens, what enters the step-up block's W_down, signed along each spike channel."""
 
     targets: Targets
