@@ -17,7 +17,7 @@ from tiny import tiny, token_ids
 
 from spikesink import scan
 from spikesink.access import access, attention
-from spikesink.analyse.probe import merged, probe
+from spikesink.analyse.readings import anatomy_sums, merged
 from spikesink.errors import NumericError
 from spikesink.train import AnatomyMonitor
 
@@ -115,7 +115,7 @@ def test_the_row_blocks_change_nothing(family, monkeypatch):
 def test_the_number_of_ranks_changes_nothing(sequences):
     """Every sequence counts once, also where the ranks do not divide them."""
     monitor = AnatomyMonitor(tiny("llama"), token_ids(sequences, 13), epsilon=0.2)
-    whole = probe(access(tiny("llama")), token_ids(sequences, 13), epsilon=0.2).readings()
+    whole = anatomy_sums(access(tiny("llama")), token_ids(sequences, 13), epsilon=0.2).readings()
     for world in (2, 3, 5):
         shares = [monitor._share(rank, world) for rank in range(world)]
         assert sum(share.sequences for share in shares) == sequences

@@ -10,7 +10,7 @@ from spikesink.access import access, editing, full_batch, observing, run
 from spikesink.access.linears import find_linears
 from spikesink.access.verify import Additivity, verify_all
 from spikesink.access.weights import gated_ffns
-from spikesink.analyse.probe import probe
+from spikesink.analyse.readings import anatomy_sums
 from spikesink.errors import VerificationError
 
 ATTENDS = 3
@@ -56,7 +56,7 @@ def test_a_config_that_declares_no_attention():
 
 
 def test_readings_of_a_layer_without_attention(hybrid):
-    readings = probe(hybrid, token_ids(3, 13)).readings()
+    readings = anatomy_sums(hybrid, token_ids(3, 13)).readings()
     assert {"layer_1/sink_ratio", "layer_0/spike", "layer_2/spike", "sink_ratio"} <= readings.keys()
     assert "layer_0/sink_ratio" not in readings
     assert all(np.isfinite(value) for value in readings.values())

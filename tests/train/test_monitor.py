@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from spikesink import scan
 from spikesink.access import access
-from spikesink.analyse.probe import merged, probe
+from spikesink.analyse.readings import anatomy_sums, merged
 from spikesink.errors import InputError
 from spikesink.train import AnatomyCallback, AnatomyMonitor
 from spikesink.train.run import train
@@ -72,8 +72,10 @@ def test_runs_that_share_a_file_are_told_apart(tmp_path):
 
 def test_parts_merge_into_the_whole():
     accessed = access(model_of())
-    whole = probe(accessed, IDS, epsilon=0.2).readings()
-    parts = merged([probe(accessed, IDS[:2], epsilon=0.2), probe(accessed, IDS[2:], epsilon=0.2)]).readings()
+    whole = anatomy_sums(accessed, IDS, epsilon=0.2).readings()
+    parts = merged(
+        [anatomy_sums(accessed, IDS[:2], epsilon=0.2), anatomy_sums(accessed, IDS[2:], epsilon=0.2)]
+    ).readings()
     assert parts == pytest.approx(whole, rel=1e-6)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from spikesink import bootstrap
 from spikesink.access import AccessedModel, access, load
 from spikesink.analyse.passes import default_batch_size
-from spikesink.analyse.probe import probe
+from spikesink.analyse.readings import anatomy_sums
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.atomic import write_atomically
 from spikesink.data.encode import Encoder
@@ -58,7 +58,7 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
     accessed = access(model)
     norms, losses = FirstTokenNorms(), LossMeasure()
     progress(stage, 0, 1)
-    readings = probe(accessed, ids, also=(norms, losses)).readings()
+    readings = anatomy_sums(accessed, ids, also=(norms, losses)).readings()
     progress(stage, 1, 1)
     per_sequence = losses.sequence_losses()
     rounded = rounding_costs(accessed, ids, per_sequence, progress=progress)

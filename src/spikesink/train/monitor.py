@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback
 
 from spikesink.access.load import unwrapped
-from spikesink.analyse.probe import ProbeSums, merged, probe
+from spikesink.analyse.readings import AnatomySums, anatomy_sums, merged
 from spikesink.analyse.scan import accessed_model
 from spikesink.data.tokens import Tokens, as_array
 from spikesink.errors import InputError, NumericError
@@ -88,13 +88,13 @@ class AnatomyMonitor:
                 file.write(json.dumps({"run": self._run, "step": step, **readings}) + "\n")
         return readings
 
-    def _measured(self) -> ProbeSums:
+    def _measured(self) -> AnatomySums:
         rank, world = _rank_and_world()
         if world == 1 or len(self.ids) < world:
             return self._probe(self.ids)
         parts: list[Any] = [None] * world
         try:
-            share: ProbeSums | str = self._share(rank, world)
+            share: AnatomySums | str = self._share(rank, world)
         except Exception as error:
             # Said to the others, who wait for it.
             share = f"{type(error).__name__}: {error}"
@@ -104,7 +104,7 @@ class AnatomyMonitor:
             raise NumericError(failed)
         return merged(parts)
 
-    def _share(self, rank: int, world: int) -> ProbeSums:
+    def _share(self, rank: int, world: int) -> AnatomySums:
         """What this rank measures, so that every sequence counts once whatever the number of ranks."""
         whole = len(self.ids) // world * world
         share = self._probe(self.ids[:whole][rank::world])
@@ -115,8 +115,8 @@ class AnatomyMonitor:
         last = self._probe(self.ids[min(left, len(self.ids) - 1)][None])
         return merged([share, last]) if left < len(self.ids) else share
 
-    def _probe(self, ids: Tensor) -> ProbeSums:
-        sums = probe(self._accessed, ids, epsilon=self.epsilon, batch_size=self.batch_size)
+    def _probe(self, ids: Tensor) -> AnatomySums:
+        sums = anatomy_sums(self._accessed, ids, epsilon=self.epsilon, batch_size=self.batch_size)
         # FSDP leaves the root gathered after a forward, for a backward that will not come here.
         for module in self._accessed.model.modules():
             if isinstance(module, FSDPModule):

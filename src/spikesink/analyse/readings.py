@@ -13,7 +13,7 @@ from spikesink.measure.spikes import SpikeMeasure
 
 
 @dataclass(frozen=True)
-class ProbeSums:
+class AnatomySums:
     """Sums over sequences, by block (1-based); what several ranks measured adds up to what one would have."""
 
     sequences: int
@@ -37,18 +37,18 @@ class ProbeSums:
         return numbers
 
 
-def probe(
+def anatomy_sums(
     accessed: AccessedModel,
     ids: Tensor,
     *,
     epsilon: float = 0.3,
     batch_size: int | None = None,
     also: Sequence[object] = (),
-) -> ProbeSums:
+) -> AnatomySums:
     """Measure ids (sequence, token) in one pass; `also`: further observers of it."""
     spikes, sinks = SpikeMeasure(), SinkMeasure(SinkCriteria(epsilon=epsilon))
     stream(accessed, ids, [spikes, sinks, *also], batch_size=batch_size)
-    return ProbeSums(
+    return AnatomySums(
         sequences=len(ids),
         peak={block: statistics.maximum for block, statistics in spikes.residuals.items()},
         median_sum={block: statistics.median_sum for block, statistics in spikes.residuals.items()},
@@ -57,10 +57,10 @@ def probe(
     )
 
 
-def merged(parts: Sequence[ProbeSums]) -> ProbeSums:
+def merged(parts: Sequence[AnatomySums]) -> AnatomySums:
     """The sums of all sequences together."""
     first = parts[0]
-    return ProbeSums(
+    return AnatomySums(
         sequences=sum(part.sequences for part in parts),
         peak={block: max(part.peak[block] for part in parts) for block in first.peak},
         median_sum={block: sum(part.median_sum[block] for part in parts) for block in first.median_sum},
