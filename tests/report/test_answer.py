@@ -89,14 +89,16 @@ def test_what_was_not_measured_names_its_command():
     )
 
 
-def a_format(kind, name, cost, high, worst=()):
+def a_format(kind, name, cost, high, worst=None):
+    """worst: by block, what it costs alone."""
     return FormatDamage(
         name=name, kind=kind, element="e4m3", scales="tensor", static=False, spike_share=None, lost=0.0,
         lost_without_spikes=None, scanned=bool(worst),
         perplexity=Estimate(value=9.0, low=8.0, high=10.0),
         loss_difference_nats=Estimate(value=cost, low=cost - 0.1, high=high),
         worst_blocks=[
-            BlockDamage(block=block, loss_difference_nats=Estimate(value=0.2, low=0.1, high=0.3)) for block in worst
+            BlockDamage(block=block, loss_difference_nats=Estimate(value=alone, low=0.01, high=0.9))
+            for block, alone in (worst or {}).items()
         ],
     )  # fmt: skip
 
@@ -106,7 +108,7 @@ def test_formats_alone_say_what_can_be_served():
     within."""
     formats = Formats(
         rows=[
-            a_format("inputs", "coarse", 0.5, 0.6, worst=(24, 4, 6, 8)),
+            a_format("inputs", "coarse", 0.5, 0.6, worst={24: 0.3, 4: 0.1, 6: 0.09}),
             a_format("inputs", "vague", 0.04, 0.07),
             a_format("inputs", "dear", 0.03, 0.05),
             a_format("inputs", "fine", 0.01, 0.02),
@@ -128,7 +130,7 @@ def test_formats_alone_say_what_can_be_served():
     *said, unmeasured = answers(interventions=record)["What to do"].points
     assert said == [
         "What enters linear maps costs at most 0.05 nats (upper end) in fine (+0.010), dear (+0.030); more in vague "
-        "(+0.040), coarse (+0.500; leave out first: 24 (layer 11, FFN), 4 (layer 1, FFN), 6 (layer 2, FFN)).",
+        "(+0.040), coarse (+0.500; leave out first: 24 (layer 11, FFN) +0.300, 4 (layer 1, FFN) +0.100).",
         "Weights cost at most 0.05 nats (upper end) in no format; more in tiny (+0.300).",
     ]
     assert unmeasured.startswith("Not measured: quantisation, kv_cache and remedies; ")

@@ -356,6 +356,11 @@ class Interventions(Record):
     provenance: Provenance
     timing: Timing
 
+    @property
+    def has_changes(self) -> bool:
+        """Whether any row is there beside the baseline."""
+        return any(row.name != "baseline" for row in self.interventions)
+
     @model_validator(mode="before")
     @classmethod
     def _without_retired_fields(cls, content: Any) -> Any:
@@ -366,8 +371,8 @@ class Interventions(Record):
 
 
 SERVED = {"inputs": "What enters linear maps costs", "weights": "Weights cost", "kv": "The KV cache costs"}
-LEFT_OUT = 3
-"""Blocks named of a format that costs too much."""
+LEFT_OUT_SHARE = 0.2
+"""Share of what a format costs that a block does alone, from which it is named."""
 
 
 def advice(
@@ -473,10 +478,11 @@ def _served(section: Formats, budget: Budget | None) -> list[str]:
 
 
 def _over(row: FormatDamage) -> str:
-    """A format that costs too much, and the blocks to leave out of it first."""
-    text = f"{row.name} ({row.loss_difference_nats.value:+.3f}"
-    worst = ", ".join(placed(each.block) for each in row.worst_blocks[:LEFT_OUT])
-    return f"{text}{f'; leave out first: {worst}' if worst else ''})"
+    """A format that costs too much, and the blocks to leave out of it first, where few do much of the damage."""
+    cost = row.loss_difference_nats.value
+    alone = {placed(each.block): each.loss_difference_nats.value for each in row.worst_blocks}
+    worst = ", ".join(f"{block} {nats:+.3f}" for block, nats in alone.items() if nats >= LEFT_OUT_SHARE * cost)
+    return f"{row.name} ({cost:+.3f}{f'; leave out first: {worst}' if worst else ''})"
 
 
 def _option(row: Damage) -> str:

@@ -234,10 +234,12 @@ def _found(record: Interventions) -> Statement:
 
 def _breaks(model: Model) -> Statement:
     record = model.interventions
-    if record is None:
-        assert model.anatomy is not None
-        line = command("intervene", model.anatomy.provenance.model)
-        text = f"Not measured; {line} adds it ({lasting(intervene_s(model.anatomy))})."
+    if record is None or not record.has_changes:
+        known = record or model.anatomy
+        assert known is not None
+        line = command("intervene", known.provenance.model)
+        lasts = f" ({lasting(intervene_s(model.anatomy))})" if model.anatomy else ""
+        text = f"Not measured; {line} adds it{lasts}."
         return Statement("What breaks without them", text, measured=False, commands=(line,))
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []

@@ -126,7 +126,6 @@ class Unmeasured:
 
     what: str
     command: str
-    reason: str = ""
 
 
 @dataclass

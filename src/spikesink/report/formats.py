@@ -47,18 +47,21 @@ def _costs(kind: str, rows: list[FormatDamage]) -> Table:
         ]
         for row in rows
     ]
-    return Table(KINDS[kind], columns, [row[: len(columns)] for row in cells], words=1)
+    return Table(KINDS[kind], columns, [row[: len(columns)] for row in cells], words=1, brief=(columns[0], columns[2]))
 
 
 def _why(kind: str, rows: list[FormatDamage]) -> Table:
     """What is lost, and where the damage is done."""
-    columns = ["format", "worst blocks", "lost", "lost, spikes kept"][: 3 if kind == "weights" else 4]
-    cells = [[row.name, _worst(row), percent(row.lost), _percent(row.lost_without_spikes)] for row in rows]
-    return Table(f"{KINDS[kind]}: why", columns, [row[: len(columns)] for row in cells], words=2)
-
-
-def _percent(share: float | None) -> str:
-    return NONE if share is None else percent(share)
+    columns = {
+        "format": [row.name for row in rows],
+        "worst blocks": [_worst(row) for row in rows],
+        "lost": [percent(row.lost) for row in rows],
+        "lost, spikes kept": [percent(row.lost_without_spikes) for row in rows],
+    }
+    left_out = {"worst blocks": not any(row.scanned for row in rows), "lost, spikes kept": kind == "weights"}
+    shown = {name: cells for name, cells in columns.items() if not left_out.get(name)}
+    cells = [list(row) for row in zip(*shown.values(), strict=True)]
+    return Table(f"{KINDS[kind]}: why", list(shown), cells, words=1 + ("worst blocks" in shown))
 
 
 def _worst(row: FormatDamage) -> str:

@@ -10,7 +10,7 @@ from spikesink import measures
 from spikesink.records import Anatomy, NotApplicable, Provenance
 from spikesink.records.base import is_rows
 from spikesink.records.interventions import Interventions
-from spikesink.report.answer import answer, briefly
+from spikesink.report.answer import answer
 from spikesink.report.conditions import command as command_line
 from spikesink.report.conditions import condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
@@ -133,7 +133,7 @@ def _sections(model: Model) -> list[Part]:
         _under(record.provenance, sections)
     if model.interventions is not None:
         record = model.interventions
-        parts = [interventions_part(record)]
+        parts = [interventions_part(record)] if record.has_changes else []
         parts += [dose_part(record)] if record.dose else []
         parts += [quantisation_part(record)] if record.quantisation.applicable else []
         parts += [remedies_part(record)] if record.remedies.applicable else []
@@ -184,12 +184,4 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
         if missing:
             names = "all" if len(missing) == len(known) else ",".join(missing)
             rows.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
-    if model.interventions is not None:
-        command = command_line("intervene", model.interventions.provenance.model) + " --which all"
-        parts = {"int8": model.interventions.quantisation, "KV cache": model.interventions.kv_cache}
-        rows += [
-            Unmeasured(name, command, briefly(section.reason))
-            for name, section in parts.items()
-            if not section.applicable
-        ]
     return rows

@@ -53,8 +53,11 @@ def _intervened(record: Interventions) -> Statement:
     if record.quantisation.applicable:
         return _statement("spikesink export RUN --for json", "writes what to spare for other tools", 0)
     line = command("intervene", record.provenance.model) + " --which all"
-    seconds = 2 * PASSES * record.timing.forward_s / max(len(record.interventions), 1)
-    return _statement(line, "adds int8 and the KV cache", seconds)
+    text = "adds int8 and the KV cache"
+    if not record.has_changes:
+        # How many passes its seconds were is not known.
+        return Statement("Next", f"{line} {text}.", commands=(line,))
+    return _statement(line, text, 2 * PASSES * record.timing.forward_s / len(record.interventions))
 
 
 def _verified(record: VerificationRecord) -> Statement:

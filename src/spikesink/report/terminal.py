@@ -124,8 +124,7 @@ def _section(section: Part, width: int) -> list[RenderableType]:
 def _unmeasured(missing: list[Unmeasured]) -> Grid:
     lines = []
     for item in missing:
-        reason = f" ({item.reason})" if item.reason else ""
-        lines.append(Text(f"{item.what}{reason}: ", "dim").append(item.command, "default"))
+        lines.append(Text(f"{item.what}: ", "dim").append(item.command, "default"))
     return _block("Not measured", lines)
 
 
