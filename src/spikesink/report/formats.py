@@ -28,10 +28,18 @@ def formats_part(record: Interventions) -> Part:
                 "Each alone, the rest as it is. Spikes kept: spike tokens, of caches also sinks, in high precision and "
                 "in no scale. Lost: share of the other tokens' values that become zero or subnormal. Worst blocks: "
                 "what one costs alone, where the format costs enough to look.",
-                *(f"Left out: {listed(section.skipped, 12)}." for _ in section.skipped[:1]),
+                *_skipped(section.skipped),
             ]
         ),
     )
+
+
+def _skipped(skipped: list[str]) -> list[str]:
+    """What the model's sizes do not allow, by reason."""
+    names: dict[str, list[str]] = {}
+    for name, _, reason in (text.partition(": ") for text in skipped):
+        names.setdefault(reason, []).append(name)
+    return [f"Left out, since {reason}: {listed(each, 12)}." for reason, each in names.items()]
 
 
 def _costs(kind: str, rows: list[FormatDamage]) -> Table:
