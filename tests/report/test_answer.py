@@ -10,6 +10,7 @@ from spikesink.records.interventions import (
     Estimate,
     FormatDamage,
     Formats,
+    MeasureSet,
     advice,
     formats_within,
 )
@@ -134,6 +135,20 @@ def test_formats_alone_say_what_can_be_served():
         "Weights cost at most 0.05 nats (upper end) in no format; more in tiny (+0.300).",
     ]
     assert unmeasured.startswith("Not measured: quantisation, kv_cache and remedies; ")
+
+
+def test_within_a_budget_no_other_layers_are_named():
+    record = interventions()
+    few = MeasureSet(
+        measures=["smoothing"], ignored=[], blocks=[], within=True,
+        perplexity=Estimate(value=9.0, low=8.0, high=10.0),
+        loss_difference_nats=Estimate(value=0.01, low=0.0, high=0.02),
+    )  # fmt: skip
+    for chosen, named in ((None, True), (few, False)):
+        budget = Budget(nats=0.05, deployed="", tried=[few], chosen=chosen)
+        advised = record.recommendation.model_copy(update={"modules": ["a.down_proj"], "budget": budget})
+        said = answers(interventions=record.model_copy(update={"recommendation": advised}))["What to do"].points
+        assert any(point.startswith("Keep in high precision: a.down_proj") for point in said) is named
 
 
 def test_a_training_run_says_how_it_ended():

@@ -63,7 +63,11 @@ def within_budget(
         if not within:
             # Behind a prefix, spike tokens are the prefix, which is kept.
             sets = [names for names in combinations(measures, size) if not {PREFIX, KEPT} <= set(names)]
-            made = [search.run(names, len(blocks)) for names in sets]
+            made = []
+            for names in sets:
+                evaluator.progress(f"sets of {size}", len(made), len(sets))
+                made.append(search.run(names, len(blocks)))
+            evaluator.progress(f"sets of {size}", len(sets), len(sets))
             tried += made
             within = [each for each in made if each.within]
     within.sort(key=lambda made: (KEPT in made.measures, len(made.ignored), made.loss_difference_nats.value))

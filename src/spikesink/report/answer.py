@@ -51,6 +51,9 @@ def briefly(reason: str | None) -> str:
 
 def _modules(advised: Recommendation, anatomy: Anatomy | None) -> list[str]:
     """What breaks int8 by the names of modules, to be pasted into a list of what is left alone."""
+    if advised.budget is not None and advised.budget.chosen is not None:
+        # It says which layers to ignore, if any.
+        return []
     by_block = module_names(anatomy) if anatomy is not None else {}
     names = advised.modules or [name for block in advised.blocks if (name := by_block.get(block))]
     return [f"Keep in high precision: {', '.join(names)}."] if names else []
