@@ -135,9 +135,10 @@ def _decoder_once(decoder: nn.Module) -> Iterator[Callable[[slice], None]]:
         if not computed:
             computed.append(original(*args, **kwargs))
         output = computed[0]
+        # In one piece of memory, since the head would take a view with gaps as a small product for each sequence.
         if not isinstance(output, ModelOutput):
-            return (output[0][:, chosen], *output[1:])
-        return type(output)(**{**output, "last_hidden_state": output["last_hidden_state"][:, chosen]})
+            return (output[0][:, chosen].contiguous(), *output[1:])
+        return type(output)(**{**output, "last_hidden_state": output["last_hidden_state"][:, chosen].contiguous()})
 
     with replaced_forward(decoder, forward):
         yield choose
