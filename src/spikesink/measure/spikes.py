@@ -191,27 +191,28 @@ class ResidualStatistics:
 
 
 class MassiveTally:
-    """Massive elements by channel, all of them; memory O(channels) and a byte an element of the batch."""
+    """Massive elements by channel, all of them; memory O(channels), and that for each token of the batch with some."""
 
     def __init__(self, d_model: int) -> None:
         self.count, self.tokens, self.first, self.last = (np.zeros(d_model, dtype=np.int64) for _ in range(4))
         self.largest = np.zeros(d_model)
-        self._seen: dict[int, np.ndarray] = {}
+        self._seen: dict[tuple[int, int], np.ndarray] = {}
 
-    def update(self, block: int, row: int, magnitude: np.ndarray, above: np.ndarray) -> None:
-        """magnitude, above (token, channel) of one sequence of the batch: which elements are massive."""
+    def update(self, block: int, tokens: list[tuple[int, int]], magnitude: np.ndarray, above: np.ndarray) -> None:
+        """magnitude, above (token, channel) of tokens of the batch, each a (row, position): what is massive of them."""
         channels = np.flatnonzero(above.any(0))
         own = np.where(above[:, channels], magnitude[:, channels], 0.0).max(0)
         self.first[channels] = np.where(self.count[channels] > 0, np.minimum(self.first[channels], block), block)
         self.last[channels] = np.maximum(self.last[channels], block)
         self.largest[channels] = np.maximum(self.largest[channels], own)
         self.count[channels] += above[:, channels].sum(0)
-        self._seen[row] = self._seen[row] | above if row in self._seen else above
+        for token, own_above in zip(tokens, above, strict=True):
+            self._seen[token] = self._seen.get(token, False) | own_above
 
     def end_batch(self) -> None:
         """Count the tokens of the batch, each once a channel however many blocks it is massive after."""
         for seen in self._seen.values():
-            self.tokens += seen.sum(0)
+            self.tokens += seen
         self._seen.clear()
 
     def channels(self) -> list[MassiveChannel]:
@@ -260,15 +261,15 @@ class SpikeMeasure(Observer):
         if block not in self.residuals:
             self.residuals[block] = ResidualStatistics(TokenCandidates(self.criteria.share_of_spike_min))
         statistics = self.residuals[block]
-        per_channel = statistics.peaks.update(hidden, magnitude, self.batch.first_sequence)
+        statistics.peaks.update(hidden, magnitude, self.batch.first_sequence)
         token_max = magnitude.amax(-1)
         statistics.candidates.update(token_max, self.batch.first_sequence)
         top = magnitude[torch.arange(len(magnitude), device=magnitude.device), token_max.argmax(1)]
         own = top.amax(-1) / top.masked_fill(top == 0, torch.nan).nanmedian(-1).values
         # A token that is zero everywhere has no ratio.
         statistics.token_ratio = max(statistics.token_ratio, float(own.nan_to_num(nan=0.0).max()))
-        largest = float(per_channel.max())
         first = len(self.sequence_largest) - len(hidden)
+        thresholds = []
         for row, own_largest in enumerate(token_max.amax(1).tolist()):
             self.sequence_largest[first + row] = max(self.sequence_largest[first + row], own_largest)
             kept = magnitude[row] if self._valid is None else magnitude[row, self._valid[row]]
@@ -277,26 +278,28 @@ class SpikeMeasure(Observer):
             median = _reordering_median(kept)
             statistics.median_sum += median
             statistics.sequences += 1
-            threshold = max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median)
-            if largest > threshold:
-                statistics.massive_count += self._note_massive(block, hidden, row, threshold)
+            thresholds.append(max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median))
+        limits = token_max.new_tensor(thresholds)[:, None]
+        rows, positions = torch.nonzero(token_max > limits, as_tuple=True)
+        if len(rows):
+            statistics.massive_count += self._note_massive(block, hidden, rows, positions, limits[rows])
 
-    def _note_massive(self, block: int, hidden: Tensor, row: int, threshold: float) -> int:
-        """Number of elements of one sequence with a magnitude above the threshold; their places are kept."""
-        own = hidden[row].abs() if hidden.dtype == torch.float64 else hidden[row].float().abs()
-        above = own > threshold
-        if self._valid is not None:
-            above &= self._valid[row].to(above.device)[:, None]
-        places = torch.nonzero(above)
-        if len(places):
-            self._tally = self._tally or MassiveTally(own.shape[-1])
-            self._tally.update(block, row, own.cpu().numpy(), above.cpu().numpy())
-        if len(places) and self._listed < MAX_MASSIVE:
+    def _note_massive(self, block: int, hidden: Tensor, rows: Tensor, positions: Tensor, limits: Tensor) -> int:
+        """Number of elements of these tokens that are above the limits (token, 1); their places are kept."""
+        own = hidden[rows, positions]
+        own = (own if own.dtype == torch.float64 else own.float()).abs()
+        above, magnitude = (own > limits).cpu().numpy(), own.cpu().numpy()
+        tokens = torch.stack((rows, positions), 1).cpu().numpy()
+        self._tally = self._tally or MassiveTally(own.shape[-1])
+        self._tally.update(block, list(map(tuple, tokens.tolist())), magnitude, above)
+        which, channels = np.nonzero(above)
+        if self._listed < MAX_MASSIVE:
+            columns = *tokens[which].T, np.full(len(which), block), channels, magnitude[above]
+            places = np.stack(columns, axis=1, dtype=np.float64)[: MAX_MASSIVE - self._listed]
+            places[:, 0] += self.batch.first_sequence
+            self.massive.append(places)
             self._listed += len(places)
-            known = torch.tensor([self.batch.first_sequence + row, block], dtype=torch.float64).expand(len(places), 2)
-            columns = known[:, :1], places[:, :1].cpu(), known[:, 1:], places[:, 1:].cpu(), own[above].cpu()[:, None]
-            self.massive.append(torch.cat([column.double() for column in columns], dim=1).numpy())
-        return len(places)
+        return len(which)
 
     def on_write(self, block: int, write: Tensor) -> None:
         self.writes.setdefault(block, PeakTracker()).update(write, self._magnitude(write), self.batch.first_sequence)
