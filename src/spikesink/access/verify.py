@@ -64,6 +64,10 @@ class LayerCheck:
     long: bool = False
     """Whether it looks at the longest pass."""
 
+    def limit(self, dtype: torch.dtype) -> float:
+        """The largest difference that holds."""
+        return getattr(tolerances(dtype), self.tolerance)
+
 
 class Passes:
     """The forward passes that checks look at, each run when first asked for: a short one, and a long one."""
@@ -299,7 +303,7 @@ def verify(accessed: AccessedModel) -> dict[str, float]:
     for check in CHECKS:
         if not check.refusal:
             continue
-        limit = getattr(tolerances(accessed.dtype), check.tolerance)
+        limit = check.limit(accessed.dtype)
         by_block = check.find(passes).by_block
         for block, wrong in sorted(by_block.items()):
             if not wrong <= limit:
@@ -493,7 +497,7 @@ def _checked(check: LayerCheck, passes: Passes) -> Check:
         if not whole:
             index = (block - 1) // 2
             layers[index] = _larger(layers[index], wrong)
-    limit = getattr(tolerances(accessed.dtype), check.tolerance)
+    limit = check.limit(accessed.dtype)
     return Check(
         name=check.name,
         what=check.what,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from spikesink.access import AccessedModel
 from spikesink.access.linears import LinearSite, editing_inputs
 from spikesink.access.weights import gated_ffns
-from spikesink.analyse.passes import Progress, Scan, no_progress, stream
+from spikesink.analyse.passes import Progress, Scan, ids_of, no_progress, stream
 from spikesink.analyse.scan import Ids, accessed_model, check_options, measure
 from spikesink.data.tokens import as_tokens
 from spikesink.errors import DoesNotApplyError
@@ -46,8 +46,7 @@ def find(
     criteria = check_options(epsilon, sink_metric, batch_size)
     given = as_tokens(tokens)
     accessed = accessed_model(model, given)
-    ids = torch.from_numpy(np.array(given.ids, dtype=np.int64))
-    scanned, _ = measure(accessed, ids, criteria, batch_size=batch_size, progress=progress)
+    scanned, _ = measure(accessed, ids_of(given), criteria, batch_size=batch_size, progress=progress)
     return targets_of(scanned, magnitude=magnitude, progress=progress)
 
 

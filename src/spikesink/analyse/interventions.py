@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import targets_of
 from spikesink.analyse.formats import served_formats
 from spikesink.analyse.kv_cache import kv_cache
-from spikesink.analyse.passes import Progress
+from spikesink.analyse.passes import Progress, ids_of
 from spikesink.analyse.quantisation import quantisation
 from spikesink.analyse.recommend import recommend
 from spikesink.analyse.remedies import remedies
@@ -200,7 +199,7 @@ def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
             "learn constants on, the others to evaluate. Give a longer text, --pack, or a smaller --seq-len."
         )
     kept = total - max(1, min(held_out, total // 2))
-    ids = torch.from_numpy(np.array(tokens.ids, dtype=np.int64))
+    ids = ids_of(tokens)
     return ids[:kept], ids[kept:]
 
 

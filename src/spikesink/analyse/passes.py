@@ -4,11 +4,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, watch
 from spikesink.access.verify import check_left_padding
+from spikesink.data.tokens import Tokens
 from spikesink.errors import ModelError
 from spikesink.measure.lifecycle import StepCriteria, StepResult
 from spikesink.measure.perplexity import LossMeasure
@@ -26,6 +28,11 @@ class Criteria:
     spikes: SpikeCriteria = SpikeCriteria()
     sinks: SinkCriteria = SinkCriteria()
     steps: StepCriteria = StepCriteria()
+
+
+def ids_of(tokens: Tokens) -> Tensor:
+    """Their ids (sequence, token) as a tensor of its own."""
+    return torch.from_numpy(np.array(tokens.ids, dtype=np.int64))
 
 
 def default_batch_size(tokens: int) -> int:

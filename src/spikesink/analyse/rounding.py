@@ -33,7 +33,6 @@ def rounding_costs(
     ids: Tensor,
     plain: np.ndarray | list[float],
     *,
-    batch_size: int | None = None,
     progress: Progress = no_progress,
 ) -> RoundingCosts:
     """Two passes over ids (sequence, token), scales taken from each batch; plain: nats of each sequence as it is.
@@ -55,7 +54,7 @@ def rounding_costs(
     costs = {}
     for index, (name, context) in enumerate(contexts.items()):
         progress(STAGE, index, len(contexts))
-        losses = evaluate(accessed, ids, context, batch_size=batch_size, loss_only=True).losses
+        losses = evaluate(accessed, ids, context, loss_only=True).losses
         costs[name] = bootstrap.estimate(bootstrap.difference, losses, plain)
     progress(STAGE, len(contexts), len(contexts))
     return RoundingCosts(**costs)

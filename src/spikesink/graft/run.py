@@ -19,7 +19,14 @@ from spikesink.analyse.readings import anatomy_sums
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.atomic import write_atomically
 from spikesink.data.encode import Encoder
-from spikesink.errors import InputError, NumericError, OutputError, UnsupportedModelError, VerificationError
+from spikesink.errors import (
+    DoesNotApplyError,
+    InputError,
+    NumericError,
+    OutputError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from spikesink.measure.perplexity import LossMeasure
 from spikesink.observer import Observer, Progress, no_progress
 from spikesink.records import Provenance, Timing, TrainingRun, package_versions
@@ -54,7 +61,7 @@ class FirstTokenNorms(Observer):
 
 
 def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Progress) -> GraftPoint:
-    """Measure one model on ids (sequence, token). Raises NumericError and VerificationError."""
+    """Measure one model on ids (sequence, token). Raises DoesNotApplyError, NumericError and VerificationError."""
     accessed = access(model)
     norms, losses = FirstTokenNorms(), LossMeasure()
     progress(stage, 0, 1)
@@ -217,7 +224,7 @@ def graft_and_heal(
         try:
             into[name] = make()
         # A graft that cannot be trained or measured is a result, not a failure of the command.
-        except (NumericError, VerificationError) as error:
+        except (DoesNotApplyError, NumericError, VerificationError) as error:
             failed[name] = str(error)
 
     attempt("original", lambda: workspace.point("original", workspace.original), points)

@@ -76,14 +76,13 @@ class PeakTracker:
         self.channel_max: Tensor | None = None
         self._located: dict[int, Peak] = {}
 
-    def update(self, hidden: Tensor, magnitude: Tensor, first_sequence: int) -> Tensor:
-        """hidden and magnitude (batch, token, channel), padding zeroed in magnitude; returns this batch's maxima."""
+    def update(self, hidden: Tensor, magnitude: Tensor, first_sequence: int) -> None:
+        """hidden and magnitude (batch, token, channel), padding zeroed in magnitude."""
         per_channel = magnitude.flatten(0, 1).amax(0)
         known = self.channel_max
         self.channel_max = per_channel.clone() if known is None else torch.maximum(known, per_channel)
         for value, channel in zip(*per_channel.topk(min(TOP, per_channel.numel())), strict=True):
             self._offer(hidden, magnitude, first_sequence, int(channel), float(value))
-        return per_channel
 
     def _offer(self, hidden: Tensor, magnitude: Tensor, first_sequence: int, channel: int, value: float) -> None:
         before = self._located.get(channel)

@@ -455,8 +455,8 @@ def _deployed(section: Remedies) -> list[str]:
 
 
 def formats_within(section: Formats, budget: Budget | None) -> dict[str, list[str]]:
-    """By kind, the formats of which the upper end of the cost is at most the budget, the cheapest first."""
-    nats = FORMAT_NATS if budget is None else budget.nats
+    """By kind, the formats of which the upper end of the cost is at most what it may be, the cheapest first."""
+    nats = _allowed(budget)
     rows = sorted(section.rows, key=lambda row: row.loss_difference_nats.value)
     kinds = dict.fromkeys(row.kind for row in section.rows)
     return {
@@ -464,12 +464,17 @@ def formats_within(section: Formats, budget: Budget | None) -> dict[str, list[st
     }
 
 
+def _allowed(budget: Budget | None) -> float:
+    """Nats that a format may cost."""
+    return FORMAT_NATS if budget is None else budget.nats
+
+
 def _served(section: Formats, budget: Budget | None) -> list[str]:
     """For inputs, weights and caches, the formats that the model can be served in and those that it cannot."""
     sentences = []
     for kind, within in formats_within(section, budget).items():
         rows = {row.name: row for row in section.rows if row.kind == kind}
-        text = f"{SERVED[kind]} at most {FORMAT_NATS if budget is None else budget.nats:g} nats (upper end) in "
+        text = f"{SERVED[kind]} at most {_allowed(budget):g} nats (upper end) in "
         text += ", ".join(f"{name} ({rows[name].loss_difference_nats.value:+.3f})" for name in within) or "no format"
         over = sorted(rows.keys() - within, key=lambda name: rows[name].loss_difference_nats.value)
         more = "; more in " if over else ""

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from spikesink.records.base import Frozen, JsonRecord, Provenance, Timing
 
+Sided = Literal["supported", "contradicted", "mixed", "undecided"]
 Status = Literal["finished", "diverged", "failed"]
 """diverged: the loss stopped being finite, which is a result; failed: anything else, after a second try."""
 
@@ -92,6 +93,18 @@ class Curve(Frozen):
 
     step: list[int]
     value: list[float]
+
+
+def side(low: float | None, high: float | None, of: float = 0.0) -> int:
+    """-1 for an interval below, 1 for one above, 0 for one around or none."""
+    return 0 if low is None or high is None else (low > of) - (high < of)
+
+
+def on_sides(*sides: int) -> Sided:
+    """Of a claim that all lie below: supported, contradicted where all lie above, mixed or else undecided."""
+    if 0 in sides:
+        return "undecided"
+    return "mixed" if len(set(sides)) > 1 else "supported" if -1 in sides else "contradicted"
 
 
 class CellRecord(JsonRecord):

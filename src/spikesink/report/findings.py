@@ -8,9 +8,9 @@ import numpy as np
 
 from spikesink import bootstrap
 from spikesink.records import Anatomy
-from spikesink.records.anatomy import Heads, Interval
+from spikesink.records.anatomy import Heads
 from spikesink.records.interventions import Dose, Estimate, Interventions
-from spikesink.records.study import StudyRecord, VariantVerdict
+from spikesink.records.study import StudyRecord, VariantVerdict, on_sides, side
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
@@ -179,21 +179,13 @@ def _local(name: str, record: Anatomy) -> Line:
     reach = _reach(record, section)
     if write is None or further is None or reach is None:
         return Line(ROUTES[0], _source(name, record), n, "Too few heads have a sink to compare them.", "")
-    look = 1 if _side(further) > 0 else _side(reach, of=1)
-    verdicts = {(-1, -1): "supported", (1, 1): "contradicted", (-1, 1): "mixed", (1, -1): "mixed"}
+    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
     says = (
         f"Within heads, sink mass and norm of the write correlate at {interval(write)}, over {write.n} heads. With the "
         f"sink taken out, sink heads look {interval(reach)} as far as uniform attention does (over layers); within "
         f"layers, sink mass and that distance have rank correlation {interval(further)} over heads."
     )
-    return Line(ROUTES[0], _source(name, record), n, says, verdicts.get((_side(write), look), "undecided"))
-
-
-def _side(value: Interval | Estimate, of: float = 0.0) -> int:
-    """-1 for an interval below, 1 for one above, 0 for one around or none."""
-    if value.low is None or value.high is None:
-        return 0
-    return (value.low > of) - (value.high < of)
+    return Line(ROUTES[0], _source(name, record), n, says, on_sides(side(write.low, write.high), look))
 
 
 def _reach(record: Anatomy, section: Heads) -> Estimate | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from spikesink.records.study import CellFunction, CellRecord, ClaimVerdict, VariantVerdict
+from spikesink.records.study import CellFunction, CellRecord, ClaimVerdict, VariantVerdict, on_sides, side
 from spikesink.zoo.choice import Choice
 
 Quantity = Literal["spikes", "sinks", "cost"]
@@ -207,10 +207,4 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
         reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
     evidence = f"Correlation of sink mass and write {write}; distance without the sink over the uniform one {reach}."
-    turns_down, near = write.high < 0, reach.high < 1
-    if turns_down and near:
-        return "supported", evidence
-    opposite = (write.low > 0, reach.low > 1)
-    if all(opposite):
-        return "contradicted", evidence
-    return ("mixed" if any(opposite) and (turns_down or near) else "undecided"), evidence
+    return on_sides(side(write.low, write.high), side(reach.low, reach.high, of=1)), evidence

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from filelock import FileLock
 
 from spikesink.access import AccessedModel, load
 from spikesink.analyse.interventions import dissociate
+from spikesink.analyse.passes import ids_of
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
@@ -180,9 +180,9 @@ def _measured(job: Job, accessed: AccessedModel, wanted: Wanted, folder: Path, p
     anatomy.save(folder, force=True)
     outcome = {**_facts(accessed), **figures(anatomy), "bos_added": tokens.bos_added, "sequences": len(tokens.ids)}
     if job.rounding:
-        ids = torch.from_numpy(np.asarray(tokens.ids, dtype=np.int64))
         try:
-            costs = rounding_costs(accessed, ids, anatomy.arrays["sequence_loss_nats"], progress=progress)
+            plain = anatomy.arrays["sequence_loss_nats"]
+            costs = rounding_costs(accessed, ids_of(tokens), plain, progress=progress)
             outcome |= {"int8_cost_nats": costs.int8, "fp8_cost_nats": costs.fp8}
         except DoesNotApplyError as reason:
             outcome["rounding_missing"] = str(reason)
