@@ -1,12 +1,13 @@
-"""Every graft of docs/graft.md on one model with one control.
+"""Every graft of docs/graft.md on one model, each beside its seed's control.
 
-Run: python benchmarks/grafts.py TEXT OUT [STEPS [BATCH [NAME ...]]]. Goes on where an earlier call was stopped; a
-graft's record goes to OUT/records/NAME as soon as it is finished, its healed model stays in OUT/NAME/healed/model. The
-control is trained with the first graft: others by name need it.
+Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...]. Goes on where an
+earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed model stays
+in OUT/S/NAME/healed/model. The control of a seed is trained with its first graft: others by name need that.
 """
 
+import argparse
+import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -19,34 +20,44 @@ GRAFTS = {
     "learned_sink": "normaliser=learned_sink",
     "off_by_one": "normaliser=off_by_one",
     "conditional_gate": "gate=conditional",
-    "dynamic_tanh": "norm=dyt",
     "sandwich_qk": "arrangement=sandwich_qk",
     "post_norm": "arrangement=post",
     "no_input_norm": "arrangement=no_input",
+    "dynamic_tanh": "norm=dyt",
 }
-SEQ_LEN, SEQUENCES = 64, 24
-"""Of what is evaluated, and of what is trained on."""
 
 
 def main() -> None:
-    text, out = Path(sys.argv[1]), Path(sys.argv[2])
-    steps, batch = (int(argument) for argument in [*sys.argv[3:], "150", "16"][:2])
-    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="Of the order of the text.")
+    parser.add_argument("--only", nargs="*", default=list(GRAFTS), choices=list(GRAFTS))
+    parser.add_argument("--set", nargs="*", default=[], dest="changes", help="Of the recipe.")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seq-len", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=64, help="Held out.")
+    chosen = parser.parse_args()
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(threads)
     options = (
-        f"training.batch_size={batch}", "running.threads=1", f"monitor.every={max(1, steps // 3)}",
-        "monitor.sequences=4", f"running.eval_every={max(1, steps // 2)}",
+        f"training.seed={chosen.seed}", f"data.seed={chosen.seed}", f"running.threads={threads}",
+        f"monitor.every={max(1, chosen.steps // 6)}", f"running.eval_every={max(1, chosen.steps // 3)}",
+        *chosen.changes,
     )  # fmt: skip
-    first = out / next(iter(GRAFTS))
-    for name in sys.argv[5:] or GRAFTS:
-        folder, change = out / name, GRAFTS[name]
-        if not (out / "records" / name / "graft.json").exists():
-            settings = GraftSettings(
-                None, (change, *options), text=text, steps=steps, seq_len=SEQ_LEN, sequences=SEQUENCES
-            )
-            control = None if folder == first else first
-            record = graft_and_heal(settings, folder, resume=True, control_from=control, progress=say)
-            record.save(out / "records" / name, force=True)
-            shutil.rmtree(folder / "model", ignore_errors=True)
+    root, first = chosen.out / str(chosen.seed), next(iter(GRAFTS))
+    for name in chosen.only:
+        done = chosen.out / "records" / f"{name}-{chosen.seed}"
+        if (done / "graft.json").exists():
+            continue
+        settings = GraftSettings(
+            None, (GRAFTS[name], *options), text=chosen.text, steps=chosen.steps, seq_len=chosen.seq_len,
+            sequences=chosen.sequences,
+        )  # fmt: skip
+        control = None if name == first else root / first
+        record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
+        record.save(done, force=True)
+        shutil.rmtree(root / name / "model", ignore_errors=True)
 
 
 def say(stage: str, done: int, total: int) -> None:

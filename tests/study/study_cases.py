@@ -34,6 +34,7 @@ class InProcess:
     """Runs cells here, one after the other: a process of their own takes longer to start than they take to train."""
 
     threads = TINY["running"]["threads"]
+    device = "cpu"
 
     def run(self, cells, folder, progress):
         from spikesink.study.cell import run_cell

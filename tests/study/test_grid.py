@@ -48,6 +48,7 @@ def test_a_variant_of_the_model_is_one_replacement():
     }
     assert changes == {
         "pre_norm": set(), "sandwich": {"arrangement"}, "sandwich_qk": {"arrangement"}, "dynamic_tanh": {"norm"},
+        "dynamic_tanh_lr_x0.25": {"norm"},
         "post_norm": {"arrangement"}, "no_input_norm": {"arrangement"}, "no_bos_loss": set(), "late_bos": set(),
     }  # fmt: skip
 

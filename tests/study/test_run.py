@@ -13,6 +13,7 @@ import yaml
 from study_cases import GRID, TINY, InProcess, base, without_timing
 
 from spikesink.errors import InputError, OutputError
+from spikesink.records.study import CellRecord
 from spikesink.study.cell import failed
 from spikesink.study.executors import Local
 from spikesink.study.run import Study
@@ -94,7 +95,7 @@ def test_killed_and_started_again_ends_in_the_same_table(undisturbed, tmp_path):
 
 
 class NoExecutor:
-    threads = 1
+    threads, device = 1, "cpu"
 
     def run(self, cells, folder, progress):
         assert not cells, "a finished cell is never run again"
@@ -171,6 +172,18 @@ def test_a_work_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     study = Study("grid", GRID, base(), tmp_path / "results", seeds=1)
     with pytest.raises(OutputError, match="Choose another --work"):
         study.run(NoExecutor(), tmp_path / "work", quiet)
+
+
+def test_the_device_is_part_of_a_cell(undisturbed, tmp_path, monkeypatch):
+    out, _ = undisturbed
+    assert CellRecord.read_file(out / "results" / "grid-tiny" / "plain-0.json").provenance.settings["device"] == "cpu"
+    monkeypatch.setattr(NoExecutor, "device", "cuda")
+    with pytest.raises(InputError, match=r"plain-0.json' was made on 'cpu', this study runs on 'cuda'; choose another"):
+        Study("grid", GRID, base(), out / "results", seeds=1).run(NoExecutor(), tmp_path, quiet)
+    # Nor does another study take it over.
+    other = Study("other", GRID, base(), out / "results", seeds=1, only=["plain"])
+    with pytest.raises(AssertionError, match="never run again"):
+        other.run(NoExecutor(), tmp_path, quiet)
 
 
 def test_the_number_of_threads_is_part_of_a_cell(undisturbed, tmp_path, monkeypatch):

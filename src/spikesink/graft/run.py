@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink import bootstrap
-from spikesink.access import AccessedModel, access, load
+from spikesink.access import AccessedModel, access
 from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.readings import anatomy_sums
 from spikesink.analyse.rounding import rounding_costs
@@ -33,7 +33,7 @@ from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.base import as_json
 from spikesink.records.training import FunctionShift, GraftPoint, GraftRecord
 from spikesink.train.checkpoints import folders
-from spikesink.train.pretrained import EMBEDDED, pretrained_spec, pretrained_tokenizer
+from spikesink.train.pretrained import EMBEDDED, loaded, pretrained_spec, pretrained_tokenizer
 from spikesink.train.recipe import Recipe
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, check_memory, fresh_model, train
 from spikesink.train.sharding import meta_model
@@ -84,9 +84,9 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
 
 @torch.no_grad()
 def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> FunctionShift:
-    """How far apart two models are on ids (sequence, token)."""
+    """How far apart two models of one device are on ids (sequence, token)."""
     total, kept, count = 0.0, 0, 0
-    for batch in _batches(ids):
+    for batch in _batches(ids.to(before.device)):
         one, other = (model(input_ids=batch, use_cache=False).logits.log_softmax(-1) for model in (before, after))
         total += float((one.exp() * (one - other)).sum())
         kept += int((one.argmax(-1) == other.argmax(-1)).sum())
@@ -258,8 +258,7 @@ class _Workspace:
 
     @cached_property
     def accessed(self) -> AccessedModel:
-        name = self.healing.pretrained
-        return load(None if name in (None, EMBEDDED) else name)
+        return loaded(self.healing.pretrained or EMBEDDED)
 
     def original(self) -> PreTrainedModel:
         return self.accessed.model
@@ -273,7 +272,8 @@ class _Workspace:
         self.__dict__.pop("grafted", None)
 
     def trained(self, name: str) -> SpikesinkDecoderForCausalLM:
-        return SpikesinkDecoderForCausalLM.from_pretrained(self.folder(name) / MODEL)  # type: ignore[return-value]
+        decoder: Any = SpikesinkDecoderForCausalLM.from_pretrained(self.folder(name) / MODEL)
+        return decoder.to(self.accessed.device)
 
     def folder(self, name: str) -> Path:
         """Where this part lies: the control of another graft serves where it was trained alike."""

@@ -54,9 +54,13 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
 
     Raises SpikesinkError where the cell cannot be run; a loss or an activation that is not finite is a result.
     """
+    import torch
+
     from spikesink.train.run import CHECKPOINTS
 
     started = time.perf_counter()
+    on_gpu = torch.cuda.is_available()
+    trained_on = {"device": device_with(on_gpu), "gpu": torch.cuda.get_device_name() if on_gpu else None}
     folder.mkdir(parents=True, exist_ok=True)
     # The lock goes with its holder, however that ends.
     with FileLock(folder / ".lock"):
@@ -65,12 +69,13 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
             measured = _measured(cell, folder, progress)
             function = measured_function(cell, folder, progress)
         except NumericError as error:
-            return _record(cell, started, status="diverged", error=str(error))
+            return _record(cell, started, trained_on, status="diverged", error=str(error))
         # What a resumed run would need; the model stays.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return _record(
-            cell, started, parameters=run.parameters, measured=measured, function=function, curves=_curves(run.arrays)
-        )
+            cell, started, trained_on, parameters=run.parameters, measured=measured, function=function,
+            curves=_curves(run.arrays),
+        )  # fmt: skip
 
 
 def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
@@ -146,6 +151,11 @@ def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, Any
     )
 
 
+def device_with(gpus: float) -> str:
+    """Where a cell is trained that sees so many GPUs."""
+    return "cuda" if gpus else "cpu"
+
+
 def evaluation_sha256(base: Recipe) -> str:
     """What decides the held-out sequences: cells with the same can share a result."""
     content = {"data": base.data.model_dump(mode="json"), "vocabulary": base.model.vocab_size}
@@ -154,7 +164,7 @@ def evaluation_sha256(base: Recipe) -> str:
 
 def failed(cell: Cell, error: str, attempts: int) -> CellRecord:
     """What stands in the table for a cell that could not be run."""
-    return _record(cell, time.perf_counter(), status="failed", error=error, attempts=attempts)
+    return _record(cell, time.perf_counter(), {}, status="failed", error=error, attempts=attempts)
 
 
 def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
@@ -170,7 +180,7 @@ def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
     return curves
 
 
-def _record(cell: Cell, started: float, **outcome: object) -> CellRecord:
+def _record(cell: Cell, started: float, trained_on: dict[str, str | None], **outcome: object) -> CellRecord:
     recipe = cell.recipe
     return CellRecord.model_validate(
         {
@@ -190,6 +200,7 @@ def _record(cell: Cell, started: float, **outcome: object) -> CellRecord:
                 settings={
                     "threads": recipe.running.threads,
                     "cores": os.cpu_count(),
+                    **trained_on,
                     "precision": recipe.precision,
                 },
             ),

@@ -19,7 +19,7 @@ from spikesink.measures import resolve
 from spikesink.observer import Progress, no_progress
 from spikesink.records import JsonRecord
 from spikesink.records.study import CellRecord
-from spikesink.study.cell import failed, pack
+from spikesink.study.cell import device_with, failed, pack
 from spikesink.study.worker import LOG
 
 ATTEMPTS = 2
@@ -57,6 +57,8 @@ class Executor(Protocol):
 
     threads: int
     """CPU threads of a cell, a part of its identity; 0 where torch chooses."""
+    device: str
+    """`cpu` or `cuda`, where a cell is trained; a part of its identity as well."""
 
     def machines(self, ask: Callable[[], Answer]) -> list[Answer]:
         """What a function says on each machine that cells may run on."""
@@ -97,6 +99,7 @@ class Local:
         cores = os.cpu_count() or 1
         self.jobs = jobs or gpus or cores
         self.threads = threads or max(1, cores // self.jobs)
+        self.device = device_with(gpus)
         self.slots: queue.Queue[Slot] = queue.Queue()
         for index in range(self.jobs):
             self.slots.put(Slot(index % gpus if gpus else None))
@@ -213,6 +216,7 @@ class Ray:
         except (ConnectionError, ValueError) as error:
             raise InputError(f"No Ray cluster answers at '{address}': {error}.") from error
         self.ray, self.threads, self.gpus, self.kind = ray, threads, gpus, kind
+        self.device = device_with(gpus)
         self.task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=self.LOST_NODES)(_ray_task)
 
     def machines(self, ask: Callable[[], Answer]) -> list[Answer]:

@@ -35,9 +35,10 @@ class Study:
         """
         check_output(self.records, "", force=True)
         check_output(work / self.title, "", force=True, option="--work")
-        threads = executor.threads
-        todo = [cell for cell in self.cells if not self._has_result(cell, threads)]
-        shared = {cell.name: record for cell in todo if (record := self._from_another_study(cell, threads)) is not None}
+        runs_on = (executor.threads, executor.device)
+        todo = [cell for cell in self.cells if not self._has_result(cell, *runs_on)]
+        found = {cell.name: self._from_another_study(cell, *runs_on) for cell in todo}
+        shared = {name: record for name, record in found.items() if record is not None}
         for record in shared.values():
             self._keep(record)
         todo = [cell for cell in todo if cell.name not in shared]
@@ -121,10 +122,10 @@ class Study:
     def _keep(self, record: CellRecord) -> None:
         record.write(self.records / f"{record.variant}-{record.seed}.json")
 
-    def _has_result(self, cell: Cell, threads: int) -> bool:
-        """Whether a record says what came out; one of another recipe or number of threads is in the way.
+    def _has_result(self, cell: Cell, threads: int, device: str) -> bool:
+        """Whether a record says what came out; one of another recipe, device or number of threads is in the way.
 
-        Rounding decides as much as the seed, and the number of threads decides the rounding.
+        Rounding decides as much as the seed, and device and number of threads decide the rounding.
         """
         if not self._path(cell).exists():
             return False
@@ -134,27 +135,35 @@ class Study:
                 f"'{self._path(cell)}' was made with another recipe than this study's '{cell.name}'; choose another "
                 "--out, or another name with --set name=NAME."
             )
-        if record.status != "failed" and _threads(record) != threads:
+        if record.status == "failed":
+            return False
+        if _trained_on(record)[1] != device:
             raise InputError(
-                f"'{self._path(cell)}' was made with {_threads(record)} threads, this study runs with {threads}; pass "
-                f"--threads {_threads(record)}, or choose another --out."
+                f"'{self._path(cell)}' was made on '{_trained_on(record)[1]}', this study runs on '{device}'; choose "
+                "another --out, or another name with --set name=NAME."
             )
-        return record.status != "failed"
+        if _trained_on(record)[0] != threads:
+            raise InputError(
+                f"'{self._path(cell)}' was made with {_trained_on(record)[0]} threads, this study runs with {threads}; "
+                f"pass --threads {_trained_on(record)[0]}, or choose another --out."
+            )
+        return True
 
-    def _from_another_study(self, cell: Cell, threads: int) -> CellRecord | None:
+    def _from_another_study(self, cell: Cell, *trained_on: object) -> CellRecord | None:
         """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
-        wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base), threads)
+        wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base), trained_on)
         for path in sorted(self.out.glob(f"*/*-{cell.seed}.json")):
             try:
                 record = CellRecord.read_file(path)
             except RecordError:
                 continue
             measured_on = record.provenance.tokens.get("evaluation_sha256")
-            if record.status != "failed" and (record.recipe_sha256, measured_on, _threads(record)) == wanted:
+            if record.status != "failed" and (record.recipe_sha256, measured_on, _trained_on(record)) == wanted:
                 return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
         return None
 
 
-def _threads(record: CellRecord) -> int:
-    """CPU threads that a cell was trained with; 0 where torch chose."""
-    return int(record.provenance.settings.get("threads") or 0)
+def _trained_on(record: CellRecord) -> tuple[int, str]:
+    """CPU threads, 0 where torch chose, and device that a cell was trained with; before it was said, a CPU."""
+    settings = record.provenance.settings
+    return int(settings.get("threads") or 0), str(settings.get("device", "cpu"))

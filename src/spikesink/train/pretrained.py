@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from spikesink.access import load
+from spikesink.access import AccessedModel, load
 from spikesink.access.checkpoint import Checkpoint, find_checkpoint
 from spikesink.errors import InputError, short
 from spikesink.zoo import DecoderSpec, SpikesinkDecoderForCausalLM, from_hf
@@ -31,6 +31,11 @@ def pretrained_tokenizer(name: str) -> Any:
     return _from_checkpoint(AutoTokenizer, _checkpoint(name))
 
 
+def loaded(name: str) -> AccessedModel:
+    """The model itself in float32, in which it is trained and compared: on a GPU a checkpoint has its own dtype."""
+    return load(None if name == EMBEDDED else name, dtype="float32")
+
+
 def pretrained_model(
     name: str, target: DecoderSpec, sample: Callable[[int], np.ndarray]
 ) -> SpikesinkDecoderForCausalLM:
@@ -38,7 +43,7 @@ def pretrained_model(
 
     Raises InputError where the target asks for what a graft cannot replace.
     """
-    accessed = load(None if name == EMBEDDED else name)
+    accessed = loaded(name)
     decoder = from_hf(accessed.model)
     if target == decoder.config.decoder_spec:
         return decoder
