@@ -181,7 +181,7 @@ def test_the_device_is_part_of_a_cell(undisturbed, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"plain-0.json' was made on 'cpu', this study runs on 'cuda'; choose another"):
         Study("grid", GRID, base(), out / "results", seeds=1).run(NoExecutor(), tmp_path, quiet)
     # Nor does another study take it over.
-    other = Study("other", GRID, base(), out / "results", seeds=1, only=["plain"])
+    other = Study("third", GRID, base(), out / "results", seeds=1, only=["plain"])
     with pytest.raises(AssertionError, match="never run again"):
         other.run(NoExecutor(), tmp_path, quiet)
 
