@@ -2,7 +2,8 @@
 
 Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...]. Goes on where an
 earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed model stays
-in OUT/S/NAME/healed/model. The control of a seed is trained with its first graft: others by name need that.
+in OUT/S/NAME/healed/model, and OUT/grafts.json judges all of them by the rules of studies. The control of a seed is
+trained with its first graft: others by name need that.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 
 from spikesink.graft import GraftSettings, graft_and_heal
+from spikesink.records.training import GraftRecord
+from spikesink.study.grafts import study_of
 
 GRAFTS = {
     "sandwich": "arrangement=sandwich",
@@ -58,6 +61,12 @@ def main() -> None:
         record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
         record.save(done, force=True)
         shutil.rmtree(root / name / "model", ignore_errors=True)
+        judge(chosen.out / "records", chosen.out / "grafts.json")
+
+
+def judge(folder: Path, path: Path) -> None:
+    """All grafts of a folder as one study."""
+    study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))]).write(path)
 
 
 def say(stage: str, done: int, total: int) -> None:

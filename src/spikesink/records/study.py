@@ -242,6 +242,8 @@ class StudyRecord(JsonRecord):
     preset: str
     about: str
     baseline: str
+    pretrained: str | None = None
+    """The finished model that every cell began from; None for models from scratch."""
     rows: list[VariantRow]
     verdicts: list[VariantVerdict]
     claims: list[ClaimVerdict]

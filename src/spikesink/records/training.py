@@ -34,6 +34,10 @@ class TrainingRun(Record):
     timing: Timing
 
 
+SPIKE_RATIO_MIN = 10.0
+"""Norm of the first token over the median token's from which a grafted model is said to have a spike token."""
+
+
 class GraftPoint(Frozen):
     """One model on the held-out text: loss, spikes, sinks, and what rounding its activations costs."""
 

@@ -16,7 +16,7 @@ from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
 from spikesink.report.drawing import Figure
 from spikesink.report.format import counted, interval, number
-from spikesink.report.graft import cost_words, graft_figures, sink_words, spike_words
+from spikesink.report.graft import graft_figures
 from spikesink.report.runs import read_studies
 from spikesink.report.study import study_figures
 
@@ -24,8 +24,6 @@ DOSES, GRAFTS, HEADS = "dose", "graft", "heads"
 """Folders of runs of `intervene --dose`, of `graft` and of `scan --measure heads`, beside the studies."""
 ROUTES = ("finished model", "graft", "from scratch")
 ORDER = ("contradicted", "mixed", "supported", "undecided", "not tested")
-SEEDS_MIN = 3
-"""Grafts of one kind that decide something, as seeds do."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,8 @@ def findings(evidence: Evidence) -> list[Finding]:
 
 
 def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
-    lines = [*_finished(claim, evidence), *_grafted(claim, evidence), *_trained(claim, evidence)]
+    lines = _finished(claim, evidence)
+    lines += [line for pretrained in (True, False) for line in _trained(claim, evidence, pretrained=pretrained)]
     decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
     verdict = decided.pop() if len(decided) == 1 else "mixed" if decided else "undecided"
     if not decided and not any(line.verdict for line in lines):
@@ -209,23 +208,13 @@ def _source(name: str, record: Interventions | Anatomy) -> str:
     return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
 
 
-def _grafted(claim: PaperClaim, evidence: Evidence) -> list[Line]:
-    """Route 2: each graft beside its control; as many as there must be seeds decide."""
-    if claim.claim not in (1, 4) or claim.part == "sinks":
-        return []
+def _trained(claim: PaperClaim, evidence: Evidence, *, pretrained: bool) -> list[Line]:
+    """Routes 2 and 3: what the rules of the studies say, with the effects of who speaks for the claim."""
     lines = []
-    for name, record in evidence.grafts.items():
-        words = [spike_words(record), sink_words(record), cost_words(record.cost_nats) if record.cost_nats else None]
-        says = " ".join(word for word in words if word) or "It was not trained."
-        few = f" One graft decides nothing: {SEEDS_MIN} do."
-        lines.append(Line(ROUTES[1], f"{record.model}, {name}", f"1 ({record.steps} steps)", says + few, "undecided"))
-    return lines
-
-
-def _trained(claim: PaperClaim, evidence: Evidence) -> list[Line]:
-    """Route 3: what the rules of the studies say, with the effects of who speaks for the claim."""
-    lines = []
+    route = ROUTES[1 if pretrained else 2]
     for study in evidence.studies:
+        if (study.pretrained is not None) != pretrained:
+            continue
         for judged in study.claims:
             if (judged.claim, judged.part) != (claim.claim, claim.part) or judged.verdict == "not tested":
                 continue
@@ -237,8 +226,10 @@ def _trained(claim: PaperClaim, evidence: Evidence) -> list[Line]:
                 if effect.variant in judged.evidence
             )
             says = f"{judged.evidence} {effects}".strip()
-            lines.append(Line(ROUTES[2], f"{study.study} at {study.preset}", n, says, judged.verdict))
-    return lines or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
+            lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict))
+    if lines or pretrained:
+        return lines
+    return [Line(route, "–", "0 seeds", "No study in this folder speaks for it.", "")]
 
 
 def _effects(judged: VariantVerdict) -> str:
@@ -267,7 +258,7 @@ def _change(claim: PaperClaim, verdict: str, evidence: Evidence) -> str:
     if verdict == "undecided":
         seeds = f"; at this spread {max(needed)} seeds a variant would decide" if needed else ""
         return (
-            f"More seeds of the variants that speak for it{seeds}; three grafts of one kind; a size that grows spikes."
+            f"More seeds of the variants that speak for it{seeds}; longer healing; a size that grows spikes and sinks."
         )
     return "A variant with at least three seeds that shows the decided opposite; a larger size; another text."
 
@@ -276,7 +267,9 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     """A picture of each route."""
     if claim.claim in (2, 3):
         return []
-    shown = [study_figures(study)[0] for study in evidence.studies[:1] if study_figures(study)]
+    scratch = [study for study in evidence.studies if study.pretrained is None]
+    largest = max(scratch, key=lambda study: sum(len(row.seeds) for row in study.rows), default=None)
+    shown = study_figures(largest)[:1] if largest is not None else []
     target = "sinks" if claim.part == "sinks" else "spikes"
     record = next(iter(evidence.doses.values()), None)
     doses = [dose for dose in record.dose if dose.applicable and dose.target == target] if record else []

@@ -3,7 +3,7 @@
 from typing import Any
 
 from spikesink.records.interventions import Estimate
-from spikesink.records.training import GraftPoint, GraftRecord
+from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.drawing import Figure, table
@@ -11,8 +11,6 @@ from spikesink.report.format import NONE, interval, listed, number, percent, qua
 from spikesink.report.next_step import next_step
 from spikesink.report.training import CURVES, step_lines
 
-SPIKE_RATIO_MIN = 10.0
-"""Norm of the first token over the median token's from which the text speaks of a spike token."""
 GONE_SHARE = 1 / 3
 """A sink ratio below this share of the control's is called gone, one above its complement kept."""
 NAMES = {

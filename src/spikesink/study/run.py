@@ -84,6 +84,7 @@ class Study:
             preset=self.base.name,
             about=self.grid.about,
             baseline=self.grid.baseline,
+            pretrained=self.base.pretrained,
             rows=rows,
             verdicts=verdicts,
             claims=claims.judged(

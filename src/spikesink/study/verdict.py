@@ -373,7 +373,8 @@ def _moved(effects: dict[str, Effect], spikes: str) -> str:
     """Which parts of the spike moved."""
     if not any(name in effects for name in PARTS):
         return "by absolute magnitude alone"
-    moved = [f"{TITLES[name]} {effects[name].change}" for name in PARTS if effects[name].change in ("falls", "rises")]
+    known = [name for name in PARTS if name in effects]
+    moved = [f"{TITLES[name]} {effects[name].change}" for name in known if effects[name].change in ("falls", "rises")]
     return ", ".join(moved) or "no part of the spike moved"
 
 
