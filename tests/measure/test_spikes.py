@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from spikesink.measure import spikes
-from spikesink.measure.spikes import PeakTracker, SpikeCriteria, SpikeMeasure, TokenCandidates, median_magnitude
+from spikesink.measure.spikes import (
+    PeakTracker,
+    SpikeCriteria,
+    SpikeMeasure,
+    TokenCandidates,
+    _medians_at_once,
+    row_medians,
+)
 from spikesink.observer import Batch, full_batch
 
 
@@ -17,8 +24,18 @@ def feed(measure, hidden, valid=None, first_sequence=0, block=2):
 
 
 def test_median_is_the_lower_middle():
-    assert median_magnitude(torch.tensor([[4.0, 1.0], [3.0, 2.0]])) == 2.0
-    assert median_magnitude(torch.tensor([5.0, 1.0, 3.0])) == 3.0
+    assert row_medians(torch.tensor([[4.0, 1.0, 3.0, 2.0], [5.0, 0.0, 1.0, 3.0], [0.0] * 4])) == [2.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("zeros", [0, 1, 6, 7, 35])
+def test_medians_of_an_accelerator_are_those_of_the_cpu(zeros, dtype):
+    magnitude = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(zeros), dtype=dtype)
+    magnitude[1].view(-1)[torch.randperm(35, generator=torch.Generator().manual_seed(1))[:zeros]] = 0
+    naive = [sorted(value for value in row.flatten().tolist() if value) for row in magnitude]
+    expected = [row[(len(row) - 1) // 2] if row else 0.0 for row in naive]
+    assert _medians_at_once(magnitude.clone()) == expected
+    assert row_medians(magnitude.clone()) == expected
 
 
 def test_top_three_are_distinct_channels_with_their_places():

@@ -2,8 +2,9 @@
 
 The first call gives the output and each query's log-sum-exp. In the second, keys and queries change places and every
 score loses its query's log-sum-exp: what that call has as a key's log-sum-exp is the log of the sum of its weights
-over queries. Compiled for CUDA; elsewhere the same arithmetic in plain operations, which is what the tests run. No GPU
-has run it yet, so it is used only where SPIKESINK_FUSED_ATTENTION=1 asks for it; `make bench-gpu` compares and times.
+over queries. Compiled for CUDA; elsewhere the same arithmetic in plain operations, which is what the tests run. One GPU
+has run it (docs/scan.md), so it is used only where SPIKESINK_FUSED_ATTENTION=1 asks for it; `make bench-gpu` compares
+and times.
 """
 
 import os

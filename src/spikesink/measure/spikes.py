@@ -42,19 +42,25 @@ class SpikeCriteria:
     """|a| > 100 and |a| > 1000 x median. Sun et al. 2024, section 2."""
 
 
-def median_magnitude(magnitude: Tensor) -> float:
-    """Lower median of the magnitudes that are not 0; exact. 0 if all are.
+def row_medians(magnitude: Tensor) -> list[float]:
+    """Lower median of each row's magnitudes that are not 0; exact. 0 where all are. May reorder the elements.
 
-    Exact zeros do not count: a channel that is zero throughout would pull the median, and with it every ratio to it,
-    wherever one likes.
+    magnitude (row, ...), contiguous. Exact zeros do not count: a channel that is zero throughout would pull the median,
+    and with it every ratio to it, wherever one likes.
     """
-    return _reordering_median(magnitude.flatten().clone())
+    if magnitude.device.type != "cpu":
+        return _medians_at_once(magnitude)
+    return [_reordering_median(row) for row in magnitude]
+
+
+def _medians_at_once(magnitude: Tensor) -> list[float]:
+    """All rows in one call, which an accelerator is waited for once."""
+    rows = magnitude.flatten(1)
+    return rows.masked_fill(rows == 0, torch.nan).nanmedian(1).values.nan_to_num().tolist()
 
 
 def _reordering_median(values: Tensor) -> float:
-    """Median of a contiguous tensor of magnitudes, whose elements it may reorder."""
-    if values.device.type != "cpu":
-        return float(values.masked_fill(values == 0, torch.nan).nanmedian().nan_to_num())
+    """Median of a contiguous tensor on a CPU, whose elements it may reorder."""
     # numpy's introselect is several times faster than torch's median on CPU.
     flat = values.view(-1).numpy()
     zeros = flat.size - int(np.count_nonzero(flat))
@@ -268,16 +274,15 @@ class SpikeMeasure(Observer):
         # A token that is zero everywhere has no ratio.
         statistics.token_ratio = max(statistics.token_ratio, float(own.nan_to_num(nan=0.0).max()))
         first = len(self.sequence_largest) - len(hidden)
-        thresholds = []
-        for row, own_largest in enumerate(token_max.amax(1).tolist()):
-            self.sequence_largest[first + row] = max(self.sequence_largest[first + row], own_largest)
-            kept = magnitude[row] if self._valid is None else magnitude[row, self._valid[row]]
-            statistics.tokens += len(kept)
-            # Last, since the buffer is reordered.
-            median = _reordering_median(kept)
+        for row, own_largest in enumerate(token_max.amax(1).tolist(), start=first):
+            self.sequence_largest[row] = max(self.sequence_largest[row], own_largest)
+        statistics.tokens += token_max.numel() if self._valid is None else int(self._valid.sum())
+        statistics.sequences += len(hidden)
+        # Last, since the buffer is reordered.
+        medians = row_medians(magnitude)
+        for median in medians:
             statistics.median_sum += median
-            statistics.sequences += 1
-            thresholds.append(max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median))
+        thresholds = [max(self.criteria.sun2024_absolute, self.criteria.sun2024_ratio * median) for median in medians]
         limits = token_max.new_tensor(thresholds)[:, None]
         rows, positions = torch.nonzero(token_max > limits, as_tuple=True)
         if len(rows):
@@ -420,10 +425,12 @@ class SequenceSpikes(Observer):
         if block == 0:
             return
         on_plateau = self.plateau is None or self.plateau[0] <= block <= self.plateau[1]
-        magnitude = hidden.abs() if hidden.dtype == torch.float64 else hidden.float().abs()
-        for row in range(len(hidden)):
-            kept = magnitude[row, self.batch.valid[row].to(magnitude.device)]
-            largest, median = float(kept.max()), median_magnitude(kept)
+        magnitude = (hidden if hidden.dtype == torch.float64 else hidden.float()).abs()
+        if self.batch.padded:
+            magnitude *= self.batch.valid.to(magnitude.device)[..., None]
+        norms = magnitude.norm(dim=-1) if self.plateau is not None and block == self.plateau[0] else None
+        every = magnitude.flatten(1).amax(1).tolist()
+        for row, (largest, median) in enumerate(zip(every, row_medians(magnitude), strict=True)):
             index = self._first + row
             self.largest[index] = max(self.largest[index], largest)
             ratio = largest / median if median > 0 else 0.0
@@ -431,6 +438,6 @@ class SequenceSpikes(Observer):
                 self.plateaus[index] = max(self.plateaus[index], largest)
                 self.plateau_ratios[index] = max(self.plateau_ratios[index], ratio)
             self.ratios[index] = max(self.ratios[index], ratio)
-            if self.plateau is not None and block == self.plateau[0]:
-                norms = kept.norm(dim=-1)
-                self.norm_ratios.append(float(norms.max() / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)))
+            if norms is not None:
+                kept = norms[row, self.batch.valid[row].to(norms.device)]
+                self.norm_ratios.append(float(kept.max() / kept.median().clamp_min(torch.finfo(kept.dtype).tiny)))

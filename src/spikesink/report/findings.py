@@ -220,12 +220,13 @@ def _trained(claim: PaperClaim, evidence: Evidence, *, pretrained: bool) -> list
                 continue
             seeds = sorted({len(row.seeds) for row in study.rows})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-            effects = " ".join(
-                f"{effect.variant}: {effect.verdict} ({_effects(effect)})."
-                for effect in study.verdicts
-                if effect.variant in judged.evidence
-            )
-            says = f"{judged.evidence} {effects}".strip()
+            named = {word.strip(".,;") for word in judged.evidence.split()}
+            effects = [
+                f"{one.variant}: {one.verdict}{shown}."
+                for one in study.verdicts
+                if one.variant in named and (shown := _effects(one))
+            ]
+            says = " ".join([judged.evidence, *effects])
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict))
     if lines or pretrained:
         return lines
@@ -233,15 +234,14 @@ def _trained(claim: PaperClaim, evidence: Evidence, *, pretrained: bool) -> list
 
 
 def _effects(judged: VariantVerdict) -> str:
-    """Interval of what decides: max / median, norm ratio, sinks, perplexity."""
-    names = {"spike_max_over_median": "max / median", "norm_ratio": "norm ratio", "sink_ratio": "sink ratio",
-             "first_token_importance": "first-token importance", "perplexity": "perplexity"}  # fmt: skip
-    return ", ".join(
-        f"{names[effect.metric]} x {number(effect.ratio)} "
-        f"[{number(effect.low)}, {number(effect.high) if effect.high < 1e30 else 'unbounded'}] {effect.change}"
+    """Three of its intervals in brackets; empty where there is none, as with a single seed."""
+    names = {"norm_ratio": "norm ratio", "sink_ratio": "sink ratio", "perplexity": "perplexity"}
+    shown = [
+        f"{names[effect.metric]} x {number(effect.ratio)} [{number(effect.low)}, {number(effect.high)}]"
         for effect in judged.effects
-        if effect.metric in names
-    )
+        if effect.metric in names and effect.size is not None
+    ]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _change(claim: PaperClaim, verdict: str, evidence: Evidence) -> str:
@@ -273,7 +273,9 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     target = "sinks" if claim.part == "sinks" else "spikes"
     record = next(iter(evidence.doses.values()), None)
     doses = [dose for dose in record.dose if dose.applicable and dose.target == target] if record else []
-    grafts = [figure for graft in evidence.grafts.values() for figure in graft_figures(graft) if "sink" in figure.name]
+    healed = [graft for graft in evidence.grafts.values() if "healed" in graft.points]
+    fewest = min(healed, key=lambda graft: graft.points["healed"].sink_ratio, default=None)
+    grafts = [figure for figure in graft_figures(fewest) if "sink" in figure.name] if fewest is not None else []
     return [*[dose_figure(record, dose) for dose in doses if record], *(grafts[:1] if claim.claim == 1 else []), *shown]
 
 
