@@ -2,8 +2,8 @@
 
 Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...]. Goes on where an
 earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed model stays
-in OUT/S/NAME/healed/model, and OUT/grafts.json judges all of them by the rules of studies. The control of a seed is
-trained with its first graft: others by name need that.
+in OUT/S/NAME/healed/model, and OUT/grafts-MODEL.json judges all of them by the rules of studies. The control of a seed
+is trained with its first graft: others by name need that.
 """
 
 import argparse
@@ -61,12 +61,13 @@ def main() -> None:
         record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
         record.save(done, force=True)
         shutil.rmtree(root / name / "model", ignore_errors=True)
-        judge(chosen.out / "records", chosen.out / "grafts.json")
+        judge(chosen.out / "records", chosen.out)
 
 
-def judge(folder: Path, path: Path) -> None:
+def judge(folder: Path, out: Path) -> None:
     """All grafts of a folder as one study."""
-    study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))]).write(path)
+    study = study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))])
+    study.write(out / f"{study.study}-{study.preset}.json")
 
 
 def say(stage: str, done: int, total: int) -> None:

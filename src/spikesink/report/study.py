@@ -395,7 +395,11 @@ def _verdicts(study: StudyRecord) -> list[Table]:
     claims = [[f"{claim.title}: {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
     tables = []
     if rows:
-        header = ("variant", "verdict", *[METRICS[name][0] if name in METRICS else name for name in names])
+        header = (
+            "variant",
+            "verdict",
+            *[METRICS[name][0] if name in METRICS else name.replace("_", " ") for name in names],
+        )
         title = "Variant over baseline, with its 95 % interval over seeds"
         tables.append(Table(title, header, rows, words=len(header), note=f"Rules: {rules}."))
     if claims:

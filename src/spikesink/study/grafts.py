@@ -12,6 +12,10 @@ from spikesink.study import claims, verdict
 from spikesink.study.table import spread
 
 CONTROL = "control"
+ABOUT = (
+    "What becomes of spikes and sinks when one design choice of a finished model is replaced and healed? (That only "
+    "all kinds together contradict a claim was written when three sandwich grafts had been seen.)"
+)
 ELSEWHERE = ["normaliser=off_by_one", "normaliser=learned_sink", "gate=conditional"]
 NORMS = [*(f"arrangement={kind}" for kind in ("sandwich", "sandwich_qk", "post", "no_input")), "norm=dyt"]
 TESTED = [
@@ -44,7 +48,7 @@ def study_of(records: list[GraftRecord]) -> StudyRecord:
     controls = {_seed(record): record for record in reversed(whole)}
     rows = [
         _row(CONTROL, "the original, trained alike", controls, CONTROL),
-        *(_row(kind, _replaced(of_kind), of_kind, "healed") for kind, of_kind in kinds.items()),
+        *(_row(kind, "replaced and healed", of_kind, "healed") for kind, of_kind in kinds.items()),
     ]
     verdicts = verdict.verdicts(rows, CONTROL)
     tested = [claims.Claim.parse(claim) for claim in TESTED]
@@ -52,7 +56,7 @@ def study_of(records: list[GraftRecord]) -> StudyRecord:
     return StudyRecord(
         study="grafts",
         preset=first.model,
-        about="What becomes of spikes and sinks when one design choice of a finished model is replaced and healed?",
+        about=ABOUT,
         baseline=CONTROL,
         pretrained=first.model,
         rows=rows,
@@ -115,7 +119,7 @@ def _row(variant: str, summary: str, records: dict[int, GraftRecord], point: str
     return VariantRow(
         variant=variant,
         summary=summary,
-        changes=[] if point == CONTROL else [summary],
+        changes=[] if point == CONTROL else [_replaced(records)],
         seeds=list(done),
         diverged=len(records) - len(done),
         failed=0,
