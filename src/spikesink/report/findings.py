@@ -1,6 +1,7 @@
 """What a folder of records says about each claim of the study: one verdict, three routes of evidence, contradictions
 first."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.anatomy import Heads
 from spikesink.records.interventions import Dose, Estimate, Interventions
-from spikesink.records.study import StudyRecord, VariantVerdict, on_sides, side
+from spikesink.records.study import ClaimVerdict, StudyRecord, VariantVerdict, on_sides, side
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
@@ -128,22 +129,20 @@ def _runs(folder: Path, file: str) -> list[Path]:
 
 def findings(evidence: Evidence) -> list[Finding]:
     """Contradictions first; then what is decided, then the rest."""
-    made = [_finding(claim, evidence) for claim in CLAIMS]
+    made = [*(_finding(claim, evidence) for claim in CLAIMS), *_own(evidence)]
     swept = _direction(evidence)
     return sorted([*made, *([swept] if swept else [])], key=lambda one: ORDER.index(one.verdict))
 
 
 def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     lines = _finished(claim, evidence)
-    lines += [line for pretrained in (True, False) for line in _trained(claim, evidence, pretrained=pretrained)]
-    decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
-    verdict = decided.pop() if len(decided) == 1 else "mixed" if decided else "undecided"
-    if not decided and not any(line.verdict for line in lines):
-        verdict = "not tested"
+    trained = _trained(evidence, lambda judged: (judged.claim, judged.part) == (claim.claim, claim.part))
+    lines += trained or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
+    verdict = _combined(lines)
     part = f" ({claim.part})" if claim.part else ""
     return Finding(
-        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim, verdict, evidence), claim.paper,
-        _figures(claim, evidence),
+        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, evidence),
+        claim.paper, _figures(claim, evidence),
     )  # fmt: skip
 
 
@@ -208,15 +207,12 @@ def _source(name: str, record: Interventions | Anatomy) -> str:
     return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
 
 
-def _trained(claim: PaperClaim, evidence: Evidence, *, pretrained: bool) -> list[Line]:
+def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list[Line]:
     """Routes 2 and 3: what the rules of the studies say, with the effects of who speaks for the claim."""
     lines = []
-    route = ROUTES[1 if pretrained else 2]
-    for study in evidence.studies:
-        if (study.pretrained is not None) != pretrained:
-            continue
+    for study in sorted(evidence.studies, key=lambda study: study.pretrained is None):
         for judged in study.claims:
-            if (judged.claim, judged.part) != (claim.claim, claim.part) or judged.verdict == "not tested":
+            if not wanted(judged) or judged.verdict == "not tested":
                 continue
             seeds = sorted({len(row.seeds) for row in study.rows})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
@@ -227,10 +223,30 @@ def _trained(claim: PaperClaim, evidence: Evidence, *, pretrained: bool) -> list
                 if one.variant in named and (shown := _effects(one))
             ]
             says = " ".join([judged.evidence, *effects])
+            route = ROUTES[2 if study.pretrained is None else 1]
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict))
-    if lines or pretrained:
-        return lines
-    return [Line(route, "–", "0 seeds", "No study in this folder speaks for it.", "")]
+    return lines
+
+
+def _own(evidence: Evidence) -> list[Finding]:
+    """What the studies ask beside the paper's claims, once for every sentence."""
+    asked = [judged for study in evidence.studies for judged in study.claims if judged.claim is None]
+    found = []
+    for text in dict.fromkeys(judged.text for judged in asked if judged.verdict != "not tested"):
+        lines = _trained(evidence, lambda judged, text=text: judged.text == text)
+        verdict = _combined(lines)
+        found.append(
+            Finding("Finding", text, verdict, lines, _change("", verdict, evidence), "It asks no such question.")
+        )
+    return found
+
+
+def _combined(lines: list[Line]) -> str:
+    """What all lines together decide: one verdict where they agree, mixed where they do not."""
+    decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
+    if decided:
+        return decided.pop() if len(decided) == 1 else "mixed"
+    return "undecided" if any(line.verdict for line in lines) else "not tested"
 
 
 def _effects(judged: VariantVerdict) -> str:
@@ -244,10 +260,10 @@ def _effects(judged: VariantVerdict) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
-def _change(claim: PaperClaim, verdict: str, evidence: Evidence) -> str:
-    """What would change the verdict."""
+def _change(finished: str, verdict: str, evidence: Evidence) -> str:
+    """What would change the verdict; finished: what can be seen in a finished model."""
     if verdict == "not tested":
-        return f"Any run that speaks for it. {claim.finished}"
+        return f"Any run that speaks for it. {finished}"
     needed = [
         effect.seeds_needed
         for study in evidence.studies
@@ -256,7 +272,7 @@ def _change(claim: PaperClaim, verdict: str, evidence: Evidence) -> str:
         if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
     ]
     if verdict == "undecided":
-        seeds = f"; at this spread {max(needed)} seeds a variant would decide" if needed else ""
+        seeds = f" (at this spread {min(needed)} would decide the first)" if needed else ""
         return (
             f"More seeds of the variants that speak for it{seeds}; longer healing; a size that grows spikes and sinks."
         )
