@@ -117,6 +117,23 @@ def test_without_healing(checkpoint, text, tmp_path):
     assert (tmp_path / "out" / "model" / "config.json").exists()
 
 
+def test_a_graft_whose_function_is_not_finite_is_a_result(checkpoint, text, tmp_path):
+    """One token is a spike that only its norms hold: without them it grows from block to block until it overflows."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    shutil.copytree(checkpoint, tmp_path / "model")
+    common = AutoTokenizer.from_pretrained(checkpoint)(" the", add_special_tokens=False).input_ids[-1]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[common] *= 1e19
+    model.save_pretrained(tmp_path / "model")
+    changed = settings(tmp_path / "model", text, "arrangement=no_input", steps=3)
+    record = graft_and_heal(changed, tmp_path / "out", control=False)
+    assert record.move is None and set(record.points) == {"original"}
+    assert set(record.failed) == {"grafted", "healed"}
+    assert all("values that are not numbers" in reason for reason in record.failed.values())
+    assert GraftRecord.read(tmp_path / "out").failed == record.failed
+    assert not (tmp_path / "out" / "model").exists()
+
+
 def test_a_training_that_diverges_is_a_result(checkpoint, text, tmp_path, monkeypatch):
     from spikesink.graft import run
 

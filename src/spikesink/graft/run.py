@@ -219,17 +219,18 @@ def graft_and_heal(
     points: dict[str, GraftPoint] = {}
     failed: dict[str, str] = {}
     runs: dict[str, TrainingRun] = {}
+    moves: dict[str, FunctionShift] = {}
 
     def attempt(name: str, make: Callable[[], Any], into: dict[str, Any]) -> None:
         try:
             into[name] = make()
         # A graft that cannot be trained or measured is a result, not a failure of the command.
         except (DoesNotApplyError, NumericError, VerificationError) as error:
-            failed[name] = str(error)
+            failed.setdefault(name, str(error))
 
     attempt("original", lambda: workspace.point("original", workspace.original), points)
     attempt("grafted", lambda: workspace.point("grafted", lambda: workspace.grafted), points)
-    move = workspace.move()
+    attempt("grafted", workspace.move, moves)
     if settings.steps:
         workspace.forget_grafted()
     trainings = [("healed", healing), ("control", plain)] if control else [("healed", healing)]
@@ -241,7 +242,7 @@ def graft_and_heal(
     if "healed" in runs or not settings.steps:
         result = workspace.trained("healed") if settings.steps else workspace.grafted
         exported = _export(result, out, workspace.accessed.tokenizer, code)
-    record = _record(workspace, settings.steps, changed, points, failed, runs, move, exported, started)
+    record = _record(workspace, settings.steps, changed, points, failed, runs, moves.get("grafted"), exported, started)
     record.save(out, force=True)
     return record
 
@@ -348,7 +349,7 @@ def _record(
     points: dict[str, GraftPoint],
     failed: dict[str, str],
     runs: dict[str, TrainingRun],
-    move: FunctionShift,
+    move: FunctionShift | None,
     exported: str | None,
     started: float,
 ) -> GraftRecord:
