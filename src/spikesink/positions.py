@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 
 def ranks(valid: Any) -> Any:
     """Rank of every token among the real ones of its sequence, from 0; valid (..., token) bool, False = padding."""
@@ -19,6 +21,11 @@ def first_half(valid: Any) -> Any:
     Where a sink is looked for. Eq. 28 of Sun et al. 2026: keys t <= T / 2.
     """
     return valid & (ranks(valid) < half_of(valid.sum(-1)[..., None]))
+
+
+def uniform_first_key(tokens: int) -> float:
+    """alpha_1 of a head that attends uniformly to the keys it sees: (1/T) sum_t 1/t."""
+    return float(np.mean(1.0 / np.arange(1, tokens + 1)))
 
 
 def block_kind(block: int) -> str:

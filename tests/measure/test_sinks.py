@@ -4,7 +4,8 @@ import pytest
 import torch
 from attention_maps import feed
 
-from spikesink.measure.sinks import SinkCriteria, SinkMeasure, uniform_first_key
+from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.positions import uniform_first_key
 
 
 def one_hot(columns, tokens):

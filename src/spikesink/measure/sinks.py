@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.observer import AttentionInputs, AttentionSums, Batch, Observer
-from spikesink.positions import first_half, half_of, ranks
+from spikesink.positions import first_half, half_of, ranks, uniform_first_key
 from spikesink.records import SinkHead, SinkRatio, Sinks
 
 METRICS = ("sun2026", "gu2025")
@@ -37,11 +37,6 @@ class SinkCriteria:
             raise InputError(f"epsilon is {self.epsilon}; expected a share of attention between 0 and 1, e.g. 0.3.")
         if self.metric not in METRICS:
             raise InputError(f"Unknown sink metric '{self.metric}'{did_you_mean(self.metric, METRICS)}")
-
-
-def uniform_first_key(tokens: int) -> float:
-    """alpha_1 of a head that attends uniformly to the keys it sees: (1/T) sum_t 1/t."""
-    return float(np.mean(1.0 / np.arange(1, tokens + 1)))
 
 
 @dataclass

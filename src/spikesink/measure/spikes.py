@@ -250,11 +250,14 @@ class SpikeMeasure(Observer):
         self._listed = 0
         self._tally: MassiveTally | None = None
         self._valid: Tensor | None = None
+        self._tokens = 0
+        """Of the batch, without padding."""
         self._buffer: Tensor | None = None
 
     def on_batch(self, batch: Batch) -> None:
         super().on_batch(batch)
         self._valid = batch.valid if batch.padded else None
+        self._tokens = int(batch.valid.sum())
         self.sequence_largest += [0.0] * len(batch.valid)
         if self._tally is not None:
             self._tally.end_batch()
@@ -276,7 +279,7 @@ class SpikeMeasure(Observer):
         first = len(self.sequence_largest) - len(hidden)
         for row, own_largest in enumerate(token_max.amax(1).tolist(), start=first):
             self.sequence_largest[row] = max(self.sequence_largest[row], own_largest)
-        statistics.tokens += token_max.numel() if self._valid is None else int(self._valid.sum())
+        statistics.tokens += self._tokens
         statistics.sequences += len(hidden)
         # Last, since the buffer is reordered.
         medians = row_medians(magnitude)

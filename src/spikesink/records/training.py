@@ -97,3 +97,12 @@ class GraftRecord(Record):
     """Model type of the checkpoint that other programs load; None where no plain family has these choices."""
     provenance: Provenance
     timing: Timing
+
+    @property
+    def replaced(self) -> dict[str, list[str | None]]:
+        """By dotted path, the name of the choice before and after."""
+        return {path: [_name(choice) for choice in pair] for path, pair in self.changed.items()}
+
+
+def _name(choice: Any) -> str | None:
+    return None if choice is None else str(choice.get("kind", choice) if isinstance(choice, dict) else choice)

@@ -1,7 +1,5 @@
 """What a graft says: what was replaced, what it costs beside its control, and whether spikes and sinks came back."""
 
-from typing import Any
-
 from spikesink.records.interventions import Estimate
 from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
@@ -24,7 +22,7 @@ NAMES = {
 def graft_document(record: GraftRecord) -> Document:
     """Of one graft."""
     replaced = listed(
-        [f"{path} {_value(before)} → {_value(after)}" for path, (before, after) in record.changed.items()]
+        [f"{path} {before or NONE} → {after or NONE}" for path, (before, after) in record.replaced.items()]
     )
     training = f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "no training"
     return Document(
@@ -165,9 +163,3 @@ def _curve(record: GraftRecord, name: str) -> Figure | None:
         conditions=f"{record.model}, {record.tokens:,} tokens",
         alternative=f"Line chart of {axis} over {record.steps:,} steps; at the end {ends}.",
     )
-
-
-def _value(value: Any) -> str:
-    if not isinstance(value, dict):
-        return NONE if value is None else str(value)
-    return str(value.get("kind", value))

@@ -35,10 +35,9 @@ class Study:
         """
         check_output(self.records, "", force=True)
         check_output(work / self.title, "", force=True, option="--work")
-        runs_on = (executor.threads, executor.device)
-        todo = [cell for cell in self.cells if not self._has_result(cell, *runs_on)]
-        found = {cell.name: self._from_another_study(cell, *runs_on) for cell in todo}
-        shared = {name: record for name, record in found.items() if record is not None}
+        where = (executor.threads, executor.device)
+        todo = [cell for cell in self.cells if not self._has_result(cell, *where)]
+        shared = {cell.name: record for cell in todo if (record := self._from_another_study(cell, *where)) is not None}
         for record in shared.values():
             self._keep(record)
         todo = [cell for cell in todo if cell.name not in shared]
