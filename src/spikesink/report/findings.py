@@ -88,6 +88,8 @@ class Line:
     n: str
     says: str
     verdict: str
+    seeds_needed: int | None = None
+    """Seeds at which the first undecided variant that speaks would be decided."""
 
 
 @dataclass
@@ -141,7 +143,7 @@ def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     verdict = _combined(lines)
     part = f" ({claim.part})" if claim.part else ""
     return Finding(
-        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, evidence),
+        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, lines),
         claim.paper, _figures(claim, evidence),
     )  # fmt: skip
 
@@ -217,28 +219,23 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
             seeds = sorted({len(row.seeds) for row in study.rows})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
             named = {word.strip(".,;") for word in judged.evidence.split()}
-            effects = [
-                f"{one.variant}: {one.verdict}{shown}."
-                for one in study.verdicts
-                if one.variant in named and (shown := _effects(one))
-            ]
+            speaking = [one for one in study.verdicts if one.variant in named]
+            effects = [f"{one.variant}: {one.verdict}{shown}." for one in speaking if (shown := _effects(one))]
             says = " ".join([judged.evidence, *effects])
             route = ROUTES[2 if study.pretrained is None else 1]
-            lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict))
+            lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
     return lines
 
 
 def _own(evidence: Evidence) -> list[Finding]:
     """What the studies ask beside the paper's claims, once for every sentence."""
     asked = [judged for study in evidence.studies for judged in study.claims if judged.claim is None]
-    found = []
+    made = []
     for text in dict.fromkeys(judged.text for judged in asked if judged.verdict != "not tested"):
         lines = _trained(evidence, lambda judged, text=text: judged.text == text)
         verdict = _combined(lines)
-        found.append(
-            Finding("Finding", text, verdict, lines, _change("", verdict, evidence), "It asks no such question.")
-        )
-    return found
+        made.append(Finding("Finding", text, verdict, lines, _change("", verdict, lines), "It asks no such question."))
+    return made
 
 
 def _combined(lines: list[Line]) -> str:
@@ -260,18 +257,25 @@ def _effects(judged: VariantVerdict) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
-def _change(finished: str, verdict: str, evidence: Evidence) -> str:
+def _needed(speaking: list[VariantVerdict]) -> int | None:
+    """Seeds a variant at which the first unclear sink or norm ratio would be clear; None where none is known."""
+    return min(
+        (
+            effect.seeds_needed
+            for judged in speaking
+            for effect in judged.effects
+            if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
+        ),
+        default=None,
+    )
+
+
+def _change(finished: str, verdict: str, lines: list[Line]) -> str:
     """What would change the verdict; finished: what can be seen in a finished model."""
     if verdict == "not tested":
         return f"Any run that speaks for it. {finished}"
-    needed = [
-        effect.seeds_needed
-        for study in evidence.studies
-        for judged in study.verdicts
-        for effect in judged.effects
-        if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
-    ]
     if verdict == "undecided":
+        needed = [line.seeds_needed for line in lines if line.seeds_needed]
         seeds = f" (at this spread {min(needed)} would decide the first)" if needed else ""
         return (
             f"More seeds of the variants that speak for it{seeds}; longer healing; a size that grows spikes and sinks."

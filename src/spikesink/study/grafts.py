@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from typing import Any
 
 from spikesink.errors import InputError
+from spikesink.positions import uniform_first_key
 from spikesink.records import Provenance, Timing, package_versions
 from spikesink.records.study import StudyRecord, VariantRow
 from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
@@ -13,8 +13,8 @@ from spikesink.study.table import spread
 
 CONTROL = "control"
 ABOUT = (
-    "What becomes of spikes and sinks when one design choice of a finished model is replaced and healed? (That only "
-    "all kinds together contradict a claim was written when three sandwich grafts had been seen.)"
+    "What becomes of spikes and sinks when one design choice of a finished model is replaced and healed? (What is "
+    "asked, and that only all kinds together contradict a claim, was written when the twelve grafts were known.)"
 )
 ELSEWHERE = ["normaliser=off_by_one", "normaliser=learned_sink", "gate=conditional"]
 NORMS = [*(f"arrangement={kind}" for kind in ("sandwich", "sandwich_qk", "post", "no_input")), "norm=dyt"]
@@ -93,16 +93,7 @@ def _check_alike(records: list[GraftRecord]) -> None:
 
 def _kind(record: GraftRecord) -> str:
     """`arrangement=sandwich`."""
-    return ",".join(f"{path}={_name(after)}" for path, (_, after) in record.changed.items())
-
-
-def _name(choice: Any) -> str:
-    return str(choice.get("kind", choice)) if isinstance(choice, dict) else str(choice)
-
-
-def _replaced(of_kind: dict[int, GraftRecord]) -> str:
-    changed = next(iter(of_kind.values())).changed
-    return ", ".join(f"{path}: {_name(before)} -> {_name(after)}" for path, (before, after) in changed.items())
+    return ",".join(f"{path}={after}" for path, (_, after) in record.replaced.items())
 
 
 def _seed(record: GraftRecord) -> int:
@@ -119,7 +110,9 @@ def _row(variant: str, summary: str, records: dict[int, GraftRecord], point: str
     return VariantRow(
         variant=variant,
         summary=summary,
-        changes=[] if point == CONTROL else [_replaced(records)],
+        changes=[]
+        if point == CONTROL
+        else [f"{path}: {before} -> {after}" for path, (before, after) in first.replaced.items()],
         seeds=list(done),
         diverged=len(records) - len(done),
         failed=0,
@@ -140,7 +133,7 @@ def _figures(point: GraftPoint, tokens: int) -> dict[str, float]:
         "max_over_median": point.max_over_median,
         "norm_ratio": point.norm_ratio,
         "first_token_importance": point.first_key_importance,
-        "uniform_importance": sum(1 / seen for seen in range(1, tokens + 1)) / tokens,
+        "uniform_importance": uniform_first_key(tokens),
         "has_spikes": float(point.norm_ratio >= SPIKE_RATIO_MIN),
         "int8_nats": point.int8_nats.value,
         "fp8_nats": point.fp8_nats.value,
