@@ -50,6 +50,19 @@ def test_a_verdict_follows_from_what_is_decided(evidence, verdicts, expected):
     assert one.verdict == expected
 
 
+def test_seeds_needed_are_those_of_the_variants_that_speak(evidence):
+    """Sandwich alone would be decided sooner than no_bos_loss, of which the finding is."""
+    (one,) = [one for one in findings(evidence) if one.text.startswith("Sinks come with the loss on what follows BOS")]
+    needed = [
+        effect.seeds_needed
+        for study in evidence.studies
+        for judged in study.verdicts
+        for effect in judged.effects
+        if judged.variant == "no_bos_loss" and effect.change == "unclear" and effect.metric == "sink_ratio"
+    ]
+    assert len(needed) == 2 and f"(at this spread {min(needed)} would decide the first)" in one.change
+
+
 def test_a_sweep_whose_sinks_fall_early_contradicts_the_finding(evidence):
     name, record = next(iter(evidence.doses.items()))
     early = [dose.model_copy(update={"stays_to": 5.0}) for dose in record.dose]
