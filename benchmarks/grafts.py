@@ -3,7 +3,7 @@
 Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...]. Goes on where an
 earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed model stays
 in OUT/S/NAME/healed/model, and OUT/grafts-MODEL.json judges all of them by the rules of studies. The control of a seed
-is trained with its first graft: others by name need that.
+is trained with the first graft that is run of it, and the others take it from there.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
         f"monitor.every={max(1, chosen.steps // 6)}", f"running.eval_every={max(1, chosen.steps // 3)}",
         *chosen.changes,
     )  # fmt: skip
-    root, first = chosen.out / str(chosen.seed), next(iter(GRAFTS))
+    root = chosen.out / str(chosen.seed)
     for name in chosen.only:
         done = chosen.out / "records" / f"{name}-{chosen.seed}"
         if (done / "graft.json").exists():
@@ -57,7 +57,8 @@ def main() -> None:
             None, (GRAFTS[name], *options), text=chosen.text, steps=chosen.steps, seq_len=chosen.seq_len,
             sequences=chosen.sequences,
         )  # fmt: skip
-        control = None if name == first else root / first
+        owner = next((folder.parent for folder in sorted(root.glob("*/control"))), root / name)
+        control = None if owner == root / name else owner
         record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
         record.save(done, force=True)
         shutil.rmtree(root / name / "model", ignore_errors=True)
