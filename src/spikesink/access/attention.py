@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from spikesink.access import fused_attention
-from spikesink.access.masks import MaskPlan, plain_plan, plan_mask
+from spikesink.access.masks import MaskPlan, hide, plain_plan, plan_mask
 from spikesink.access.protocol import check_finite, listeners
 from spikesink.access.tiled_attention import Problem, attend_tiled, segments
 from spikesink.errors import UnsupportedModelError
@@ -227,27 +227,16 @@ def _row_weights(
         scores = scores.div_(call.softcap).tanh_().mul_(call.softcap)
     if call.position_bias is not None:
         scores = scores + call.position_bias[..., start:stop, low:high]
-    invisible = _mask(call, scores, start, stop, low, high)
+    limits = call.plan.limits(start, stop, low, high)
+    hide(scores, limits)
+    # A query sees itself in the plain causal case, and virtual keys in any.
+    invisible = None if call.plan.plain_causal or virtual else limits < 0
     for edit in listeners(editors, "edit_scores"):
         scores[..., virtual:] = edit(call.block, start, low, scores[..., virtual:])
     weights, mass = call.normaliser(scores, invisible)
     for edit in listeners(editors, "edit_weights"):
         weights[..., virtual:] = edit(call.block, start, low, weights[..., virtual:])
     return weights, mass, columns
-
-
-def _mask(call: Call, scores: Tensor, start: int, stop: int, low: int, high: int) -> Tensor | None:
-    """Set invisible scores to -inf in place; returns the invisible mask where a query might see nothing."""
-    virtual = call.virtual_keys
-    if call.plan.plain_causal:
-        # Only the diagonal square of the block holds future keys.
-        square = scores[..., virtual + start :]
-        future = ~call.plan.rows(start, stop, start, stop)
-        square.masked_fill_(future, float("-inf"))
-        return None
-    invisible = ~call.plan.rows(start, stop, low, high)
-    scores[..., virtual:].masked_fill_(invisible, float("-inf"))
-    return None if virtual else invisible
 
 
 def _rows(

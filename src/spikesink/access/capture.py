@@ -37,7 +37,9 @@ class Tap:
 
 
 PIECE_ELEMENTS = 8_000_000
-"""Logits shown at once by `watch`; 32 MB in float32."""
+"""Logits shown at once by `watch`; 31 MB in float32. Larger tensors are given back at once, their pages made anew."""
+LAYERS_PER_RELEASE = 15
+"""Freed memory goes back that often: of SmolLM2's 590 MB at 2,048 tokens half are never taken, for 1 % of the time."""
 
 _taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
 
@@ -286,8 +288,11 @@ def _hooked(accessed: AccessedModel, tap: Tap) -> Iterator[None]:
         for layer in accessed.layers:
             handles += _LayerHooks(layer, tap).register()
         if accessed.device.type == "cpu":
-            last = accessed.layers[-1].layer
-            handles.append(last.register_forward_hook(lambda *_: release_freed()))
+            # After the last layer, and after every LAYERS_PER_RELEASE before it.
+            handles += [
+                layer.layer.register_forward_hook(lambda *_: release_freed())
+                for layer in accessed.layers[::-LAYERS_PER_RELEASE]
+            ]
         yield
     finally:
         for handle in handles:
@@ -415,8 +420,8 @@ def _with_first_input(args: tuple, kwargs: dict[str, Any], hidden: Tensor) -> tu
 def release_freed() -> None:
     """Return free pages of the C heap; does nothing where the C library has no such call (it is glibc's).
 
-    Watching a forward pass keeps small numbers of every block, which split the places of freed tensors: by the last
-    block the heap holds several hundred MB that nothing uses, on top of which the logits would come.
+    Watching a forward pass keeps small numbers of every block, which split the places of freed tensors: by the last of
+    30 layers the heap would hold several hundred MB that nothing uses.
     """
     trim = _malloc_trim()
     if trim is not None:

@@ -53,6 +53,17 @@ class MaskPlan:
             return (keys[None, :] <= queries[:, None])[None, None]
         return self._build(start, stop, low, high)
 
+    def limits(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        """The most that a score may be: infinity where a query in [start, stop) sees the key, else minus infinity.
+
+        float32 (batch or 1, 1, stop - start, key), of keys [low, high); in the plain causal case only of [start, stop),
+        since every key before is seen.
+        """
+        if self.plain_causal:
+            size = stop - start
+            return self.kept(("limits", size), lambda: _limits(self.rows(0, size, 0, size)))
+        return _limits(self.rows(start, stop, low, high))
+
     def queries_per_key(self, valid: Tensor) -> Tensor:
         """Number of valid queries that can see each key, (batch or 1, key)."""
         if self._counts is None:
@@ -81,6 +92,19 @@ class MaskPlan:
         )
         assert visible is not None, "sdpa_mask skipped although told not to"
         return visible
+
+
+def _limits(visible: Tensor) -> Tensor:
+    return torch.where(visible, torch.inf, -torch.inf)
+
+
+def hide(scores: Tensor, limits: Tensor) -> None:
+    """Set the scores (batch, ..., row, key) of invisible keys to minus infinity in place; see `MaskPlan.limits`.
+
+    The limits are of the last keys. A mask of bools that is spread over heads takes torch ten times as long.
+    """
+    limits = limits.reshape(len(limits), *[1] * (scores.dim() - 3), *limits.shape[-2:])
+    scores[..., -limits.shape[-1] :].clamp_(max=limits.to(scores.dtype))
 
 
 def plan_mask(

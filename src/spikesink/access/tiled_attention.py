@@ -1,10 +1,12 @@
 """Attention for observers that need no rows: outputs and sums over queries, in tiles that stay in the cache.
 
-A tile is a block of queries of one sequence and one KV head, for all query heads of that KV head at once: scores up to
-the last visible key, softmax in place, times V, column sums. Tiles are spread over threads, one thread an operation,
-since a tile is too small to share. The same numbers as in row blocks, to the rounding of another order of sums.
+A tile is a block of queries of one sequence and one KV head, for all query heads of that KV head at once, or, where
+sequences are short, of several sequences and all their heads: scores up to the last visible key, softmax in place,
+times V, column sums. Tiles are spread over threads, one thread an operation, since a tile is too small to share. The
+same numbers as in row blocks, to the rounding of another order of sums.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spikesink.access.masks import MaskPlan
+from spikesink.access.masks import MaskPlan, hide
 
 TILE_ELEMENTS = 400_000
 """Scores in a tile; 1.6 MB. Of 64,000 to 1,000,000, tried for T = 64 to 8192 on a processor with 512 KB of second-level
@@ -70,7 +72,7 @@ def attend_tiled(problem: Problem, ends: list[int]) -> tuple[Tensor, Sums]:
         return output, _Worker(problem, ends, output).run(shares[0])
     inference = torch.is_inference_mode_enabled()
 
-    def work(share: list[tuple[int, int, int, int]]) -> Sums:
+    def work(share: list[_Tile]) -> Sums:
         # Both are settings of the thread.
         torch.set_num_threads(1)
         with torch.inference_mode(inference), torch.no_grad():
@@ -89,16 +91,30 @@ def attend_tiled(problem: Problem, ends: list[int]) -> tuple[Tensor, Sums]:
     return output, Sums(mass, virtual)
 
 
-def _tiles(problem: Problem) -> list[tuple[int, int, int, int]]:
-    """(first query, one past the last, sequence, KV head), in this order."""
+@dataclass(frozen=True)
+class _Tile:
+    """Queries [start, stop) of some sequences and some KV heads."""
+
+    start: int
+    stop: int
+    sequences: slice
+    kv_heads: slice
+
+
+def _tiles(problem: Problem) -> list[_Tile]:
+    """By queries, then by sequence."""
     batch, _, tokens, _ = problem.query.shape
+    kv_heads = problem.key.shape[1]
     rows = TILE_ELEMENTS // (problem.groups * tokens) // 16 * 16
-    rows = min(MOST_ROWS, max(16, rows))
+    rows = min(MOST_ROWS, tokens, max(16, rows))
+    # Pairs of a sequence and a KV head: all of some sequences, or one.
+    pairs = TILE_ELEMENTS // (problem.groups * rows * tokens)
+    together, heads = (pairs // kv_heads, kv_heads) if pairs >= kv_heads else (1, 1)
     return [
-        (start, min(start + rows, tokens), sequence, kv_head)
+        _Tile(start, min(start + rows, tokens), slice(first, min(first + together, batch)), slice(head, head + heads))
         for start in range(0, tokens, rows)
-        for sequence in range(batch)
-        for kv_head in range(problem.key.shape[1])
+        for first in range(0, batch, together)
+        for head in range(0, kv_heads, heads)
     ]
 
 
@@ -111,53 +127,55 @@ class _Worker:
         self.mass = torch.zeros(len(ends), batch, heads, tokens)
         self.virtual = torch.zeros(len(ends), batch, heads)
         self._buffers: dict[str, Tensor] = {}
-        self._invisible: tuple[int, int, Tensor] | None = None
+        self._last: tuple[int, int, Tensor] | None = None
 
-    def run(self, tiles: list[tuple[int, int, int, int]]) -> Sums:
+    def run(self, tiles: list[_Tile]) -> Sums:
         for tile in tiles:
-            self._tile(*tile)
+            self._tile(tile)
         return Sums(self.mass, self.virtual)
 
-    def _tile(self, start: int, stop: int, sequence: int, kv_head: int) -> None:
-        problem, groups, rows = self.problem, self.problem.groups, stop - start
-        low, high = problem.plan.key_range(start, stop)
-        heads = slice(kv_head * groups, (kv_head + 1) * groups)
-        query = self._buffer("query", groups, rows, problem.query.shape[-1])
-        torch.mul(problem.query[sequence, heads, start:stop], problem.scaling, out=query)
-        sinks = 0 if problem.learned_sinks is None else 1
-        weights = self._buffer("weights", groups, rows, high - low + sinks)
-        scores = weights[..., : high - low]
-        torch.mm(query.flatten(0, 1), problem.key[sequence, kv_head, low:high].T, out=scores.flatten(0, 1))
+    def _tile(self, tile: _Tile) -> None:
+        problem, plan, groups = self.problem, self.problem.plan, self.problem.groups
+        start, stop, sequences, kv_heads = tile.start, tile.stop, tile.sequences, tile.kv_heads
+        heads = slice(kv_heads.start * groups, kv_heads.stop * groups)
+        low, high = plan.key_range(start, stop)
+        keys, sinks = high - low, 0 if problem.learned_sinks is None else 1
+        asked = problem.query[sequences, heads, start:stop]
+        # Matrices of a batched product: one of each sequence and KV head, with the rows of all heads of its group.
+        pairs = asked.shape[0] * asked.shape[1] // groups, groups * (stop - start)
+        query = self._buffer("query", *pairs, asked.shape[-1])
+        torch.mul(asked, problem.scaling, out=query.view(asked.shape))
+        weights = self._buffer("weights", *pairs, keys + sinks)
+        scores, by_head = weights[..., :keys], weights.view(*asked.shape[:3], keys + sinks)
+        torch.bmm(query, problem.key[sequences, kv_heads, low:high].flatten(0, 1).mT, out=scores)
         if problem.softcap is not None:
             scores.div_(problem.softcap).tanh_().mul_(problem.softcap)
-        self._mask(scores, start, stop, low, high, sequence)
+        limits = self._limits(start, stop, low, high)
+        hide(by_head[..., :keys], limits[sequences] if len(limits) > 1 else limits)
         if problem.learned_sinks is not None:
-            weights[..., -1] = problem.learned_sinks[heads, None]
+            by_head[..., -1] = problem.learned_sinks[heads, None]
         torch.softmax(weights, -1, out=weights)
-        written = self._buffer("output", groups, rows, problem.value.shape[-1])
-        torch.mm(scores.flatten(0, 1), problem.value[sequence, kv_head, low:high], out=written.flatten(0, 1))
-        self.output[sequence, heads, start:stop] = written
+        written = self._buffer("output", *pairs, problem.value.shape[-1])
+        torch.bmm(scores, problem.value[sequences, kv_heads, low:high].flatten(0, 1), out=written)
+        self.output[sequences, heads, start:stop] = written.view(*asked.shape[:3], -1)
         before = 0
         for segment, end in enumerate(self.ends):
             first, last = max(start, before) - start, min(stop, end) - start
             before = end
             if first < last:
-                self.mass[segment, sequence, heads, low:high] += scores[:, first:last].sum(1)
+                summed = by_head[:, :, first:last].sum(2)
+                self.mass[segment, sequences, heads, low:high] += summed[..., :keys]
                 if sinks:
-                    self.virtual[segment, sequence, heads] += weights[:, first:last, -1].sum(1)
+                    self.virtual[segment, sequences, heads] += summed[..., -1]
 
-    def _mask(self, scores: Tensor, start: int, stop: int, low: int, high: int, sequence: int) -> None:
-        """Minus infinity where a query must not look; in the plain causal case only the last square has such keys."""
-        plan = self.problem.plan
-        if self._invisible is None or self._invisible[:2] != (start, stop):
-            first = start if plan.plain_causal else low
-            self._invisible = (start, stop, ~plan.rows(start, stop, first, high)[:, 0])
-        invisible = self._invisible[2]
-        own = invisible[sequence if len(invisible) > 1 else 0]
-        scores[..., -own.shape[-1] :].masked_fill_(own, float("-inf"))
+    def _limits(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        """Those of the plan; consecutive tiles have the same queries."""
+        if self._last is None or self._last[:2] != (start, stop):
+            self._last = start, stop, self.problem.plan.limits(start, stop, low, high)
+        return self._last[2]
 
     def _buffer(self, name: str, *shape: int) -> Tensor:
-        size = shape[0] * shape[1] * shape[2]
+        size = math.prod(shape)
         known = self._buffers.get(name)
         if known is None or known.numel() < size:
             known = self._buffers[name] = self.problem.query.new_empty(size)
