@@ -61,8 +61,8 @@ class MaskPlan:
         """
         if self.plain_causal:
             size = stop - start
-            return self.kept(("limits", size), lambda: _limits(self.rows(0, size, 0, size)))
-        return _limits(self.rows(start, stop, low, high))
+            return self.kept(("limits", size), lambda: limits_of(self.rows(0, size, 0, size)))
+        return limits_of(self.rows(start, stop, low, high))
 
     def queries_per_key(self, valid: Tensor) -> Tensor:
         """Number of valid queries that can see each key, (batch or 1, key)."""
@@ -94,7 +94,8 @@ class MaskPlan:
         return visible
 
 
-def _limits(visible: Tensor) -> Tensor:
+def limits_of(visible: Tensor) -> Tensor:
+    """Infinity where a key is visible, minus infinity elsewhere."""
     return torch.where(visible, torch.inf, -torch.inf)
 
 

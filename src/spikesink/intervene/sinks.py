@@ -70,7 +70,10 @@ class SinkEditor:
         return tokens
 
     def sink_weights(self, block: int, query_start: int, key_start: int, like: Tensor) -> Tensor | None:
-        """Which entries of `like` (batch, head, row, key) are another token's weight on a sink; None where none is."""
+        """Which entries of `like` (batch, head, row, key) are another token's weight on a sink: 1 there, else 0.
+
+        Of its type, (batch, head or 1, row, key): bools spread over heads take torch far longer. None where none is.
+        """
         if block <= self.start or self._tokens is None:
             return None
         rows, keys = like.shape[-2:]
@@ -79,13 +82,13 @@ class SinkEditor:
         others = queries != torch.arange(key_start, key_start + keys, device=like.device)[None]
         chosen = sinks & others
         if self.heads == "all":
-            return chosen.expand_as(like)
+            return chosen.to(like.dtype)
         heads = self._chosen_heads(block, like.shape[1])
         if not heads:
             return None
         acts = torch.zeros(like.shape[1], dtype=torch.bool, device=like.device)
         acts[sorted(heads)] = True
-        return chosen & acts[None, :, None, None]
+        return (chosen & acts[None, :, None, None]).to(like.dtype)
 
     def _chosen_heads(self, block: int, n_heads: int) -> set[int]:
         sinks = self._by_block.get(block, set())
@@ -129,7 +132,7 @@ class MaskEditor(SinkEditor):
         if sinks is None:
             return scores
         lowered = math.log1p(-self.strength) if self.strength < 1 else -math.inf
-        return torch.where(sinks, scores + lowered, scores)
+        return scores + torch.where(sinks > 0, lowered, 0.0)
 
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
@@ -160,7 +163,7 @@ class ZeroValueEditor(SinkEditor):
             return rows.output
         heads = rows.weights.shape[1]
         value = rows.value.repeat_interleave(heads // rows.value.shape[1], dim=1)
-        return rows.output - self.strength * torch.where(sinks, rows.weights, 0.0).to(value.dtype) @ value
+        return rows.output - self.strength * (rows.weights * sinks).to(value.dtype) @ value
 
 
 @intervention(edits="sinks", controls=(KEY_CONTROL,), reach="residual", strength=SHARE)
@@ -195,8 +198,8 @@ class SpreadEditor(SinkEditor):
         sinks = self.sink_weights(block, query_start, key_start, weights)
         if sinks is None or self._visible is None:
             return weights
-        others = self._visible & ~sinks
-        taken = self.strength * torch.where(sinks, weights, 0.0)
+        others = self._visible * (1 - sinks)
+        taken = self.strength * weights * sinks
         share = taken.sum(-1, keepdim=True) / others.sum(-1, keepdim=True).clamp(min=1)
         return weights - taken + share * others
 
@@ -230,7 +233,7 @@ class MoveEditor(SinkEditor):
         if sinks is None or not key_start <= place < key_start + keys:
             return weights
         seeing = torch.arange(query_start, query_start + rows, device=weights.device)[:, None] >= place
-        taken = torch.where(sinks & seeing, weights, 0.0)
+        taken = weights * (sinks * seeing)
         moved = weights - taken
         moved[..., place - key_start] += taken.sum(-1)
         return moved

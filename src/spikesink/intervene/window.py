@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, editing
+from spikesink.access.masks import hide, limits_of
 from spikesink.access.rotary import Rotary, unrotating
 from spikesink.access.sink_cache import check_window
 from spikesink.errors import DoesNotApplyError
@@ -60,7 +61,8 @@ class WindowEditor:
         kept = (key >= self.first) & (key < self.first + self.keep)
         # Nothing is dropped before the cache is full.
         held = kept | (query - key < self.window - self.keep) | (query < self.window)
-        return scores.masked_fill(~held, float("-inf"))
+        hide(scores, limits_of(held[None, None]))
+        return scores
 
 
 class ReassigningEditor(WindowEditor):
