@@ -1,9 +1,9 @@
 """Every graft of docs/graft.md on one model, each beside its seed's control.
 
-Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...]. Goes on where an
-earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed model stays
-in OUT/S/NAME/healed/model, and OUT/grafts-MODEL.json judges all of them by the rules of studies. The control of a seed
-is trained with the first graft that is run of it, and the others take it from there.
+Run: python benchmarks/grafts.py TEXT OUT [--seed S] [--only NAME ...] [--set RECIPE=VALUE ...] [--preset NAME]. Goes on
+where an earlier call was stopped. A graft's record goes to OUT/records/NAME-S as soon as it is finished, its healed
+model stays in OUT/S/NAME/healed/model, and OUT/grafts-PRESET.json judges all of them by the rules of studies. The
+control of a seed is trained with the first graft that is run of it, and the others take it from there.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--sequences", type=int, default=64, help="Held out.")
+    parser.add_argument("--preset", help="What tells this study of grafts from others; default the model's name.")
     chosen = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(threads)
@@ -62,12 +63,12 @@ def main() -> None:
         record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
         record.save(done, force=True)
         shutil.rmtree(root / name / "model", ignore_errors=True)
-        judge(chosen.out / "records", chosen.out)
+        judge(chosen.out / "records", chosen.out, chosen.preset)
 
 
-def judge(folder: Path, out: Path) -> None:
+def judge(folder: Path, out: Path, preset: str | None = None) -> None:
     """All grafts of a folder as one study."""
-    study = study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))])
+    study = study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))], preset)
     study.write(out / f"{study.study}-{study.preset}.json")
 
 

@@ -90,12 +90,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("how", ["tiles, 1 thread", "tiles, 3 threads", "fused"])
+@pytest.mark.parametrize("how", ["tiles, 1 thread", "tiles, 3 threads", "tiles of a sequence, 3 threads", "fused"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_tiles_give_what_sums_in_float64_give(options, how, monkeypatch):
-    """Several tiles of 16 queries; the sums are also right where they are cut. Fused: what a GPU runs, in plain
-    operations."""
-    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    """Several tiles of 16 queries, or one with all heads of each sequence; the sums are also right where they are cut.
+    Fused: what a GPU runs, in plain operations."""
+    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 10_000 if "sequence" in how else 1)
     if how == "fused":
         monkeypatch.setattr(attention, "attend_tiled", attend_fused)
     threads = 3 if "3" in how else 1
@@ -126,6 +126,18 @@ def test_row_blocks_and_tiles_tell_the_same(options, monkeypatch):
     assert tiles.cut.keys() == rows.cut.keys()
     for stop, mass in tiles.cut.items():
         torch.testing.assert_close(mass, rows.cut[stop], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("observer", [SumsOnly, WithRows])
+def test_a_later_key_whose_score_overflows_changes_nothing_before_it(observer):
+    call = problem()
+    call = replace(call, query=call.query.abs())
+    call.query[:, :, -1] = 0
+    key = call.key.clone()
+    key[:, :, -1] = 3e38
+    with torch.inference_mode():
+        before, after = (attend(one, [observer()], [], None) for one in (call, replace(call, key=key)))
+    torch.testing.assert_close(after[:, :, :-1], before[:, :, :-1], rtol=0, atol=0)
 
 
 class Shift:

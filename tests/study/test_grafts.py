@@ -20,9 +20,12 @@ def records():
     return [GraftRecord.read(path.parent) for path in sorted((RESULTS / "graft").glob("*/graft.json"))]
 
 
-def test_the_committed_study_is_what_the_records_say(records):
-    committed, made = StudyRecord.read_file(RESULTS / "grafts-SmolLM2-135M-Instruct.json"), study_of(records)
-    for name in ("rows", "verdicts", "claims", "rules", "pretrained", "baseline"):
+@pytest.mark.parametrize("machine", ["", "-cpu"])
+def test_the_committed_study_is_what_the_records_say(machine):
+    preset = f"SmolLM2-135M-Instruct{machine}"
+    records = [GraftRecord.read(path.parent) for path in sorted((RESULTS / f"graft{machine}").glob("*/graft.json"))]
+    committed, made = StudyRecord.read_file(RESULTS / f"grafts-{preset}.json"), study_of(records, preset)
+    for name in ("preset", "rows", "verdicts", "claims", "rules", "pretrained", "baseline"):
         assert getattr(committed, name) == getattr(made, name), name
     assert made.pretrained == "SmolLM2-135M-Instruct" and made.baseline == "control"
 

@@ -31,11 +31,12 @@ TESTED = [
 training brings nothing back is no proof that a long one would not, so only all of them together contradict it."""
 
 
-def study_of(records: list[GraftRecord]) -> StudyRecord:
+def study_of(records: list[GraftRecord], preset: str | None = None) -> StudyRecord:
     """Rows over seeds and verdicts of grafts of one model, measured on one text.
 
-    Of the spike the norm ratio alone is known: it can fall, but that all of its parts stay is not seen. Raises
-    InputError where nothing has a healed model beside a control, or where the grafts cannot be compared.
+    preset: what tells it from other such studies; default the model. Of the spike the norm ratio alone is known: it can
+    fall, but that all of its parts stay is not seen. Raises InputError where nothing has a healed model beside a
+    control, or where the grafts cannot be compared.
     """
     started = time.perf_counter()
     whole = [record for record in records if {"healed", CONTROL} <= set(record.points)]
@@ -55,7 +56,7 @@ def study_of(records: list[GraftRecord]) -> StudyRecord:
     first = whole[0]
     return StudyRecord(
         study="grafts",
-        preset=first.model,
+        preset=preset or first.model,
         about=ABOUT,
         baseline=CONTROL,
         pretrained=first.model,
