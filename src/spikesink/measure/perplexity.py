@@ -19,9 +19,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     losses = torch.empty(batch, tokens, dtype=torch.float32, device=logits.device)
     for start in range(0, tokens, step):
         piece = logits[:, start : start + step].float()
-        losses[:, start : start + step] = -piece.log_softmax(-1).gather(-1, targets[:, start : start + step, None])[
-            ..., 0
-        ]
+        chosen = piece.log_softmax(-1).gather(-1, targets[:, start : start + step, None])
+        losses[:, start : start + step] = -chosen[..., 0]
     return losses
 
 
