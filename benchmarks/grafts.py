@@ -58,8 +58,7 @@ def main() -> None:
             None, (GRAFTS[name], *options), text=chosen.text, steps=chosen.steps, seq_len=chosen.seq_len,
             sequences=chosen.sequences,
         )  # fmt: skip
-        owner = next((folder.parent for folder in sorted(root.glob("*/control"))), root / name)
-        control = None if owner == root / name else owner
+        control = next((folder.parent for folder in root.glob("*/control") if folder.parent != root / name), None)
         record = graft_and_heal(settings, root / name, resume=True, control_from=control, progress=say)
         record.save(done, force=True)
         shutil.rmtree(root / name / "model", ignore_errors=True)

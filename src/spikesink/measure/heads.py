@@ -119,7 +119,7 @@ class HeadMeasure(Observer):
         self._trace(block, rows, sink, distance, queries[:, None].expand(weights.shape[:3]))
 
     def _trace(self, block: TraceSums, rows: AttentionRows, sink: Tensor, distance: Tensor, counted: Tensor) -> None:
-        rest = rows.weights.masked_fill(sink[:, None, None], 0.0)
+        rest = rows.weights * (~sink)[:, None, None].to(rows.weights.dtype)
         real = rest.sum(-1)
         mass = rows.weights.sum(-1) - real
         some = counted & (real > REST_MIN)
@@ -183,7 +183,7 @@ def sink_output(
 ) -> Float[Tensor, "batch head row d_head"]:
     """The part of each head's output that comes from sink keys."""
     groups = weights.shape[1] // value.shape[1]
-    from_sink = weights.masked_fill(~sink[:, None, None], 0.0)
+    from_sink = weights * sink[:, None, None].to(weights.dtype)
     return from_sink @ value.float().repeat_interleave(groups, dim=1)
 
 
