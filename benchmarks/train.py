@@ -1,10 +1,11 @@
 """Speed of training, as ratios of runs that alternate on the same machine: python benchmarks/train.py
 
-CPU time, which other work on the machine hardly changes:
+CPU time, which other work on the machine hardly changes; precision and attention are the trainer's in all of them:
 1. the trainer's tokens a second over a bare PyTorch loop's with the same model, data, batch and optimiser, after the
    first steps (target: at least 0.97);
 2. forward + backward of the zoo's baseline over Hugging Face's Llama with the same weights (target: at least 1.0);
-3. the monitor's share of the time at one reading every 50 steps (target: under 5 %).
+3. the monitor's share of the time at one reading every 50 steps (target: under 5 %);
+4. where the trainer does not take fused attention (bf16, short sequences), what that choice brings.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from spikesink.observer import no_progress
 from spikesink.train import AnatomyMonitor
 from spikesink.train.recipe import Recipe, load_recipe
 from spikesink.train.run import fresh_model, train
 from spikesink.train.streams import open_stream
-from spikesink.train.trainer import decayed
+from spikesink.train.trainer import SHORT, decayed
 from spikesink.zoo import build, to_hf
 
 FIRST_STEPS = 5
@@ -29,10 +31,19 @@ FIRST_STEPS = 5
 QUIET = ("monitor.every=0", "running.eval_every=0", "running.save_every=10000")
 
 
+def autocast(recipe: Recipe) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+def attention(recipe: Recipe) -> str:
+    return "eager" if recipe.precision == "bf16" and recipe.data.seq_len <= SHORT else "sdpa"
+
+
 def bare_loop(recipe: Recipe) -> float:
     """Tokens per CPU second of the shortest loop that does the same updates."""
     stream = open_stream(recipe, no_progress)
     model = fresh_model(recipe, stream).train()
+    model.set_attn_implementation(attention(recipe))
     names = set(decayed(model))
     groups = [
         {"params": [p for n, p in model.named_parameters() if n in names], "weight_decay": 0.1},
@@ -45,7 +56,9 @@ def bare_loop(recipe: Recipe) -> float:
         if step == FIRST_STEPS:
             started = time.process_time()
         ids = torch.from_numpy(np.stack([stream.sample(step * size + row) for row in range(size)]))
-        model(ids, labels=ids, use_cache=False).loss.backward()
+        with autocast(recipe):
+            loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.grad_clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -66,9 +79,12 @@ def trainer(recipe: Recipe) -> float:
     return tokens / (times[steps] - times[FIRST_STEPS])
 
 
-def forward_backward(model: torch.nn.Module, ids: torch.Tensor) -> float:
+def forward_backward(recipe: Recipe, model: PreTrainedModel, ids: torch.Tensor, attend: str | None = None) -> float:
+    model.set_attn_implementation(attend or attention(recipe))
     started = time.process_time()
-    model(ids, labels=ids, use_cache=False).loss.backward()
+    with autocast(recipe):
+        loss = model(ids, labels=ids, use_cache=False).loss
+    loss.backward()
     return time.process_time() - started
 
 
@@ -86,15 +102,19 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     recipe = load_recipe(given.recipe, [f"training.steps={given.steps}", *QUIET])
-    ratios = [trainer(recipe) / bare_loop(recipe) for _ in range(given.pairs)]
-    said("trainer / bare loop, tokens per CPU second", ratios, ">= 0.97")
+    print(f"{given.recipe}: {recipe.precision}, {attention(recipe)} attention, {recipe.data.seq_len} tokens")
+    rates = [(trainer(recipe), bare_loop(recipe)) for _ in range(given.pairs)]
+    said("trainer / bare loop, tokens per CPU second", [ours / bare for ours, bare in rates], ">= 0.97")
+    print(f"trainer: {statistics.median(ours for ours, _ in rates):,.0f} tokens per CPU second")
 
     ours = build(recipe.model.model_copy(update={"n_kv_heads": recipe.model.n_heads})).train()
     theirs = to_hf(ours).train()
     ids = torch.randint(0, recipe.model.vocab_size, (recipe.training.batch_size, recipe.data.seq_len))
     for _ in range(3):
-        forward_backward(ours, ids), forward_backward(theirs, ids)
-    ratios = [forward_backward(theirs, ids) / forward_backward(ours, ids) for _ in range(8 * given.pairs)]
+        forward_backward(recipe, ours, ids), forward_backward(recipe, theirs, ids)
+    ratios = [
+        forward_backward(recipe, theirs, ids) / forward_backward(recipe, ours, ids) for _ in range(8 * given.pairs)
+    ]
     said("Llama's / our forward + backward, seconds", ratios, ">= 1.0")
 
     watched = load_recipe(given.recipe).monitor
@@ -104,8 +124,15 @@ def main() -> None:
         started = time.process_time()
         monitor.read(0)
         reading = time.process_time() - started
-        shares.append(reading / (50 * forward_backward(ours, ids)))
+        shares.append(reading / (50 * forward_backward(recipe, ours, ids)))
     said("a reading / 50 forward + backward, seconds", shares, "< 0.05")
+
+    if attention(recipe) != "sdpa":
+        ratios = [
+            forward_backward(recipe, ours, ids, "sdpa") / forward_backward(recipe, ours, ids)
+            for _ in range(4 * given.pairs)
+        ]
+        said("fused attention / the trainer's, forward + backward, seconds", ratios, "> 1")
 
 
 if __name__ == "__main__":

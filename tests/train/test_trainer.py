@@ -13,7 +13,8 @@ from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
 from spikesink.data.packed import is_held_out
 from spikesink.errors import InputError, NumericError, OutputError
 from spikesink.records import TrainingRun
-from spikesink.train.run import train
+from spikesink.train.run import fresh_model, train
+from spikesink.train.streams import open_stream
 from spikesink.train.trainer import RecipeTrainer, decayed
 from spikesink.zoo import KeyValueBias, Registers, UnconditionalGate, build
 
@@ -199,6 +200,17 @@ def test_bf16_trains_near_fp32_and_keeps_fp32_weights(tmp_path):
     from safetensors.torch import load_file
 
     assert all(w.dtype == torch.float32 for w in load_file(tmp_path / "bf16" / "model" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "seq_len", "attention"),
+    [("bf16", 127, "eager"), ("bf16", 128, "eager"), ("bf16", 129, "sdpa"), ("fp32", 127, "sdpa")],
+)
+def test_short_sequences_in_bf16_are_attended_by_products(tmp_path, precision, seq_len, attention):
+    recipe = tiny_recipe(f"training.precision={precision}", f"data.seq_len={seq_len}", "model.max_positions=160")
+    stream = open_stream(recipe, quiet)
+    trainer = RecipeTrainer(recipe, fresh_model(recipe, stream), stream, tmp_path)
+    assert trainer.model.config._attn_implementation == attention
 
 
 def test_nan_stops_with_step_and_samples(tmp_path):

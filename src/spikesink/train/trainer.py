@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from spikesink.atomic import write_atomically
 from spikesink.errors import InputError, NumericError, OutputError
@@ -24,20 +31,27 @@ from spikesink.train.recipe import Recipe
 from spikesink.train.sharding import not_sharded
 from spikesink.train.streams import Samples, Stream
 
+SHORT = 128
+"""Tokens of a sequence up to which fused attention in bf16 is slower on a CPU than matrix products (LOG.md, 27 November
+2026: forward and backward took 3.3, 5 and 2.7 times as long at 32, 64 and 128 tokens, 1.1 at 256, 0.95 at 512)."""
+
 
 class RecipeTrainer(Trainer):
     """A Trainer of one recipe; its checkpoints lie in `checkpoints/` of the run's folder."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, stream: Stream, root: Path) -> None:
+    def __init__(self, recipe: Recipe, model: PreTrainedModel, stream: Stream, root: Path) -> None:
         self.recipe, self.root = recipe, root
         self.unchecked: list[tuple[int, Tensor]] = []
         training = recipe.training
         count = training.steps * training.batch_size
         loss = (training.loss_min, training.loss_max)
         held_out = stream.held_out
+        args = arguments(recipe, root)
+        if args.bf16 and args.device.type == "cpu" and recipe.data.seq_len <= SHORT:
+            model.set_attn_implementation("eager")
         super().__init__(
             model=model,
-            args=arguments(recipe, root),
+            args=args,
             train_dataset=Samples(stream.sample, count, *loss),
             eval_dataset=Samples(held_out.__getitem__, len(held_out), *loss),
             data_collator=default_data_collator,
