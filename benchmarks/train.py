@@ -110,8 +110,8 @@ def main() -> None:
     ours = build(recipe.model.model_copy(update={"n_kv_heads": recipe.model.n_heads})).train()
     theirs = to_hf(ours).train()
     ids = torch.randint(0, recipe.model.vocab_size, (recipe.training.batch_size, recipe.data.seq_len))
-    for _ in range(3):
-        forward_backward(recipe, ours, ids), forward_backward(recipe, theirs, ids)
+    for model in (ours, theirs) * 3:
+        forward_backward(recipe, model, ids)
     ratios = [
         forward_backward(recipe, theirs, ids) / forward_backward(recipe, ours, ids) for _ in range(8 * given.pairs)
     ]

@@ -18,6 +18,7 @@ from spikesink.zoo import (
     NoPosition,
     OffByOne,
     Registers,
+    RMSNorm,
     Sandwich,
     SandwichQK,
     Sigmoid,
@@ -149,6 +150,17 @@ def test_sandwich_output_norm_sets_the_size_of_a_write():
     logits(model)
     assert len(writes) == 6
     assert all(torch.allclose(write, torch.tensor(0.7 * math.sqrt(24)), rtol=1e-3) for write in writes)
+
+
+def test_a_norm_under_autocast_is_computed_in_its_weights_dtype(recwarn):
+    norm = RMSNorm(eps=1e-3).build(7)
+    torch.nn.init.normal_(norm.weight)
+    write = torch.randn(3, 5, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        normed = norm(write)
+    rms = (write.double().square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(normed, (write.double() / rms * norm.weight.double()).float())
+    assert not recwarn.list
 
 
 def test_a_learned_sink_at_minus_infinity_is_softmax_and_at_zero_off_by_one():

@@ -17,7 +17,7 @@ class RMSNorm(Choice):
     eps: PositiveFloat = 1e-5
 
     def build(self, width: int) -> nn.Module:
-        return nn.RMSNorm(width, eps=self.eps)
+        return MixedRMSNorm(width, eps=self.eps)
 
 
 class LayerNorm(Choice):
@@ -54,6 +54,13 @@ class NoNorm(Choice):
 
 
 Norm = Annotated[RMSNorm | LayerNorm | DyT | NoNorm, KIND, BY_NAME]
+
+
+class MixedRMSNorm(nn.RMSNorm):
+    """An RMSNorm in its weight's dtype, whatever enters it: under autocast, what a block writes is bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class DynamicTanh(nn.Module):
