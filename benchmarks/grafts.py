@@ -46,6 +46,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     options = (
         f"training.seed={chosen.seed}", f"data.seed={chosen.seed}", f"running.threads={threads}",
+        "training.precision=fp32",
         f"monitor.every={max(1, chosen.steps // 6)}", f"running.eval_every={max(1, chosen.steps // 3)}",
         *chosen.changes,
     )  # fmt: skip

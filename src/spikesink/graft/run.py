@@ -133,8 +133,10 @@ def graft_recipes(settings: GraftSettings) -> tuple[Recipe, Recipe, dict[str, An
     ours = [change if change.split(".")[0] in Recipe.model_fields else f"model.{change}" for change in settings.changes]
     healing = Recipe.read(content, ours)
     control = Recipe.read(content, [change for change in ours if not change.startswith("model.")])
-    changed = check_graft(control.model, healing.model)
-    return healing, control, {path: [_plain(value) for value in pair] for path, pair in changed.items()}
+    changed = {
+        path: [_plain(value) for value in pair] for path, pair in check_graft(control.model, healing.model).items()
+    }
+    return healing.resolved(), control.resolved(), changed
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +160,7 @@ def _content(settings: GraftSettings, name: str) -> dict[str, Any]:
             "held_out": settings.sequences,
         },
         "optimiser": {"lr": LEARNING_RATE, "warmup_steps": steps // 10, "weight_decay": 0.01},
-        "training": {"steps": steps, "batch_size": batch},
+        "training": {"steps": steps, "batch_size": batch, "precision": "auto"},
         "monitor": {"every": every, "sequences": 8},
         "running": {"log_every": 1, "eval_every": every, "save_every": 50, "keep": 1},
     }

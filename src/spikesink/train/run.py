@@ -165,7 +165,7 @@ def _record(
     new_tokens = (steps - first_step) * recipe.training.batch_size * recipe.data.seq_len
     return TrainingRun(
         name=recipe.name,
-        recipe=recipe.model_dump(mode="json"),
+        recipe=recipe.resolved().model_dump(mode="json"),
         recipe_sha256=recipe.sha256(),
         parameters=model.num_parameters(),
         steps=steps,
@@ -176,7 +176,7 @@ def _record(
         held_out_loss_nats=float(held_out),
         anatomy=curves.last_readings(),
         provenance=Provenance(
-            model={"name": recipe.name, "model_type": model.config.model_type},
+            model={"name": recipe.name, "model_type": model.config.model_type, "dtype": recipe.precision},
             tokens={**stream.provenance, "seq_len": recipe.data.seq_len, "bos": recipe.data.bos},
             versions=package_versions(),
             settings={"device": str(trainer.args.device), "resumed_from": first_step, "cores": os.cpu_count()},
