@@ -63,6 +63,23 @@ def test_seeds_needed_are_those_of_the_variants_that_speak(evidence):
     assert len(needed) == 2 and f"(at this spread {min(needed)} would decide the first)" in one.change
 
 
+def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
+    """Claim 3 is judged by the baseline's cells, which a second study takes from the first."""
+    study = next(one for one in evidence.studies if (one.study, one.preset) == ("normalisation", "sinks-700"))
+    second = study.model_copy(update={"study": "gating"})
+    baseline, *rows = study.rows
+    other = baseline.model_copy(update={"values": {**baseline.values, "sink_ratio": [0.5] * len(baseline.seeds)}})
+    third = study.model_copy(update={"study": "beyond", "rows": [other, *rows[:1]]})
+    by_title = {one.title: one for one in findings(type(evidence)([study, second, third], {}, {}))}
+    lines = [line for line in by_title["Claim 3"].lines if line.verdict]
+    assert [line.source for line in lines] == [
+        "normalisation at sinks-700; gating at sinks-700, the same models", "beyond at sinks-700",
+    ]  # fmt: skip
+    assert {line.n for line in lines} == {f"{len(baseline.seeds)} seeds"}
+    # What variants say is each study's own.
+    assert len([line for line in by_title["Claim 1"].lines if line.verdict]) == 3
+
+
 def test_a_sweep_whose_sinks_fall_early_contradicts_the_finding(evidence):
     name, record = next(iter(evidence.doses.items()))
     early = [dose.model_copy(update={"stays_to": 5.0}) for dose in record.dose]

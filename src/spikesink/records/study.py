@@ -222,6 +222,11 @@ class ClaimVerdict(Frozen):
         part = f" ({self.part})" if self.part else ""
         return f"Claim {self.claim}{part}" if self.claim is not None else "Finding"
 
+    @property
+    def by_baseline(self) -> bool:
+        """Whether a study's baseline alone decides it: claims 2 and 3 are about what a trained model does."""
+        return self.claim in (2, 3)
+
 
 class CellCurves(Frozen):
     """The learning curves of one cell."""

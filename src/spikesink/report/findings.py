@@ -11,7 +11,7 @@ from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.anatomy import Heads
 from spikesink.records.interventions import Dose, Estimate, Interventions
-from spikesink.records.study import ClaimVerdict, StudyRecord, VariantVerdict, on_sides, side
+from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dose_figure
@@ -210,13 +210,22 @@ def _source(name: str, record: Interventions | Anatomy) -> str:
 
 
 def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list[Line]:
-    """Routes 2 and 3: what the rules of the studies say, with the effects of who speaks for the claim."""
-    lines = []
+    """Routes 2 and 3: what the rules of the studies say, with the effects of who speaks for the claim.
+
+    What a baseline's own models say is one piece of evidence, in however many studies they are the baseline.
+    """
+    lines: list[Line] = []
+    told: list[tuple[VariantRow, Line]] = []
     for study in sorted(evidence.studies, key=lambda study: study.pretrained is None):
+        baseline = next(row for row in study.rows if row.variant == study.baseline)
         for judged in study.claims:
             if not wanted(judged) or judged.verdict == "not tested":
                 continue
-            seeds = sorted({len(row.seeds) for row in study.rows})
+            before = [line for row, line in told if judged.by_baseline and row.values == baseline.values]
+            if before:
+                before[0].source += f"; {study.study} at {study.preset}, the same models"
+                continue
+            seeds = sorted({len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
             named = {word.strip(".,;") for word in judged.evidence.split()}
             speaking = [one for one in study.verdicts if one.variant in named]
@@ -224,6 +233,7 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
             says = " ".join([judged.evidence, *effects])
             route = ROUTES[2 if study.pretrained is None else 1]
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
+            told.append((baseline, lines[-1]))
     return lines
 
 
