@@ -96,12 +96,13 @@ def said(name: str, ratios: list[float], target: str) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--recipe", default="nano")
+    options.add_argument("--set", nargs="*", default=[], dest="changes", help="Of the recipe.")
     options.add_argument("--steps", type=int, default=30)
     options.add_argument("--pairs", type=int, default=5)
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
-    recipe = load_recipe(given.recipe, [f"training.steps={given.steps}", *QUIET])
+    recipe = load_recipe(given.recipe, [f"training.steps={given.steps}", *QUIET, *given.changes])
     print(f"{given.recipe}: {recipe.precision}, {attention(recipe)} attention, {recipe.data.seq_len} tokens")
     rates = [(trainer(recipe), bare_loop(recipe)) for _ in range(given.pairs)]
     said("trainer / bare loop, tokens per CPU second", [ours / bare for ours, bare in rates], ">= 0.97")
