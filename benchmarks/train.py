@@ -23,7 +23,7 @@ from spikesink.train import AnatomyMonitor
 from spikesink.train.recipe import Recipe, load_recipe
 from spikesink.train.run import fresh_model, train
 from spikesink.train.streams import open_stream
-from spikesink.train.trainer import SHORT, decayed
+from spikesink.train.trainer import attends_by_products, decayed
 from spikesink.zoo import build, to_hf
 
 FIRST_STEPS = 5
@@ -36,7 +36,7 @@ def autocast(recipe: Recipe) -> torch.autocast:
 
 
 def attention(recipe: Recipe) -> str:
-    return "eager" if recipe.precision == "bf16" and recipe.data.seq_len <= SHORT else "sdpa"
+    return "eager" if attends_by_products(recipe) else "sdpa"
 
 
 def bare_loop(recipe: Recipe) -> float:

@@ -8,6 +8,7 @@ import pytest
 from made import anatomy, interventions, study
 from rich.console import Console
 
+from spikesink.records import Provenance
 from spikesink.records.interventions import Estimate
 from spikesink.records.study import StudyRecord
 from spikesink.report import write_page
@@ -166,3 +167,10 @@ def test_a_section_without_a_part_shows_all_its_fields():
 def test_the_text_of_a_study_is_that_of_its_recipe():
     record = StudyRecord.read_file(Path(__file__).parents[2] / "results" / "normalisation-sinks-700.json")
     assert sentence(record.provenance) == "normalisation-sinks-700, 32-token sequences of bigram_backcopy."
+
+
+def test_a_training_says_its_precision():
+    """What `auto` came to, beside the dtype that was measured in."""
+    model = {"name": "healed", "dtype": "float32"}
+    provenance = Provenance(model=model, tokens={"seq_len": 7}, versions={}, settings={"precision": "bf16"})
+    assert sentence(provenance) == "healed, 7-token sequences, float32, trained in bf16."

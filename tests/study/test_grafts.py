@@ -66,6 +66,10 @@ def test_grafts_that_cannot_be_compared_are_refused(records):
     longer = records[0].model_copy(update={"steps": 7})
     with pytest.raises(InputError, match=r"differ in model, steps.* \(2 kinds of run\)"):
         study_of([longer, *records[1:]])
+    provenance = records[0].provenance
+    coarser = provenance.model_copy(update={"settings": {**provenance.settings, "precision": "bf16"}})
+    with pytest.raises(InputError, match=r"precision.* \(2 kinds of run\)"):
+        study_of([records[0].model_copy(update={"provenance": coarser}), *records[1:]])
     alone = {"points": {"healed": records[0].points["healed"]}}
     with pytest.raises(InputError, match="No graft has a healed model and a control"):
         study_of([records[0].model_copy(update=alone)])

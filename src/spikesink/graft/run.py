@@ -133,10 +133,8 @@ def graft_recipes(settings: GraftSettings) -> tuple[Recipe, Recipe, dict[str, An
     ours = [change if change.split(".")[0] in Recipe.model_fields else f"model.{change}" for change in settings.changes]
     healing = Recipe.read(content, ours)
     control = Recipe.read(content, [change for change in ours if not change.startswith("model.")])
-    changed = {
-        path: [_plain(value) for value in pair] for path, pair in check_graft(control.model, healing.model).items()
-    }
-    return healing.resolved(), control.resolved(), changed
+    changed = check_graft(control.model, healing.model)
+    return healing, control, {path: [_plain(value) for value in pair] for path, pair in changed.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -380,7 +378,11 @@ def _record(
                 "evaluated": list(workspace.ids.shape),
             },
             versions=package_versions(),
-            settings={"recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.sha256()},
+            settings={
+                "recipe": recipe.model_dump(mode="json"),
+                "recipe_sha256": recipe.sha256(),
+                "precision": recipe.precision,
+            },
         ),
         timing=Timing.now(total_s=time.perf_counter() - started),
         arrays={

@@ -15,6 +15,8 @@ def sentence(provenance: Provenance) -> str:
     parts = [name(model), shape(provenance), _bos(tokens), f"{model.get('dtype')}"]
     if tokens.get("chat_template"):
         parts.append("chat template")
+    if provenance.settings.get("precision"):
+        parts.append(f"trained in {provenance.settings['precision']}")
     quantised = model.get("gguf_quantisation") or model.get("dequantised_from")
     if quantised:
         parts.append(f"weights from {quantised}")

@@ -80,21 +80,30 @@ def study_of(records: list[GraftRecord], preset: str | None = None) -> StudyReco
 
 
 def _check_alike(records: list[GraftRecord]) -> None:
-    """One model, one text, as many steps, the same held-out sequences. Raises InputError."""
+    """One model, one text, as many steps in one precision, the same held-out sequences. Raises InputError."""
     alike = {
-        (one.model, one.steps, one.tokens, one.provenance.tokens["source_sha256"], *one.provenance.tokens["evaluated"])
+        (
+            one.model, one.steps, one.tokens, _precision(one), one.provenance.tokens["source_sha256"],
+            *one.provenance.tokens["evaluated"],
+        )
         for one in records
-    }
+    }  # fmt: skip
     if len(alike) > 1:
         raise InputError(
-            f"The grafts differ in model, steps, tokens, text or held-out sequences ({len(alike)} kinds of run); "
-            "expected grafts that were made alike. Give them folder by folder."
+            f"The grafts differ in model, steps, tokens, precision, text or held-out sequences ({len(alike)} kinds of "
+            "run); expected grafts that were made alike. Give them folder by folder."
         )
 
 
 def _kind(record: GraftRecord) -> str:
     """`arrangement=sandwich`."""
     return ",".join(f"{path}={after}" for path, (_, after) in record.replaced.items())
+
+
+def _precision(record: GraftRecord) -> str:
+    """Of the training; records from before `auto` say it in the recipe alone."""
+    settings = record.provenance.settings
+    return settings.get("precision") or settings["recipe"]["training"]["precision"]
 
 
 def _seed(record: GraftRecord) -> int:

@@ -202,13 +202,10 @@ class Recipe(Choice):
             return self.training.precision
         return "bf16" if _multiplies_bf16() else "fp32"
 
-    def resolved(self) -> "Recipe":
-        """The same recipe with what this machine decides written out."""
-        return self.model_copy(update={"training": self.training.model_copy(update={"precision": self.precision})})
-
     def essence(self) -> dict[str, Any]:
         """What decides the result, as plain data: everything but `running`, `monitor`, the name and the micro-batch."""
-        content = self.resolved().model_dump(mode="json", exclude={"running", "monitor", "name"})
+        content = self.model_dump(mode="json", exclude={"running", "monitor", "name"})
+        content["training"]["precision"] = self.precision
         for option in ("micro_batch", "fsdp", "activation_checkpointing"):
             del content["training"][option]
         for path, default in LATER.items():

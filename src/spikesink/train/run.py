@@ -165,7 +165,7 @@ def _record(
     new_tokens = (steps - first_step) * recipe.training.batch_size * recipe.data.seq_len
     return TrainingRun(
         name=recipe.name,
-        recipe=recipe.resolved().model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
         recipe_sha256=recipe.sha256(),
         parameters=model.num_parameters(),
         steps=steps,
@@ -176,10 +176,15 @@ def _record(
         held_out_loss_nats=float(held_out),
         anatomy=curves.last_readings(),
         provenance=Provenance(
-            model={"name": recipe.name, "model_type": model.config.model_type, "dtype": recipe.precision},
+            model={"name": recipe.name, "model_type": model.config.model_type},
             tokens={**stream.provenance, "seq_len": recipe.data.seq_len, "bos": recipe.data.bos},
             versions=package_versions(),
-            settings={"device": str(trainer.args.device), "resumed_from": first_step, "cores": os.cpu_count()},
+            settings={
+                "device": str(trainer.args.device),
+                "precision": recipe.precision,
+                "resumed_from": first_step,
+                "cores": os.cpu_count(),
+            },
         ),
         timing=Timing.now(forward_s=seconds, total_s=time.perf_counter() - started),
         arrays=curves.arrays(),

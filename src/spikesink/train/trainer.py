@@ -46,12 +46,11 @@ class RecipeTrainer(Trainer):
         count = training.steps * training.batch_size
         loss = (training.loss_min, training.loss_max)
         held_out = stream.held_out
-        args = arguments(recipe, root)
-        if args.bf16 and args.device.type == "cpu" and recipe.data.seq_len <= SHORT:
+        if attends_by_products(recipe):
             model.set_attn_implementation("eager")
         super().__init__(
             model=model,
-            args=args,
+            args=arguments(recipe, root),
             train_dataset=Samples(stream.sample, count, *loss),
             eval_dataset=Samples(held_out.__getitem__, len(held_out), *loss),
             data_collator=default_data_collator,
@@ -110,6 +109,11 @@ class RecipeTrainer(Trainer):
             if self.is_world_process_zero():
                 checkpoints.mark_complete(folder, self.recipe)
                 checkpoints.prune(self.root, self.recipe.running.keep)
+
+
+def attends_by_products(recipe: Recipe) -> bool:
+    """Whether attention is computed as matrix products here, because the fused one would take longer."""
+    return recipe.precision == "bf16" and recipe.data.seq_len <= SHORT and not torch.cuda.is_available()
 
 
 def decayed(model: nn.Module) -> list[str]:
