@@ -160,6 +160,65 @@ def test_pieces_of_logits_are_the_logits(family, monkeypatch):
     assert "forward" not in vars(decoder)
 
 
+class Columns(Logits):
+    def on_logit_columns(self, logits, start):
+        assert start == sum(piece.shape[2] for piece in self.pieces)
+        self.pieces.append(logits.clone())
+
+
+def watched_pieces(accessed, observers, monkeypatch):
+    """Logits of 2 x 11 tokens as the first observer sees them, in pieces of 4 positions or 37 tokens of the vocabulary,
+    the others beside it; the whole; how often the first layer ran for the pieces."""
+    monkeypatch.setattr(capture, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
+    monkeypatch.setattr(capture, "COLUMN_ELEMENTS", 2 * 11 * 37)
+    monkeypatch.setattr(capture, "MIN_COLUMNS", 37)
+    layers, ids = [], token_ids(2, 11)
+    handle = accessed.layers[0].layer.register_forward_hook(lambda *_: layers.append(1))
+    with observing(accessed, observers):
+        watch(accessed, full_batch(ids))
+    handle.remove()
+    with observing(accessed, []):
+        return observers[0].pieces, run(accessed, full_batch(ids)), len(layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_columns_of_logits_are_the_logits(family, monkeypatch):
+    accessed = access(tiny(family))
+    pieces, whole, passes = watched_pieces(accessed, [Columns()], monkeypatch)
+    assert passes == 1
+    assert pieces[0].shape == (2, 11, 37)
+    torch.testing.assert_close(torch.cat(pieces, dim=2), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ruled_out", [5, -1, 90])
+def test_logits_that_the_models_code_writes_by_token_come_in_positions(ruled_out, monkeypatch):
+    accessed = access(tiny("llama"))
+    original = accessed.model.forward
+
+    def forward(*args, **kwargs):
+        output = original(*args, **kwargs)
+        output.logits[..., ruled_out] = -1e4
+        return output
+
+    monkeypatch.setattr(accessed.model, "forward", forward)
+    pieces, whole, passes = watched_pieces(accessed, [Columns()], monkeypatch)
+    assert passes == 1 and [piece.shape[1] for piece in pieces] == [4, 4, 3]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_columns_are_for_listeners_that_all_take_them_and_heads_that_nobody_watches(monkeypatch):
+    accessed = access(tiny("llama"))
+    by_position = ([4, 4, 3], [accessed.vocab_size] * 3)
+    pieces, _, _ = watched_pieces(accessed, [Columns(), Logits()], monkeypatch)
+    assert ([piece.shape[1] for piece in pieces], [piece.shape[2] for piece in pieces]) == by_position
+    handle = accessed.model.get_output_embeddings().register_forward_pre_hook(lambda _module, args: args)
+    pieces, _, _ = watched_pieces(accessed, [Columns()], monkeypatch)
+    handle.remove()
+    assert ([piece.shape[1] for piece in pieces], [piece.shape[2] for piece in pieces]) == by_position
+    pieces, _, _ = watched_pieces(accessed, [Columns()], monkeypatch)
+    assert pieces[0].shape == (2, 11, 37) and "forward" not in vars(accessed.model.get_output_embeddings())
+
+
 def test_without_a_listener_one_position_is_unembedded():
     accessed = access(tiny("llama"))
     shapes = []

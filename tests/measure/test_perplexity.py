@@ -47,6 +47,26 @@ def test_padding_is_not_predicted():
     assert measure.sequence_losses() == pytest.approx([sum(losses[:3]) / 3, losses[3]], rel=1e-5)
 
 
+def test_columns_of_the_vocabulary_give_the_same_losses():
+    random = torch.Generator().manual_seed(3)
+    ids, logits = torch.randint(0, 23, (3, 7), generator=random), torch.randn(3, 7, 23, generator=random) * 9
+    logits[..., 20:] = -torch.inf  # Tokens that are ruled out, a whole piece of them; none is the next one.
+    ids.clamp_(max=19)
+    valid = torch.ones(3, 7, dtype=torch.bool)
+    valid[1, 5:] = False
+    measure = LossMeasure()
+    for first in (0, 3):
+        measure.on_batch(Batch(ids, valid, first))
+        for start, stop in ((0, 11), (11, 20), (20, 23)):
+            measure.on_logit_columns(logits[..., start:stop], start)
+        measure.on_batch_end()
+    naive = [
+        [-float(logits[s, t].double().log_softmax(-1)[ids[s, t + 1]]) for t in range(4 if s == 1 else 6)]
+        for s in range(3)
+    ]
+    assert measure.sequence_losses() == pytest.approx([sum(row) / len(row) for row in naive] * 2, rel=1e-6)
+
+
 def test_overflow_is_infinite_not_an_error():
     measure = LossMeasure()
     measure.loss_sums, measure.predictions = [5000.0], [1]

@@ -1,5 +1,6 @@
 """Spike statistics on hand-made residuals."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from spikesink.measure.spikes import (
     SpikeCriteria,
     SpikeMeasure,
     TokenCandidates,
+    _drawn,
     _medians_at_once,
     row_medians,
 )
@@ -36,6 +38,29 @@ def test_medians_of_an_accelerator_are_those_of_the_cpu(zeros, dtype):
     expected = [row[(len(row) - 1) // 2] if row else 0.0 for row in naive]
     assert _medians_at_once(magnitude.clone()) == expected
     assert row_medians(magnitude.clone()) == expected
+
+
+@pytest.mark.parametrize("size", [4_001, 36_864, 100_003])
+@pytest.mark.parametrize(
+    "kind", ["normal", "sorted", "few values", "constant", "zeros", "one", "sample above", "sample below"]
+)
+def test_medians_found_near_a_sample_are_exact(kind, size):
+    random = np.random.default_rng(size)
+    values = np.abs(random.standard_normal(size)).astype(np.float32)
+    if kind == "sorted":
+        values.sort()
+    elif kind == "few values":
+        values = np.ceil(values)
+    elif kind == "constant":
+        values[:] = 0.5
+    elif kind == "zeros":
+        values[random.permutation(size)[: size * 9 // 10]] = 0
+    elif kind == "one":
+        values[1:] = 0
+    elif kind.startswith("sample"):
+        values[_drawn(size)] = 9.0 if kind == "sample above" else 1e-9
+    kept = np.sort(values[values > 0])
+    assert row_medians(torch.from_numpy(values[None])) == [kept[(len(kept) - 1) // 2]]
 
 
 def test_top_three_are_distinct_channels_with_their_places():

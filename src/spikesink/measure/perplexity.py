@@ -40,15 +40,34 @@ class LossMeasure(Observer):
         counted = batch.valid[:, 1:] & batch.valid[:, :-1] & (ranks(batch.valid)[:, 1:] > self.skip)
         self._counted = counted if batch.scored is None else counted & batch.scored[:, 1:].to(counted.device)
         self._first = len(self.loss_sums)
+        self._log_sum: Tensor | None = None
         self.loss_sums += [0.0] * len(batch.ids)
         self.predictions += self._counted.sum(1).tolist()
 
     def on_logits(self, logits: Tensor, start: int) -> None:
         # The last position predicts nothing that is there.
         targets = self.batch.ids[:, start + 1 : start + 1 + logits.shape[1]].to(logits.device)
-        counted = self._counted[:, start : start + logits.shape[1]].to(logits.device)
-        losses = token_losses(logits[:, : targets.shape[1]], targets).double() * counted
-        for row, total in enumerate(losses.sum(1).tolist(), start=self._first):
+        self._add(token_losses(logits[:, : targets.shape[1]], targets), start)
+
+    def on_logit_columns(self, logits: Tensor, start: int) -> None:
+        piece, width = logits[:, :-1].float(), logits.shape[-1]
+        places = self.batch.ids[:, 1:].to(logits.device) - start
+        log_sum = piece.logsumexp(-1).double()
+        own = piece.gather(-1, places.clamp(0, width - 1)[..., None])[..., 0].double()
+        own = own.where((places >= 0) & (places < width), 0.0)
+        if self._log_sum is None:
+            self._log_sum, self._own = log_sum, own
+        else:
+            self._log_sum, self._own = torch.logaddexp(self._log_sum, log_sum), self._own + own
+
+    def on_batch_end(self) -> None:
+        if self._log_sum is not None:
+            self._add(self._log_sum - self._own, 0)
+
+    def _add(self, losses: Tensor, start: int) -> None:
+        """Losses (batch, token) of consecutive predictions, of which the batch's mask says which count."""
+        counted = self._counted[:, start : start + losses.shape[1]].to(losses.device)
+        for row, total in enumerate(losses.double().where(counted, 0.0).sum(1).tolist(), start=self._first):
             self.loss_sums[row] += total
 
     def sequence_losses(self) -> list[float]:

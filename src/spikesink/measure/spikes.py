@@ -3,7 +3,9 @@
 Residuals are H[2] ... H[2L+1], "after block b"; the embedding and the final norm's output do not count.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -43,14 +45,14 @@ class SpikeCriteria:
 
 
 def row_medians(magnitude: Tensor) -> list[float]:
-    """Lower median of each row's magnitudes that are not 0; exact. 0 where all are. May reorder the elements.
+    """Lower median of each row's magnitudes that are not 0; exact. 0 where all are.
 
     magnitude (row, ...), contiguous. Exact zeros do not count: a channel that is zero throughout would pull the median,
     and with it every ratio to it, wherever one likes.
     """
     if magnitude.device.type != "cpu":
         return _medians_at_once(magnitude)
-    return [_reordering_median(row) for row in magnitude]
+    return [_median(row.view(-1).numpy()) for row in magnitude]
 
 
 def _medians_at_once(magnitude: Tensor) -> list[float]:
@@ -59,16 +61,33 @@ def _medians_at_once(magnitude: Tensor) -> list[float]:
     return rows.masked_fill(rows == 0, torch.nan).nanmedian(1).values.nan_to_num().tolist()
 
 
-def _reordering_median(values: Tensor) -> float:
-    """Median of a contiguous tensor on a CPU, whose elements it may reorder."""
-    # numpy's introselect is several times faster than torch's median on CPU.
-    flat = values.view(-1).numpy()
-    zeros = flat.size - int(np.count_nonzero(flat))
-    if zeros == flat.size:
+MEDIAN_SAMPLE = 1000
+"""Elements drawn to bracket a median. A scan of 2,048 tokens spent a tenth of its time on medians of all elements."""
+
+
+def _median(values: np.ndarray) -> float:
+    """Median of values (element,) that are not 0: found among those near the median of a sample."""
+    zeros = int(np.count_nonzero(values == 0))
+    if zeros == values.size:
         return 0.0
-    middle = zeros + (flat.size - zeros - 1) // 2
-    flat.partition(middle)
-    return float(flat[middle])
+    middle = zeros + (values.size - zeros - 1) // 2
+    below = 0
+    if values.size > 4 * MEDIAN_SAMPLE:
+        sample = np.sort(values[_drawn(values.size)])
+        place, spread = middle / values.size * MEDIAN_SAMPLE, 1.5 * math.sqrt(MEDIAN_SAMPLE)
+        low, high = (sample[min(max(0, round(at)), MEDIAN_SAMPLE - 1)] for at in (place - spread, place + spread))
+        lower = int(np.count_nonzero(values < low))
+        near = values[(values >= low) & (values <= high)]
+        # Three standard deviations of the sample: else it is looked for among all.
+        if lower <= middle < lower + near.size:
+            values, below = near, lower
+    return float(np.partition(values, middle - below)[middle - below])
+
+
+@cache
+def _drawn(size: int) -> np.ndarray:
+    """Places of the sample among that many elements; the same in every run."""
+    return np.random.default_rng(0).integers(size, size=MEDIAN_SAMPLE)
 
 
 class PeakTracker:
@@ -281,7 +300,6 @@ class SpikeMeasure(Observer):
             self.sequence_largest[row] = max(self.sequence_largest[row], own_largest)
         statistics.tokens += self._tokens
         statistics.sequences += len(hidden)
-        # Last, since the buffer is reordered.
         medians = row_medians(magnitude)
         for median in medians:
             statistics.median_sum += median
