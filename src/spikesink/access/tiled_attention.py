@@ -16,10 +16,10 @@ from torch import Tensor
 
 from spikesink.access.masks import MaskPlan, hide
 
-TILE_ELEMENTS = 400_000
-"""Scores in a tile; 1.6 MB. Of 64,000 to 1,000,000, tried for T = 64 to 8192 on a processor with 512 KB of second-level
-cache a core (LOG.md), 256,000 to 512,000 were the fastest or near it at every T."""
-MOST_ROWS = 256
+TILE_ELEMENTS = 600_000
+"""Scores in a tile; 2.4 MB. The fastest, or near it, at T = 64 to 4096 on a processor with 1 MB of second-level cache a
+core, of 200,000 to 1,600,000; 256,000 to 512,000 on one with 512 KB (LOG.md)."""
+MOST_ROWS = 128
 
 
 @dataclass(frozen=True)

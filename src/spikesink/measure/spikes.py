@@ -61,21 +61,21 @@ def _medians_at_once(magnitude: Tensor) -> list[float]:
     return rows.masked_fill(rows == 0, torch.nan).nanmedian(1).values.nan_to_num().tolist()
 
 
-MEDIAN_SAMPLE = 1000
-"""Elements drawn to bracket a median. A scan of 2,048 tokens spent a tenth of its time on medians of all elements."""
+SAMPLED_FROM = 4000
+"""Elements from which on a median is looked for near that of a sample of size ** (2 / 3) elements."""
 
 
 def _median(values: np.ndarray) -> float:
-    """Median of values (element,) that are not 0: found among those near the median of a sample."""
+    """Median of values (element,) that are not 0, found near that of a sample: three times as fast as among all."""
     zeros = int(np.count_nonzero(values == 0))
     if zeros == values.size:
         return 0.0
     middle = zeros + (values.size - zeros - 1) // 2
     below = 0
-    if values.size > 4 * MEDIAN_SAMPLE:
+    if values.size >= SAMPLED_FROM:
         sample = np.sort(values[_drawn(values.size)])
-        place, spread = middle / values.size * MEDIAN_SAMPLE, 1.5 * math.sqrt(MEDIAN_SAMPLE)
-        low, high = (sample[min(max(0, round(at)), MEDIAN_SAMPLE - 1)] for at in (place - spread, place + spread))
+        place, spread = middle / values.size * sample.size, 1.5 * math.sqrt(sample.size)
+        low, high = (sample[min(max(0, round(at)), sample.size - 1)] for at in (place - spread, place + spread))
         lower = int(np.count_nonzero(values < low))
         near = values[(values >= low) & (values <= high)]
         # Three standard deviations of the sample: else it is looked for among all.
@@ -87,7 +87,7 @@ def _median(values: np.ndarray) -> float:
 @cache
 def _drawn(size: int) -> np.ndarray:
     """Places of the sample among that many elements; the same in every run."""
-    return np.random.default_rng(0).integers(size, size=MEDIAN_SAMPLE)
+    return np.random.default_rng(0).integers(size, size=round(size ** (2 / 3)))
 
 
 class PeakTracker:
