@@ -219,6 +219,20 @@ def test_columns_are_for_listeners_that_all_take_them_and_heads_that_nobody_watc
     assert pieces[0].shape == (2, 11, 37) and "forward" not in vars(accessed.model.get_output_embeddings())
 
 
+def test_the_model_is_whole_again_after_a_listener_that_raises(monkeypatch):
+    class Raises(Columns):
+        def on_logit_columns(self, logits, start):
+            super().on_logit_columns(logits, start)
+            if start:
+                raise KeyboardInterrupt
+
+    accessed = access(tiny("llama"))
+    with pytest.raises(KeyboardInterrupt) as kept:
+        watched_pieces(accessed, [Raises()], monkeypatch)
+    modules = (accessed.model.get_decoder(), accessed.model.get_output_embeddings())
+    assert kept.value is not None and not any("forward" in vars(module) for module in modules)
+
+
 def test_without_a_listener_one_position_is_unembedded():
     accessed = access(tiny("llama"))
     shapes = []

@@ -144,7 +144,8 @@ def _columns(accessed: AccessedModel, width: int, made: Callable[[], Tensor]) ->
         part = slice(start, start + width)
         weight, bias = head.weight[part], None if head.bias is None else head.bias[part]
         with replaced_forward(head, partial(nn.functional.linear, weight=weight, bias=bias)):
-            yield start, made()
+            piece = made()
+        yield start, piece
 
 
 @contextmanager
