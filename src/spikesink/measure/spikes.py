@@ -87,7 +87,7 @@ def _median(values: np.ndarray) -> float:
 @cache
 def _drawn(size: int) -> np.ndarray:
     """Places of the sample among that many elements; the same in every run."""
-    return np.random.default_rng(0).integers(size, size=round(size ** (2 / 3)))
+    return np.random.default_rng(0).integers(0, size, (round(size ** (2 / 3)),))
 
 
 class PeakTracker:
