@@ -5,7 +5,7 @@ import torch
 from tiny import FAMILIES, VARIANTS, tiny, token_ids
 
 from spikesink import scan
-from spikesink.access import Batch, access, capture, editing, full_batch, observing, run, watch
+from spikesink.access import Batch, access, editing, full_batch, logits, observing, run, watch
 
 
 def hook_count(model):
@@ -144,8 +144,8 @@ class Logits:
 def test_pieces_of_logits_are_the_logits(family, monkeypatch):
     """Also where the family scales or caps them after its unembedding; the decoder computes once."""
     accessed = access(tiny(family))
-    decoder, ids = accessed.model.base_model, token_ids(2, 11)
-    monkeypatch.setattr(capture, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
+    decoder, ids = accessed.model.get_decoder(), token_ids(2, 11)
+    monkeypatch.setattr(logits, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
     layers, seen = [], Logits()
     handle = accessed.layers[0].layer.register_forward_hook(lambda *_: layers.append(1))
     with observing(accessed, [seen]):
@@ -169,9 +169,9 @@ class Columns(Logits):
 def watched_pieces(accessed, observers, monkeypatch):
     """Logits of 2 x 11 tokens as the first observer sees them, in pieces of 4 positions or 37 tokens of the vocabulary,
     the others beside it; the whole; how often the first layer ran for the pieces."""
-    monkeypatch.setattr(capture, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
-    monkeypatch.setattr(capture, "COLUMN_ELEMENTS", 2 * 11 * 37)
-    monkeypatch.setattr(capture, "MIN_COLUMNS", 37)
+    monkeypatch.setattr(logits, "PIECE_ELEMENTS", 2 * 4 * accessed.vocab_size)
+    monkeypatch.setattr(logits, "COLUMN_ELEMENTS", 2 * 11 * 37)
+    monkeypatch.setattr(logits, "MIN_COLUMNS", 37)
     layers, ids = [], token_ids(2, 11)
     handle = accessed.layers[0].layer.register_forward_hook(lambda *_: layers.append(1))
     with observing(accessed, observers):

@@ -11,19 +11,18 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from transformers.utils import ModelOutput
 
 from spikesink.access import attention
 from spikesink.access.blocks import BlockSites, LayerSites
-from spikesink.access.comparison import difference, tolerances
+from spikesink.access.logits import show, show_in_pieces
 from spikesink.access.model import AccessedModel
-from spikesink.access.protocol import check_finite, listeners, not_finite
+from spikesink.access.protocol import check_finite, listeners
 from spikesink.observer import Batch
 from spikesink.positions import ranks
 
@@ -37,15 +36,10 @@ class Tap:
     batch: Batch | None = None
 
 
-PIECE_ELEMENTS = 8_000_000
-"""Logits shown at once by `watch`; 31 MB in float32. Larger tensors are given back at once, their pages made anew."""
-COLUMN_ELEMENTS, MIN_COLUMNS = 4_000_000, 256
-"""The same of all positions and some tokens of the vocabulary, and the fewest of these; fewer make a slow product."""
 LAYERS_PER_RELEASE = 10
 """Freed memory goes back that often. Without it up to 690 MB were held at 2,048 tokens of SmolLM2; 1 % of the time."""
 
 _taps: "weakref.WeakKeyDictionary[nn.Module, Tap]" = weakref.WeakKeyDictionary()
-_one_by_one: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
 def tap_of(accessed: AccessedModel) -> Tap:
@@ -71,81 +65,15 @@ def run(accessed: AccessedModel, batch: Batch) -> Tensor:
     """One forward pass without gradient; returns the logits (batch, token, vocabulary)."""
     with _passing(accessed, batch) as (tap, inputs):
         logits = accessed.model(**inputs, use_cache=False).logits
-        _show_logits(tap, logits, 0)
+        show(tap.observers, logits, 0)
     return logits
 
 
 def watch(accessed: AccessedModel, batch: Batch) -> None:
     """As `run`, for the open observers alone: they see the logits in pieces, so that all of them never exist at once;
-    if none listens, they are not made.
-
-    The model's own code makes every piece from what its decoder returned once: all positions for some tokens of the
-    vocabulary on a CPU, where this is the faster product and all listeners take it, else some positions. Where it does
-    not make them from that, there is one piece.
-    """
+    if none listens, they are not made."""
     with _passing(accessed, batch) as (tap, inputs):
-        rows, tokens = inputs["input_ids"].shape
-        listening = bool(listeners(tap.observers, "on_logits"))
-        step = max(1, PIECE_ELEMENTS // (rows * accessed.vocab_size)) if listening else 1
-        decoder = accessed.model.get_decoder()
-        if step >= tokens or decoder is accessed.model or isinstance(accessed.model, FSDPModule):
-            _show_logits(tap, accessed.model(**inputs, use_cache=False).logits, 0)
-            return
-        with _decoder_once(decoder) as choose:
-
-            def made(positions: slice) -> Tensor:
-                choose(positions)
-                return accessed.model(**inputs, use_cache=False).logits
-
-            if listening and _takes_columns(accessed, tap):
-                if accessed.model not in _one_by_one:
-                    first = made(slice(0, 1))
-                    if first.shape[1] == tokens:
-                        _show_logits(tap, first, 0)
-                        return
-                    _one_by_one[accessed.model] = _made_one_by_one(accessed, first, lambda: made(slice(0, 1)))
-                if _one_by_one[accessed.model]:
-                    width = COLUMN_ELEMENTS // (rows * tokens) // MIN_COLUMNS * MIN_COLUMNS
-                    for start, piece in _columns(accessed, max(MIN_COLUMNS, width), lambda: made(slice(None))):
-                        _show_logits(tap, piece, start, "on_logit_columns")
-                    return
-            for start in range(0, tokens if listening else 1, step):
-                logits = made(slice(start, start + step))
-                _show_logits(tap, logits, start)
-                if logits.shape[1] == tokens:
-                    return
-
-
-def _takes_columns(accessed: AccessedModel, tap: Tap) -> bool:
-    """Whether every listener takes some tokens of the vocabulary, and the model's unembedding is a plain linear map on
-    a CPU, which nobody watches."""
-    head = accessed.model.get_output_embeddings()
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or head.weight.device.type != "cpu":
-        return False
-    by_position = [observer for observer in tap.observers if listeners([observer], "on_logits")]
-    watched = head._forward_hooks or head._forward_pre_hooks
-    return not watched and all(listeners([observer], "on_logit_columns") for observer in by_position)
-
-
-def _made_one_by_one(accessed: AccessedModel, logits: Tensor, made: Callable[[], Tensor]) -> bool:
-    """Whether the model's code makes each logit from what the unembedding gives for its token alone (a scale, a cap):
-    these logits again, in two parts of unequal size."""
-    try:
-        parts = [part for _, part in _columns(accessed, accessed.vocab_size * 2 // 3, made)]
-        return difference(torch.cat(parts, -1), logits) < tolerances(accessed.dtype).forward
-    except (IndexError, RuntimeError):  # It writes at a token that is not among these.
-        return False
-
-
-def _columns(accessed: AccessedModel, width: int, made: Callable[[], Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """(First token, logits of the vocabulary's tokens from there on), `width` tokens at a time."""
-    head: Any = accessed.model.get_output_embeddings()
-    for start in range(0, len(head.weight), width):
-        part = slice(start, start + width)
-        weight, bias = head.weight[part], None if head.bias is None else head.bias[part]
-        with replaced_forward(head, partial(nn.functional.linear, weight=weight, bias=bias)):
-            piece = made()
-        yield start, piece
+        show_in_pieces(accessed, inputs, tap.observers)
 
 
 @contextmanager
@@ -164,53 +92,6 @@ def _passing(accessed: AccessedModel, batch: Batch) -> Iterator[tuple[Tap, dict[
     for listen in listeners(tap.observers, "on_batch_end"):
         listen()
     tap.batch = None
-
-
-def _show_logits(tap: Tap, logits: Tensor, start: int, method: str = "on_logits") -> None:
-    listening = listeners(tap.observers, method)
-    # Minus infinity is how some families rule out a token. The largest is not a number where any is not.
-    if listening and not bool(logits.amax() < torch.inf):
-        raise not_finite("The logits", logits)
-    for listen in listening:
-        listen(logits, start)
-
-
-@contextmanager
-def _decoder_once(decoder: nn.Module) -> Iterator[Callable[[slice], None]]:
-    """The decoder computes when first called; it then returns the chosen positions of that, whatever it is given."""
-    original = decoder.forward
-    computed: list[Any] = []
-    chosen = slice(None)
-
-    def choose(positions: slice) -> None:
-        nonlocal chosen
-        chosen = positions
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if not computed:
-            computed.append(original(*args, **kwargs))
-        output = computed[0]
-        # In one piece of memory, since the head would take a view with gaps as a small product for each sequence.
-        if not isinstance(output, ModelOutput):
-            return (output[0][:, chosen].contiguous(), *output[1:])
-        return type(output)(**{**output, "last_hidden_state": output["last_hidden_state"][:, chosen].contiguous()})
-
-    with replaced_forward(decoder, forward):
-        yield choose
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Calls of the module end in another function; its hooks stay."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 class _ReachedError(Exception):

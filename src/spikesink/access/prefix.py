@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spikesink.access.capture import hidden_of, observing, replaced_forward, tap_of, with_hidden
+from spikesink.access.capture import hidden_of, observing, tap_of, with_hidden
+from spikesink.access.logits import replaced_forward
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import listeners
 from spikesink.observer import AttentionInputs, AttentionSums, Observer
