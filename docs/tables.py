@@ -46,13 +46,13 @@ def _made(what: str, path: Path, page: Path) -> str:
 def grafts(folder: Path) -> str:
     """A row for every model of every graft in the folder."""
     records = {path.parent.name: GraftRecord.read(path.parent) for path in sorted(folder.glob("*/graft.json"))}
-    columns = ["graft", "model", "steps", "perplexity", "norm ratio", "sink ratio", "first key", "int8", "fp8"]
+    columns = ["graft", "model", "steps", "perplexity", "norm ratio", "sink ratio", "first key", "int8", "fp8", "cost"]
     rows = [
         [
             graft, NAMES[name], f"{record.steps if name in ('healed', 'control') else 0}",
             interval(point.perplexity), number(point.norm_ratio),
             percent(point.sink_ratio), number(point.first_key_importance), signed(point.int8_nats.value),
-            signed(point.fp8_nats.value),
+            signed(point.fp8_nats.value), interval(record.cost_nats) if name == "healed" else "",
         ]
         for graft, record in records.items()
         for name, point in record.points.items()
