@@ -15,12 +15,13 @@ from spikesink.study.grid import (
     variant_changes,
     variant_recipe,
 )
+from spikesink.train import PRESETS
 from spikesink.train.recipe import load_recipe
 from spikesink.zoo import diff
 
 
 @pytest.mark.parametrize("name", STUDIES)
-@pytest.mark.parametrize("preset", ["nano", "sinks", "small", "paper"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_built_in_grids(name, preset):
     _, grid = load_grid(name)
     recipe = load_recipe(preset)

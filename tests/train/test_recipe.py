@@ -8,7 +8,8 @@ import yaml
 from tiny_recipe import tiny_recipe
 
 from spikesink.errors import InputError
-from spikesink.train.recipe import PRESETS, Recipe, changed, load_recipe
+from spikesink.train import PRESETS
+from spikesink.train.recipe import Recipe, changed, load_recipe
 from spikesink.zoo import ConditionalGate, DyT, GeLU
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -11,11 +11,12 @@ from spikesink.cli import options
 from spikesink.cli.report import page_beside
 from spikesink.cli.report import show as show_record
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
+from spikesink.train import PRESETS
 
 StudyName = Annotated[
     str | None, typer.Argument(help="A study (see --list) or a YAML file of your own grid.", show_default=False)
 ]
-Preset = Annotated[str, typer.Option(help="nano, small or paper, or a recipe file: what the variants change.")]
+Preset = Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}, or a recipe file: what the variants change.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change of the base recipe, e.g. name=nano-long; may be repeated.")

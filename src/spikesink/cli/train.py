@@ -10,8 +10,9 @@ import typer
 
 from spikesink.cli import options
 from spikesink.cli.report import show
+from spikesink.train import PRESETS
 
-RecipeName = Annotated[str, typer.Argument(help="nano, small or paper, or a YAML file.")]
+RecipeName = Annotated[str, typer.Argument(help=f"{', '.join(PRESETS)}, or a YAML file.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change of the recipe, e.g. model.norm=dyt; may be given repeatedly.")
 ]
