@@ -90,12 +90,18 @@ CASES = {
 }
 
 
+def small_tiles(monkeypatch, elements):
+    """Tiles of 16 queries, or of more where so many scores allow it."""
+    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(tiled_attention, "LEAST_ROWS", 1)
+
+
 @pytest.mark.parametrize("how", ["tiles, 1 thread", "tiles, 3 threads", "tiles of a sequence, 3 threads", "fused"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_tiles_give_what_sums_in_float64_give(options, how, monkeypatch):
     """Several tiles of 16 queries, or one with all heads of each sequence; the sums are also right where they are cut.
     Fused: what a GPU runs, in plain operations."""
-    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 10_000 if "sequence" in how else 1)
+    small_tiles(monkeypatch, 10_000 if "sequence" in how else 1)
     if how == "fused":
         monkeypatch.setattr(attention, "attend_tiled", attend_fused)
     threads = 3 if "3" in how else 1
@@ -183,7 +189,7 @@ def test_a_scan_attends_in_tiles(monkeypatch):
     blocks = []
     original = attention.attend_tiled
     monkeypatch.setattr(attention, "attend_tiled", lambda *given: blocks.append(1) or original(*given))
-    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    small_tiles(monkeypatch, 1)
     model, ids = tiny("llama"), token_ids(3, 37)
     one = scan(model, ids, batch_size=3)
     assert len(blocks) >= model.config.num_hidden_layers
@@ -196,7 +202,7 @@ def test_a_scan_attends_in_tiles(monkeypatch):
 
 def test_threads_that_start_later_have_as_many_as_before(monkeypatch):
     """PyTorch keeps one number for all threads to come, and the workers of the tiles change it."""
-    monkeypatch.setattr(tiled_attention, "TILE_ELEMENTS", 1)
+    small_tiles(monkeypatch, 1)
     with torch.inference_mode(), using(3):
         attend(problem(), [SumsOnly()], [], None)
         with ThreadPoolExecutor(1) as pool:

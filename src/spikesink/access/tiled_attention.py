@@ -20,6 +20,9 @@ TILE_ELEMENTS = 600_000
 """Scores in a tile; 2.4 MB. The fastest, or near it, at T = 64 to 4096 on a processor with 1 MB of second-level cache a
 core, of 200,000 to 1,600,000; 256,000 to 512,000 on one with 512 KB (LOG.md)."""
 MOST_ROWS = 128
+LEAST_ROWS = 192
+"""Rows of a matrix product, those of all heads of a group; with fewer, what a product does once for its keys takes longer
+than scores that leave the cache (LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def _tiles(problem: Problem) -> list[_Tile]:
     """By queries, then by sequence."""
     batch, _, tokens, _ = problem.query.shape
     kv_heads = problem.key.shape[1]
-    rows = TILE_ELEMENTS // (problem.groups * tokens) // 16 * 16
+    rows = max(TILE_ELEMENTS // tokens, LEAST_ROWS) // problem.groups // 16 * 16
     rows = min(MOST_ROWS, tokens, max(16, rows))
     # Pairs of a sequence and a KV head: all of some sequences, or one.
     pairs = TILE_ELEMENTS // (problem.groups * rows * tokens)
