@@ -21,8 +21,8 @@ TILE_ELEMENTS = 600_000
 core, of 200,000 to 1,600,000; 256,000 to 512,000 on one with 512 KB (LOG.md)."""
 MOST_ROWS = 128
 LEAST_ROWS = 192
-"""Rows of a matrix product, those of all heads of a group; with fewer, what a product does once for its keys takes longer
-than scores that leave the cache (LOG.md)."""
+"""Rows of a matrix product, those of all heads of a group; with fewer, what a product does once for its keys takes
+longer than scores that leave the cache (LOG.md)."""
 
 
 @dataclass(frozen=True)
