@@ -4,7 +4,7 @@ from spikesink.positions import placed
 from spikesink.records.interventions import FormatDamage, Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.format import NONE, interval, listed, number, percent
-from spikesink.report.interventions import cost_text
+from spikesink.report.interventions import ANOTHER_PROCESSOR, cost_text
 
 KINDS = {
     "inputs": "What enters every linear map",
@@ -28,6 +28,7 @@ def formats_part(record: Interventions) -> Part:
                 "Each alone, the rest as it is. Spikes kept: spike tokens, of caches also sinks, in high precision and "
                 "in no scale. Lost: share of the other tokens' values that become zero or subnormal. Worst blocks: "
                 "what one costs alone, where the format costs enough to look.",
+                ANOTHER_PROCESSOR,
                 *_skipped(section.skipped),
             ]
         ),

@@ -14,6 +14,11 @@ NATS = ("free_max", "costly_min")
 """Thresholds that are losses; the others are shares."""
 CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(datum.label, ' / ')[1]"
 """A control's label without the intervention's, which stands above it."""
+ANOTHER_PROCESSOR = (
+    "Intervals are over sequences. On another processor sums differ in their last bits, so other values round up, and "
+    "a cost moves by some hundredths of a nat."
+)
+"""Said wherever something is quantised."""
 
 
 def interventions_part(record: Interventions) -> Part:

@@ -19,7 +19,7 @@ from spikesink.report.drawing import (
     table,
 )
 from spikesink.report.format import NONE, counted, listed, number, shown, signed
-from spikesink.report.interventions import cost_text
+from spikesink.report.interventions import ANOTHER_PROCESSOR, cost_text
 
 WORST = 5
 """Blocks that a terminal lists, the dearest first."""
@@ -34,7 +34,7 @@ def quantisation_part(record: Interventions) -> Part:
         "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",
         figures=quantisation_figures(record),
         tables=[_site_table(section), _block_table(section), *_remedies(section), *_tokens(record)],
-        note=section.weights_note or "",
+        note=" ".join(filter(None, [section.weights_note, ANOTHER_PROCESSOR])),
     )
 
 

@@ -3,7 +3,7 @@
 from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.format import listed, number
-from spikesink.report.interventions import cost_text
+from spikesink.report.interventions import ANOTHER_PROCESSOR, cost_text
 
 
 def remedies_part(record: Interventions) -> Part:
@@ -20,6 +20,7 @@ def remedies_part(record: Interventions) -> Part:
             f"Behind the prefix {ids} a sequence has {section.spike_tokens_behind_prefix:.2g} spike tokens, "
             f"{section.spike_tokens:.2g} without; the prefix alone: {cost_text(section.prefix_alone_nats)} nats."
         )
+    notes.append(ANOTHER_PROCESSOR)
     if section.skipped:
         notes.append(f"Left out: {listed(section.skipped, 12)}.")
     table = Table("Int8 with remedies as deployed", ("remedy", "scales", "perplexity", "cost in nats"), rows, words=2)
