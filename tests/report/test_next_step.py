@@ -14,11 +14,11 @@ from spikesink.report.terminal import print_record
 
 
 def test_after_a_scan_come_interventions_with_their_cost():
-    """A scan of 10 s for 4 sequences: 45 passes of 40 sequences take 4,500 s."""
+    """A scan of 10 s for 4 sequences: 62 passes of 40 sequences take 6,200 s, 1.7 hours."""
     record = anatomy(name="org/name")
     slow = record.model_copy(update={"timing": record.timing.model_copy(update={"forward_s": 10.0})})
     said = next_step(slow)
-    assert said.text.startswith("spikesink intervene org/name measures") and said.text.endswith("(about 75 min).")
+    assert said.text.startswith("spikesink intervene org/name measures") and said.text.endswith("(about 2 h).")
     assert said.commands == ("spikesink intervene org/name",)
 
 
