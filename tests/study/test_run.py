@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from spikesink.records.study import CellRecord
 from spikesink.study.cell import failed
 from spikesink.study.executors import Local
 from spikesink.study.run import Study
+from spikesink.train.streams import source_sha256
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 TIMEOUT = 1200
@@ -120,6 +122,27 @@ def test_a_record_of_another_recipe_is_refused(undisturbed, tmp_path):
     study = Study("grid", GRID, base("training.steps=13"), out / "results", seeds=1)
     with pytest.raises(InputError, match="another recipe"):
         study.run(NoExecutor(), tmp_path, quiet)
+
+
+def test_a_record_of_another_text_is_refused(undisturbed, tmp_path):
+    """A recipe names a text by its path, or as this Python's: what it reads may change. Old records do not say."""
+    out, whole = undisturbed
+    shutil.copytree(out / "results" / "grid-tiny", tmp_path / "results" / "grid-tiny")
+    study = Study("grid", GRID, base(), tmp_path / "results", seeds=1)
+    kept = study.records / "plain-0.json"
+    content = json.loads(kept.read_text())
+    assert content["provenance"]["tokens"]["source_sha256"] == source_sha256(base()) is not None
+    for digest in ("0" * 64, None):
+        content["provenance"]["tokens"]["source_sha256"] = digest
+        kept.write_text(json.dumps(content))
+        if digest is None:
+            assert study.run(NoExecutor(), tmp_path, quiet).rows == whole.rows
+            continue
+        with pytest.raises(InputError, match="another text"):
+            study.run(NoExecutor(), tmp_path, quiet)
+        other = Study("other", GRID, base(), tmp_path / "results", seeds=1, only=["plain"])
+        with pytest.raises(AssertionError, match="never run again"):
+            other.run(NoExecutor(), tmp_path, quiet)
 
 
 def test_a_cell_that_crashes_is_tried_twice_and_shown(tmp_path):

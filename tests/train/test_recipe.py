@@ -1,8 +1,10 @@
 """Recipes: presets, overrides, errors that name the path, and what counts as another recipe."""
 
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_recipe import tiny_recipe
@@ -10,6 +12,7 @@ from tiny_recipe import tiny_recipe
 from spikesink.errors import InputError
 from spikesink.train import PRESETS
 from spikesink.train.recipe import Recipe, changed, load_recipe
+from spikesink.train.streams import source_sha256
 from spikesink.zoo import ConditionalGate, DyT, GeLU
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -151,3 +154,22 @@ def test_new_options_leave_old_runs_as_they_were(study):
 
 def test_an_option_that_came_later_counts_where_it_is_used():
     assert load_recipe("nano", ["data.source.restarts=1"]).sha256() != load_recipe("nano").sha256()
+
+
+def test_the_text_of_a_recipe_is_known_by_its_bytes(tmp_path):
+    """A path keeps its name when its text changes; ids, and what a bigram chain is counted on, too."""
+    text, ids = tmp_path / "text.txt", tmp_path / "ids.npy"
+    text.write_text("one two\nthree frogs jump\n")
+    np.save(ids, np.arange(12).reshape(3, 4))
+    of_text = tiny_recipe("data.source.kind=text", f"data.source.path={text}")
+    of_ids = tiny_recipe("data.source.kind=ids", f"data.source.path={ids}")
+    of_chain = tiny_recipe(f"data.source.text={text}")
+    assert source_sha256(of_text) == hashlib.sha256(b"one two\nthree frogs jump\n").hexdigest()
+    assert source_sha256(of_ids) == hashlib.sha256(ids.read_bytes()).hexdigest()
+    before = source_sha256(of_chain)
+    assert before not in (None, source_sha256(tiny_recipe()))
+    text.write_text("one two\nfour frogs jumped\n")
+    assert source_sha256(of_text) == hashlib.sha256(b"one two\nfour frogs jumped\n").hexdigest()
+    assert source_sha256(of_chain) != before
+    of_hub = "{kind: hub, name: some/text, tokenizer: some/model, tokens: 9}"
+    assert source_sha256(tiny_recipe(f"data.source={of_hub}")) is None

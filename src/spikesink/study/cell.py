@@ -57,10 +57,12 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
     import torch
 
     from spikesink.train.run import CHECKPOINTS
+    from spikesink.train.streams import source_sha256
 
     started = time.perf_counter()
     on_gpu = torch.cuda.is_available()
     trained_on = {"device": device_with(on_gpu), "gpu": torch.cuda.get_device_name() if on_gpu else None}
+    text = source_sha256(cell.recipe)
     folder.mkdir(parents=True, exist_ok=True)
     # The lock goes with its holder, however that ends.
     with FileLock(folder / ".lock"):
@@ -69,11 +71,11 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
             measured = _measured(cell, folder, progress)
             function = measured_function(cell, folder, progress)
         except NumericError as error:
-            return _record(cell, started, trained_on, status="diverged", error=str(error))
+            return _record(cell, started, trained_on, text, status="diverged", error=str(error))
         # What a resumed run would need; the model stays.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return _record(
-            cell, started, trained_on, parameters=run.parameters, measured=measured, function=function,
+            cell, started, trained_on, text, parameters=run.parameters, measured=measured, function=function,
             curves=_curves(run.arrays),
         )  # fmt: skip
 
@@ -164,7 +166,7 @@ def evaluation_sha256(base: Recipe) -> str:
 
 def failed(cell: Cell, error: str, attempts: int) -> CellRecord:
     """What stands in the table for a cell that could not be run."""
-    return _record(cell, time.perf_counter(), {}, status="failed", error=error, attempts=attempts)
+    return _record(cell, time.perf_counter(), {}, None, status="failed", error=error, attempts=attempts)
 
 
 def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
@@ -180,7 +182,9 @@ def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
     return curves
 
 
-def _record(cell: Cell, started: float, trained_on: dict[str, str | None], **outcome: object) -> CellRecord:
+def _record(
+    cell: Cell, started: float, trained_on: dict[str, str | None], text: str | None, **outcome: object
+) -> CellRecord:
     recipe = cell.recipe
     return CellRecord.model_validate(
         {
@@ -195,7 +199,11 @@ def _record(cell: Cell, started: float, trained_on: dict[str, str | None], **out
             "tokens": recipe.tokens,
             "provenance": Provenance(
                 model={"name": cell.name, "model_type": "spikesink_decoder"},
-                tokens={"evaluation_sha256": evaluation_sha256(cell.base), "sink_tokens": SINK_TOKENS},
+                tokens={
+                    "evaluation_sha256": evaluation_sha256(cell.base),
+                    "source_sha256": text,
+                    "sink_tokens": SINK_TOKENS,
+                },
                 versions=package_versions(),
                 settings={
                     "threads": recipe.running.threads,

@@ -13,6 +13,7 @@ from spikesink.study.cell import evaluation_sha256, measured_function
 from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cells, impossible
 from spikesink.train.recipe import Recipe
+from spikesink.train.streams import source_sha256
 
 
 class Study:
@@ -27,6 +28,7 @@ class Study:
         self.title = f"{name}-{base.name}"
         self.records = out / self.title
         self.started = time.perf_counter()
+        self._texts: dict[tuple[str, int], str | None] = {}
 
     def run(self, executor: Executor, work: Path, progress: Progress) -> StudyRecord:
         """Run what has no result yet, in folders below `work`; the table is written anew after every cell.
@@ -137,6 +139,11 @@ class Study:
             )
         if record.status == "failed":
             return False
+        if not self._same_text(record, cell):
+            raise InputError(
+                f"'{self._path(cell)}' was made on another text than data.source gives now (a file that changed, or "
+                "another Python); choose another --out, or another name with --set name=NAME."
+            )
         if _trained_on(record)[1] != device:
             raise InputError(
                 f"'{self._path(cell)}' was made on '{_trained_on(record)[1]}', this study runs on '{device}'; choose "
@@ -149,6 +156,16 @@ class Study:
             )
         return True
 
+    def _same_text(self, record: CellRecord, cell: Cell) -> bool:
+        """Whether a record's text is the one that the cell would train on, as far as the record says it."""
+        known = record.provenance.tokens.get("source_sha256")
+        if known is None:
+            return True
+        source = (cell.recipe.data.source.model_dump_json(), cell.recipe.model.vocab_size)
+        if source not in self._texts:
+            self._texts[source] = source_sha256(cell.recipe)
+        return self._texts[source] in (known, None)
+
     def _from_another_study(self, cell: Cell, *trained_on: object) -> CellRecord | None:
         """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
         wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base), trained_on)
@@ -158,7 +175,8 @@ class Study:
             except RecordError:
                 continue
             measured_on = record.provenance.tokens.get("evaluation_sha256")
-            if record.status != "failed" and (record.recipe_sha256, measured_on, _trained_on(record)) == wanted:
+            same_run = (record.recipe_sha256, measured_on, _trained_on(record)) == wanted
+            if record.status != "failed" and same_run and self._same_text(record, cell):
                 return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
         return None
 

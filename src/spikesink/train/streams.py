@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from spikesink.atomic import cache_folder
 from spikesink.data import Corpus, hub_corpus, read_corpus
-from spikesink.data.bigram_backcopy import BigramSampler, bigram_backcopy
+from spikesink.data.bigram_backcopy import BigramBackcopy, BigramSampler, bigram_backcopy
 from spikesink.data.corpus import python_source
 from spikesink.data.encode import Encoder
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
@@ -44,10 +44,23 @@ def open_stream(recipe: Recipe, progress: Progress) -> Stream:
     return _packed(recipe, progress)
 
 
-def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
-    data = recipe.data
+def source_sha256(recipe: Recipe) -> str | None:
+    """Of the text that a recipe trains on, which a path or "this Python" does not name; None for a text of a hub."""
+    source = recipe.data.source
+    if isinstance(source, BigramBackcopyData):
+        return _chain(recipe, source).sha256
+    if isinstance(source, IdsData):
+        return load_token_ids(source.path).source_sha256
+    return None if isinstance(source, HubData) else _corpus(source).sha256
+
+
+def _chain(recipe: Recipe, source: BigramBackcopyData) -> BigramBackcopy:
     corpus = read_corpus(Path(source.text)) if source.text is not None else None
-    chain = bigram_backcopy(recipe.model.vocab_size, source.triggers, corpus)
+    return bigram_backcopy(recipe.model.vocab_size, source.triggers, corpus)
+
+
+def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
+    data, chain = recipe.data, _chain(recipe, source)
     train = BigramSampler(chain, data.seq_len, bos=data.bos, seed=data.seed, restarts=source.restarts)
     held_out = BigramSampler(
         chain, data.seq_len, bos=data.bos, seed=data.seed, stream=HELD_OUT_STREAM, restarts=source.restarts
