@@ -49,7 +49,7 @@ CONCLUSIONS = {
     "normalisation": {"Claim 1": "supported", "Claim 4 (spikes)": "supported"},
     "context": {"Claim 4 (sinks)": "supported", "sinks go, and spikes do not": "supported"},
     "gating": {"take the sinks' place, per head": "supported", "do not take the sinks' place": "supported"},
-    "heads": {"Narrow heads do not sink": "supported", "The number of heads": "supported"},
+    "heads": {"Narrow heads do not sink": "supported", "With fewer heads": "supported"},
     "optimisation": {"Without weight decay": "supported"},
     "ffn": {"Sinks need no gated": "supported", "Spikes need no gate": "supported"},
 }

@@ -15,7 +15,7 @@ from spikesink.study.grid import (
     variant_changes,
     variant_recipe,
 )
-from spikesink.train import PRESETS
+from spikesink.train.presets import PRESETS
 from spikesink.train.recipe import load_recipe
 from spikesink.zoo import diff
 

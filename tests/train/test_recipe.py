@@ -10,7 +10,7 @@ import yaml
 from tiny_recipe import tiny_recipe
 
 from spikesink.errors import InputError
-from spikesink.train import PRESETS
+from spikesink.train.presets import PRESETS
 from spikesink.train.recipe import Recipe, changed, load_recipe
 from spikesink.train.streams import source_sha256
 from spikesink.zoo import ConditionalGate, DyT, GeLU

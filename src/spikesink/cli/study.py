@@ -11,7 +11,7 @@ from spikesink.cli import options
 from spikesink.cli.report import page_beside
 from spikesink.cli.report import show as show_record
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
-from spikesink.train import PRESETS
+from spikesink.train.presets import PRESETS
 
 StudyName = Annotated[
     str | None, typer.Argument(help="A study (see --list) or a YAML file of your own grid.", show_default=False)

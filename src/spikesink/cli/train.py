@@ -10,7 +10,7 @@ import typer
 
 from spikesink.cli import options
 from spikesink.cli.report import show
-from spikesink.train import PRESETS
+from spikesink.train.presets import PRESETS
 
 RecipeName = Annotated[str, typer.Argument(help=f"{', '.join(PRESETS)}, or a YAML file.")]
 Changes = Annotated[

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from spikesink.train.recipe import Recipe, load_recipe
     from spikesink.train.run import train
 
-PRESETS = ("nano", "sinks", "small", "paper")
-
 _LAZY = {
     "AnatomyCallback": "spikesink.train.monitor",
     "AnatomyMonitor": "spikesink.train.monitor",
@@ -19,6 +17,6 @@ _LAZY = {
     "train": "spikesink.train.run",
 }
 
-__all__ = ["PRESETS", "AnatomyCallback", "AnatomyMonitor", "Recipe", "load_recipe", "train"]
+__all__ = ["AnatomyCallback", "AnatomyMonitor", "Recipe", "load_recipe", "train"]
 
 __getattr__ = lazy(__name__, _LAZY)

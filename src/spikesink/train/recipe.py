@@ -10,8 +10,8 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from spikesink.errors import InputError, did_you_mean
-from spikesink.train import PRESETS
 from spikesink.train.plain_yaml import MAX_CHARACTERS, read_yaml
+from spikesink.train.presets import PRESETS
 from spikesink.zoo.choice import BY_NAME, KIND, Choice, Size
 from spikesink.zoo.spec import DecoderSpec
 
