@@ -1,4 +1,4 @@
-"""Attention for observers that need no rows: outputs and sums over queries, in tiles that stay in the cache.
+"""Attention for observers that need no rows: outputs and sums over queries, in tiles that stay near the cache.
 
 A tile is a block of queries of one sequence and one KV head, for all query heads of that KV head at once, or, where
 sequences are short, of several sequences and all their heads: scores up to the last visible key, softmax in place,

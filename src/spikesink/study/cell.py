@@ -62,7 +62,6 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
     started = time.perf_counter()
     on_gpu = torch.cuda.is_available()
     trained_on = {"device": device_with(on_gpu), "gpu": torch.cuda.get_device_name() if on_gpu else None}
-    text = source_sha256(cell.recipe)
     folder.mkdir(parents=True, exist_ok=True)
     # The lock goes with its holder, however that ends.
     with FileLock(folder / ".lock"):
@@ -71,9 +70,12 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
             measured = _measured(cell, folder, progress)
             function = measured_function(cell, folder, progress)
         except NumericError as error:
+            text = source_sha256(cell.recipe)
             return _record(cell, started, trained_on, text, status="diverged", error=str(error))
         # What a resumed run would need; the model stays.
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        # What it was trained on, which a run that was finished before need not share with the text as it is now.
+        text = run.provenance.tokens.get("source_sha256")
         return _record(
             cell, started, trained_on, text, parameters=run.parameters, measured=measured, function=function,
             curves=_curves(run.arrays),
