@@ -69,7 +69,8 @@ def placed(page: str, charts: dict[str, Figure], figures: str = "../figures") ->
         told = ". ".join(sentence for sentence in figure.alternative.split(". ") if " below" not in sentence)
         words, title, caption = (escape(text) for text in (told, figure.title, f"{figure.caption} {figure.conditions}"))
         picture = f"![{words}]({figures}/{name}.svg)"
-        return f"<!-- figure: {name} -->\n{picture}\n\n**{title}.** {caption}\n<!-- end -->"
+        heading = title if title.endswith("?") else f"{title}."
+        return f"<!-- figure: {name} -->\n{picture}\n\n**{heading}** {caption}\n<!-- end -->"
 
     return PLACE.sub(place, page)
 
