@@ -15,7 +15,7 @@ from torch import Tensor
 import spikesink
 from spikesink.access import Batch
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.data import default_corpus, tokenise
 from spikesink.errors import DoesNotApplyError
 from spikesink.measures import Measure, register
@@ -64,14 +64,14 @@ class Shares:
             sums[index] += float(share[tokens[self._rows]].sum())
 
 
-def measure_rewritten(scanned: Scan, progress: Progress) -> tuple[Rewritten, dict[str, np.ndarray]]:
+def measure_rewritten(scanned: Scan, _progress: Progress) -> Steps[tuple[Rewritten, dict[str, np.ndarray]]]:
     """The measure: from what a scan found to a section of the record and its large arrays (here none)."""
     accessed = scanned.accessed
     if accessed.post_norm or accessed.parallel:
         raise DoesNotApplyError("A write and the residual after it belong together in sequential pre-norm layers only")
     spike = spike_mask(scanned)
     shares = Shares(spike, valid_mask(scanned) & ~spike)
-    scanned.replay([shares], "rewritten", progress)
+    yield Pass([shares])
     spikes, others = int(shares.spike.sum()), int(shares.other.sum())
     blocks = [
         RewrittenBlock(block=block, spike=_mean(sums[0], spikes), other=_mean(sums[1], others))

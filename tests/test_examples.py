@@ -18,7 +18,7 @@ from tiny import tiny, token_ids
 
 from spikesink import Anatomy, measures, scan
 from spikesink.access import access, full_batch, observing, run
-from spikesink.analyse.passes import Criteria, no_progress
+from spikesink.analyse.passes import Criteria, no_progress, run_together
 from spikesink.analyse.scan import measure
 from spikesink.records import Section
 from spikesink.report import write_figures, write_page
@@ -106,7 +106,8 @@ def test_the_measure_of_the_how_to_by_explicit_loops(own_measure, tmp_path):
     scanned, _ = measure(accessed, ids, Criteria(), batch_size=2)
     tokens = np.array([[9.0, sequence, position] for sequence, position in planted])
     scanned = replace(scanned, spike=replace(scanned.spike, tokens=tokens))
-    section, _ = own_measure.measure_rewritten(replace(scanned, batch_size=2), no_progress)
+    steps = own_measure.measure_rewritten(scanned, no_progress)
+    section, _ = run_together(scanned, {"rewritten": steps}, no_progress)["rewritten"]
     assert [row.block for row in section.blocks] == [1, 2, 3, 4, 5, 6]
     for row in section.blocks:
         shares = {

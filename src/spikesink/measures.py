@@ -38,8 +38,9 @@ BUILT_IN = {
 class Measure:
     """A further measure of a scan.
 
-    `run(scanned, progress)` gives a section of the record and its large arrays; `part(record, section)` gives a
-    `report.document.Part`; without it the section's fields are shown as figures and tables.
+    `run(scanned, progress)` gives a section of the record and its large arrays, where it needs the text again as a
+    generator of `analyse.passes.Pass`; `part(record, section)` gives a `report.document.Part`; without it the section's
+    fields are shown as figures and tables.
     """
 
     name: str

@@ -16,13 +16,13 @@ from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.rotary import unrotating
 from spikesink.access.weights import gated_ffns, input_norm, key_projection, output_projection, probe
-from spikesink.analyse.anatomy import geometry, heads, trigger
+from spikesink.analyse.anatomy import geometry, heads, properties, trigger
 from spikesink.analyse.anatomy.geometry import KeyParts
-from spikesink.analyse.anatomy.sample import SinkTokens
-from spikesink.analyse.passes import Criteria
+from spikesink.analyse.passes import Criteria, Pass, Scan, run_together
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
+from spikesink.measure.sinks import SinkTokens
 from spikesink.records import Anatomy, NotApplicable, Section
 from spikesink.report.terminal import print_record
 
@@ -100,6 +100,61 @@ def test_a_new_measure_takes_a_section_and_a_line(monkeypatch, tmp_path):
     del Section.known["reach"]
 
 
+def test_measures_share_one_pass_and_find_what_each_finds_alone(monkeypatch):
+    accessed, ids = access(spiking(num_hidden_layers=4)), token_ids(sequences=7, tokens=17)
+    first = torch.zeros(7, 17, dtype=torch.bool)
+    first[:, 0] = True
+    for module in (geometry, heads, properties):
+        monkeypatch.setattr(module, "sink_tokens", lambda _: SinkTokens(first, first.int(), 0.3, 1))
+    replayed = []
+    replay = Scan.replay
+    monkeypatch.setattr(Scan, "replay", lambda *args: (replayed.append(args[1]), replay(*args)))
+    every = scan(accessed, ids, epsilon=0.1, measures=("all",))
+    assert len(replayed) == 1
+    applicable = 0
+    for name in measures.BUILT_IN:
+        alone = scan(accessed, ids, epsilon=0.1, measures=(name,))
+        section = every.model_extra[name]
+        assert section.model_dump() == alone.model_extra[name].model_dump()
+        applicable += section.applicable
+        for key, array in alone.arrays.items():
+            np.testing.assert_array_equal(array, every.arrays[key])
+    assert applicable == 6 and len(replayed) == 6
+
+
+def test_passes_over_other_sequences_are_made_apart_and_a_failure_closes_all():
+    scanned, _ = measure(access(tiny("llama")), token_ids(sequences=5, tokens=7), Criteria())
+    seen, closed = {}, []
+
+    class Count:
+        def __init__(self, name):
+            self.name = name
+
+        def on_batch(self, batch):
+            seen.setdefault(self.name, []).append(len(batch.ids))
+
+    def steps(name, *rows):
+        try:
+            for one in rows:
+                yield Pass([Count(name)], one)
+            return sum(seen[name])
+        finally:
+            closed.append(name)
+
+    running = {"one": steps("one", slice(3)), "other": steps("other", torch.tensor([0, 1, 2]), slice(None))}
+    stages = []
+    assert run_together(scanned, running, lambda *said: stages.append(said)) == {"one": 3, "other": 8}
+    assert [said for said in stages if said[1] == said[2]] == [("measures", 3, 3), ("measures", 5, 5)]
+
+    def fails():
+        yield Pass([])
+        raise RuntimeError("made to fail")
+
+    with pytest.raises(RuntimeError, match="made to fail"):
+        run_together(scanned, {"fails": fails(), "left": steps("left", slice(1))}, lambda *_: None)
+    assert closed == ["one", "other", "left"]
+
+
 def test_without_sinks_the_sink_measures_do_not_apply():
     model = tiny("llama")
     with torch.no_grad():
@@ -122,7 +177,9 @@ def test_the_loss_effect_is_the_direct_path(monkeypatch):
     projections = {block: output_projection(accessed, block, seen)[0] for block in (1, 3, 5)}
     sinks = SinkTokens(mask, mask.int(), 0.3, 1)
     monkeypatch.setattr(heads, "TOKENS_AT_ONCE", 5)
-    effects, test = heads.loss_effects(scanned, sinks, seen, projections, lambda *_: None)
+    losses = heads.LossEffects(scanned, sinks, seen, projections)
+    scanned.replay([losses.parts], "again", lambda *_: None)
+    effects, test = losses.measure(lambda *_: None)
     reference = naive(accessed.model, "granite", ids)
     chosen = [(b, t) for b in range(3) for t in range(1, 8) if not mask[b, t]]
     assert test.tokens == len(chosen)
@@ -221,7 +278,7 @@ def test_a_norm_on_the_output_has_no_direct_effect(monkeypatch):
     # Untrained weights have no sinks: the first tokens are taken for them, so that the section applies.
     first = torch.zeros(6, 40, dtype=torch.bool)
     first[:, 0] = True
-    monkeypatch.setattr(heads, "sink_tokens", lambda *_: SinkTokens(first, first.int(), 0.3, 1))
+    monkeypatch.setattr(heads, "sink_tokens", lambda _: SinkTokens(first, first.int(), 0.3, 1))
     accessed = access(tiny("gemma2"))
     record = scan(accessed, token_ids(sequences=6, tokens=40), epsilon=0.05, measures=("heads",))
     assert "norm follows" in record.heads.loss_reason

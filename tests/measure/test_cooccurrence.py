@@ -10,7 +10,6 @@ from spikesink.bootstrap import holm
 from spikesink.measure.geometry import alignment, map_gain, mean_cosine, random_cosine, random_gain
 from spikesink.measure.properties import (
     SequenceMaxima,
-    SinkTokenMeasure,
     answer,
     edge_share,
     limits_around,
@@ -18,6 +17,7 @@ from spikesink.measure.properties import (
     ratio_variation,
     together,
 )
+from spikesink.measure.sinks import SinkTokenMeasure
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, rank_correlation, within_groups
 from spikesink.observer import Batch
 from spikesink.records.anatomy import Interval
@@ -69,6 +69,9 @@ def test_sink_tokens_are_counted_over_heads_in_the_first_half():
                 expected += 2 * (alpha > 0.25 and k < length // 2)
             assert int(measure.heads[b, k]) == expected
     assert measure.head_count == 6
+    found = measure.compute()
+    assert (found.heads_min, found.importance_min) == (1, 0.25)
+    assert found.mask.equal(measure.heads >= 1)
 
 
 def test_properties_by_hand():

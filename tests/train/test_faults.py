@@ -161,6 +161,21 @@ def test_another_recipe_is_refused_unless_asked(tmp_path):
     assert max(losses(out)) == 6 and record.steps == 6
 
 
+def test_another_text_is_refused_unless_asked(tmp_path):
+    """The same path, so the same recipe; what it holds is another text."""
+    out, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the cat\n" * 40)
+    recipe = tiny_recipe("training.steps=3", f"data.source.text={text}")
+    before = train(recipe, out, progress=quiet)
+    train(recipe, out, resume=True, progress=quiet)
+    text.write_text("a mat is no cat and a cat is no dog, said the dog\n" * 40)
+    with pytest.raises(InputError, match=r"text has changed since .*--allow-changed-recipe") as refused:
+        train(recipe, out, resume=True, progress=quiet)
+    assert before.provenance.tokens["source_sha256"] in str(refused.value)
+    record = train(recipe, out, resume=True, allow_changed=True, progress=quiet)
+    assert record.provenance.tokens["source_sha256"] in str(refused.value)
+
+
 def test_old_checkpoints_go_once_a_new_one_is_whole(tmp_path):
     train(tiny_recipe("running.keep=2"), tmp_path, progress=quiet)
     assert [folder.name for folder in checkpoints.folders(tmp_path / "checkpoints")] == [

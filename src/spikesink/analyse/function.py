@@ -8,7 +8,7 @@ from spikesink.access import AccessedModel
 from spikesink.analyse.anatomy.heads import measure_heads
 from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.finding import targets_of
-from spikesink.analyse.passes import Criteria, Scan
+from spikesink.analyse.passes import Criteria, Scan, run_together
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import Targets, freeze_spikes, zero_spikes
@@ -54,7 +54,7 @@ def _spike_costs(accessed: AccessedModel, ids: Tensor, targets: Targets) -> dict
 
 def _heads(scanned: Scan, progress: Progress) -> dict[str, float]:
     """Means over heads, and over sink heads: those that give their sink as much as the criterion asks."""
-    section, _ = measure_heads(scanned, progress, effects=False)
+    section, _ = run_together(scanned, {"heads": measure_heads(scanned, progress, effects=False)}, progress)["heads"]
     write = [head.mass_with_write for head in section.heads if head.mass_with_write is not None]
     sinks = [head for head in section.heads if head.sink_mass >= scanned.sinks.importance_min]
     reach = [head.distance / section.uniform_distance[head.block] for head in sinks if head.distance is not None]

@@ -1,8 +1,9 @@
 """One streaming pass over a text, watched by any number of observers, and what the first one of a scan measured."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from spikesink.data.tokens import Tokens
 from spikesink.errors import ModelError
 from spikesink.measure.lifecycle import StepCriteria, StepResult
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.measure.sinks import SinkCriteria, SinkResult
+from spikesink.measure.sinks import SinkCriteria, SinkResult, SinkTokens
 from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure, SpikeResult
 from spikesink.observer import Progress, no_progress
 
 TOKENS_PER_BATCH = 1024
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Scan:
     losses: LossMeasure
     steps: StepResult | None
     step_tokens: int
+    sink_tokens: SinkTokens
     valid: Tensor | None = None
     """Of the shape of ids, False where padding; None without padding."""
     batch_size: int | None = None
@@ -112,3 +115,36 @@ class Scan:
             self.accessed, self.ids[rows], observers, valid=valid, batch_size=self.batch_size, stage=stage,
             progress=progress,
         )  # fmt: skip
+
+
+class Pass(NamedTuple):
+    """A pass over the scanned text that a measure needs: its observers, and the sequences that they are shown."""
+
+    observers: Sequence[object]
+    rows: Tensor | slice = slice(None)
+
+
+Steps = Generator[Pass, None, Found]
+"""What computes something in steps: it yields the passes it needs, goes on when each has been made, and returns."""
+
+
+def run_together(scanned: Scan, running: dict[str, Steps[Found]], progress: Progress) -> dict[str, Found]:
+    """What each of these returns. Passes that several wait for at a time, over the same sequences, are made as one."""
+    waiting, found = dict(running), {}
+    try:
+        while waiting:
+            passes: dict[tuple[int, ...], list[Pass]] = {}
+            for name, steps in list(waiting.items()):
+                try:
+                    asked = next(steps)
+                    passes.setdefault(tuple(torch.arange(len(scanned.ids))[asked.rows].tolist()), []).append(asked)
+                except StopIteration as end:
+                    found[name] = end.value
+                    del waiting[name]
+            for shared in passes.values():
+                observers = [observer for one in shared for observer in one.observers]
+                scanned.replay(observers, "measures", progress, shared[0].rows)
+    finally:
+        for steps in waiting.values():
+            steps.close()
+    return found

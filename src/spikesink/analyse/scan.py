@@ -18,7 +18,7 @@ from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids, whole_
 from spikesink.errors import InputError
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.measure.sinks import SinkCriteria, SinkMeasure
+from spikesink.measure.sinks import SinkCriteria, SinkMeasure, SinkTokenMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
 from spikesink.measure.states import Gather
 from spikesink.measures import check_names, parse_names
@@ -130,14 +130,16 @@ def measure(
 ) -> tuple[Scan, float]:
     """The streaming pass itself, and its seconds."""
     spikes, sinks, losses = SpikeMeasure(criteria.spikes), SinkMeasure(criteria.sinks), LossMeasure()
-    seconds = stream(
-        accessed, ids, [spikes, sinks, losses], valid=valid, batch_size=batch_size, stage="scan", progress=progress
-    )
+    longest = ids.shape[1] if valid is None else int(valid.sum(1).max())
+    sink_tokens = SinkTokenMeasure((len(ids), ids.shape[1]), criteria.sinks.importance_min(longest))
+    observers = [spikes, sinks, sink_tokens, losses]
+    seconds = stream(accessed, ids, observers, valid=valid, batch_size=batch_size, stage="scan", progress=progress)
     spike = spikes.compute()
     steps, step_tokens = _steps(accessed, ids, valid, spike, criteria.steps)
     scanned = Scan(
-        accessed, ids, criteria, spikes, spike, sinks.compute(), losses, steps, step_tokens, valid, batch_size
-    )
+        accessed, ids, criteria, spikes, spike, sinks.compute(), losses, steps, step_tokens, sink_tokens.compute(),
+        valid, batch_size,
+    )  # fmt: skip
     return scanned, seconds
 
 

@@ -19,7 +19,7 @@ Changes = Annotated[
 RunFolder = Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/NAME.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")]
 AllowChanged = Annotated[
-    bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe is another one.")
+    bool, typer.Option("--allow-changed-recipe", help="Resume although the recipe or its text is another one.")
 ]
 ShowPlan = Annotated[bool, typer.Option("--plan", help="Print size, tokens and memory per GPU, and train nothing.")]
 ShowRecipe = Annotated[bool, typer.Option("--show", help="Print the whole recipe as YAML, and train nothing.")]

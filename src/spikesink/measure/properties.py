@@ -7,12 +7,10 @@ another, (v) in few tokens.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spikesink.observer import AttentionInputs, AttentionSums, Observer
-from spikesink.positions import first_half
+from spikesink.observer import Observer
 from spikesink.records.anatomy import Interval, TokenOverlap
 
 
@@ -94,34 +92,6 @@ def ratio_variation(values: Float[np.ndarray, "token channel"]) -> float | None:
 
 
 DRAWS = 1000
-
-
-class SinkTokenMeasure(Observer):
-    """For every token, in how many heads its importance alpha_k exceeds a threshold. Eq. 27.
-
-    As for a sink head, only keys of the first half of a sequence count. Memory O(sequences x tokens).
-    """
-
-    def __init__(self, shape: tuple[int, int], importance_min: float) -> None:
-        self.heads = torch.zeros(shape, dtype=torch.int32)
-        """Number of heads, (sequence, token)."""
-        self.head_count = 0
-        self.importance_min = importance_min
-        self._counted: set[int] = set()
-
-    def on_attention(self, inputs: AttentionInputs) -> None:
-        batch, heads = inputs.query.shape[:2]
-        self._mass = torch.zeros(batch, heads, inputs.key.shape[2], device=inputs.query.device)
-        if inputs.block not in self._counted:
-            self._counted.add(inputs.block)
-            self.head_count += heads
-
-    def on_attention_sums(self, sums: AttentionSums) -> None:
-        self._mass[..., sums.keys] += sums.mass
-        if sums.query_stop == sums.total_queries:
-            valid = self.batch.valid.to(self._mass.device)
-            above = self._mass / valid.sum(1)[:, None, None] > self.importance_min
-            self.heads[self.batch.rows] += (above & first_half(valid)[:, None]).sum(1).int().cpu()
 
 
 def overlap(spike: Tensor, sink: Tensor, eligible: Tensor, seed: int = 0) -> TokenOverlap:

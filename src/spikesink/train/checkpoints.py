@@ -27,6 +27,8 @@ class _Marker(BaseModel):
     step: int
     recipe: dict[str, Any]
     recipe_sha256: str
+    source_sha256: str | None = None
+    """Of the text; None where that is not known, as of a hub's, and in checkpoints that did not say it."""
     files: dict[str, _File]
 
 
@@ -41,13 +43,16 @@ def folders(root: Path) -> list[Path]:
     return sorted(numbered, key=step_of, reverse=True)
 
 
-def mark_complete(folder: Path, recipe: Recipe) -> None:
+def mark_complete(folder: Path, recipe: Recipe, source_sha256: str | None = None) -> None:
     """Sync every file to disk, then write the marker."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER):
         sync(path)
         files[str(path.relative_to(folder))] = _File(bytes=path.stat().st_size, sha256=file_sha256(path))
-    content = _Marker(step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), files=files)
+    content = _Marker(
+        step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), source_sha256=source_sha256,
+        files=files,
+    )  # fmt: skip
     temporary = folder / f".{MARKER}"
     temporary.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
     sync(temporary)
@@ -106,6 +111,18 @@ def check_recipe(folder: Path, recipe: Recipe, *, allow_changed: bool) -> None:
     raise InputError(
         f"The recipe has changed since '{folder}':\n  {lines}\nResume with the same recipe, use another --out, or pass "
         "--allow-changed-recipe."
+    )
+
+
+def check_text(folder: Path, source_sha256: str | None, *, allow_changed: bool) -> None:
+    """Refuse to go on from a checkpoint on another text, which a recipe names and does not hold. Raises InputError."""
+    marker = _marker(folder)
+    known = marker.source_sha256 if marker is not None else None
+    if allow_changed or None in (known, source_sha256) or known == source_sha256:
+        return
+    raise InputError(
+        f"The text has changed since '{folder}': its SHA-256 was {known} and is {source_sha256}. Resume with the same "
+        "text, use another --out, or pass --allow-changed-recipe."
     )
 
 

@@ -51,6 +51,8 @@ def train(
     if recipe.running.threads:
         torch.set_num_threads(recipe.running.threads)
     stream = open_stream(recipe, progress)
+    if checkpoint is not None:
+        checkpoints.check_text(checkpoint, stream.provenance["source_sha256"], allow_changed=allow_changed)
     trainer = RecipeTrainer(recipe, fresh_model(recipe, stream), stream, root)
     main = trainer.is_world_process_zero()
     if main:

@@ -40,7 +40,7 @@ class RecipeTrainer(Trainer):
     """A Trainer of one recipe; its checkpoints lie in `checkpoints/` of the run's folder."""
 
     def __init__(self, recipe: Recipe, model: PreTrainedModel, stream: Stream, root: Path) -> None:
-        self.recipe, self.root = recipe, root
+        self.recipe, self.root, self.stream = recipe, root, stream
         self.unchecked: list[tuple[int, Tensor]] = []
         training = recipe.training
         count = training.steps * training.batch_size
@@ -107,7 +107,7 @@ class RecipeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                checkpoints.mark_complete(folder, self.recipe)
+                checkpoints.mark_complete(folder, self.recipe, self.stream.provenance["source_sha256"])
                 checkpoints.prune(self.root, self.recipe.running.keep)
 
 

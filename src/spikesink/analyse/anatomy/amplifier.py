@@ -6,7 +6,7 @@ from torch import Tensor
 
 from spikesink.access.weights import gated_ffns
 from spikesink.analyse.anatomy.sample import TokenSample, entering, followed_channels, sample_tokens
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import (
     channel_norms,
@@ -31,7 +31,7 @@ DENSE_ROW = -2
 """What `amplifier.experts` says of a dense FFN."""
 
 
-def measure_amplifier(scanned: Scan, progress: Progress) -> tuple[record.Amplifier, dict[str, np.ndarray]]:
+def measure_amplifier(scanned: Scan, progress: Progress) -> Steps[tuple[record.Amplifier, dict[str, np.ndarray]]]:
     """Norms of all channels of all FFNs, spectra of the followed ones, and the steps taken apart."""
     accessed = scanned.accessed
     followed = followed_channels(scanned)
@@ -60,7 +60,8 @@ def measure_amplifier(scanned: Scan, progress: Progress) -> tuple[record.Amplifi
     progress("amplifier", len(ffn_blocks), len(ffn_blocks))
     if not rows:
         raise DoesNotApplyError(blocks[0].reason or "No FFN has a quadratic form")
-    steps = _Steps(scanned, followed, progress)
+    steps = _Steps(scanned, followed)
+    yield from steps.measure()
     outliers = _outliers(rows)
     section = record.Amplifier(
         spike_channel=followed[0],
@@ -120,22 +121,24 @@ def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierCha
 class _Steps:
     """The step FFNs, their predictions and gates at spike and other tokens, and one plateau FFN as control."""
 
-    def __init__(self, scanned: Scan, followed: list[int], progress: Progress) -> None:
+    def __init__(self, scanned: Scan, followed: list[int]) -> None:
         self.amplifiers: list[record.StepAmplifier] = []
         self.gates: list[record.StepGate] = []
         self.shared: list[record.SharedDirection] = []
         self.directions: list[np.ndarray] = []
-        self.followed = followed
+        self.scanned, self.followed, self.sample = scanned, followed, sample_tokens(scanned)
         step_blocks = _step_ffns(scanned)
-        steps = [block for block in step_blocks if _dense(scanned, block)]
-        self.reason = _no_steps(scanned, step_blocks, steps)
+        self.steps = [block for block in step_blocks if _dense(scanned, block)]
+        self.reason = _no_steps(scanned, step_blocks, self.steps)
+
+    def measure(self) -> Steps[None]:
+        """One pass over the sequences of the sample, where there are steps."""
         if self.reason is not None:
             return
-        control = _control_block(scanned, steps)
-        self.sample = sample_tokens(scanned)
-        hidden = entering(scanned, self.sample, [*steps, *control], progress)
-        for block in [*steps, *control]:
-            (ffn,) = gated_ffns(scanned.accessed, block)
+        control = _control_block(self.scanned, self.steps)
+        hidden = yield from entering(self.scanned, self.sample, [*self.steps, *control])
+        for block in [*self.steps, *control]:
+            (ffn,) = gated_ffns(self.scanned.accessed, block)
             tokens = hidden[block].to(ffn.gate)
             self.gates.append(_gate(block, block in control, ffn, tokens, self.sample))
             if block not in control:

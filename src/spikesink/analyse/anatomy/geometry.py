@@ -12,7 +12,7 @@ from spikesink.access.rotary import Rotary, unrotating
 from spikesink.access.weights import input_norm, key_projection
 from spikesink.analyse.anatomy.heads import rule
 from spikesink.analyse.anatomy.sample import sequences_with_sinks, sink_tokens, spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.geometry import (
     GapSums,
@@ -97,9 +97,9 @@ DRAWN = 24
 """Queries, sink keys and other keys of every head that are kept for drawing: as many of each."""
 
 
-def measure_geometry(scanned: Scan, progress: Progress) -> tuple[record.Geometry, dict[str, np.ndarray]]:
+def measure_geometry(scanned: Scan, progress: Progress) -> Steps[tuple[record.Geometry, dict[str, np.ndarray]]]:
     """One pass over some sequences that have a sink token."""
-    sinks = sink_tokens(scanned, progress)
+    sinks = sink_tokens(scanned)
     sequences = sequences_with_sinks(sinks, SEQUENCES)
     valid = valid_mask(scanned)[sequences]
     picked = _Picked(sinks.mask[sequences] & valid, ~sinks.mask[sequences] & valid, ranks(valid))
@@ -107,7 +107,7 @@ def measure_geometry(scanned: Scan, progress: Progress) -> tuple[record.Geometry
     parts = KeyParts(scanned, picked.rows, picked.positions, picked.is_sink, picked.is_spike)
     with unrotating(scanned.accessed) as rotary:
         watch = _Heads(rotary, sinks.mask[sequences], picked)
-        scanned.replay([watch, parts.entering], "geometry", progress, sequences)
+        yield Pass([watch, parts.entering], sequences)
     gaps = _gaps(scanned, watch)
     keys = []
     for done, block in enumerate(sorted(watch.keys)):

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spikesink.access import AccessedModel
 from spikesink.access.weights import Probe, output_projection, probe, unembedding
 from spikesink.analyse.anatomy.sample import SinkTokens, sequences_with_sinks, sink_tokens, valid_mask
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.bootstrap import holm
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.heads import REST_MIN, HeadMeasure, TraceSums, sink_output
@@ -41,49 +42,51 @@ class _SinkParts(Gather):
         self.parts: dict[int, Tensor] = {}
 
     def on_attention_rows(self, rows: AttentionRows) -> None:
+        if not len(self._tokens):
+            return
         sinks = self.sinks[self.batch.rows, rows.keys].to(rows.weights.device)
         part = sink_output(rows.weights, rows.value, sinks)
         self.keep(self.parts, rows.block, part.transpose(1, 2), start=rows.query_start)
 
 
-def loss_effects(
-    scanned: Scan, sinks: SinkTokens, seen: Probe, projections: dict[int, Tensor], progress: Progress
-) -> tuple[dict[Head, record.Interval], record.LossTest]:
-    """Mean rise of the loss in nats by head, interval over tokens; and a test of some heads on more tokens.
+class LossEffects:
+    """The rise of the loss when what the sink gives one head is taken out of the last residual, at some tokens.
 
-    projections: W_O (d, n_heads * d_head) per block. Raises DoesNotApplyError where writes do not simply add up.
+    `parts` observes the text, `measure` computes. projections: W_O (d, n_heads * d_head) per block.
+    Raises DoesNotApplyError where writes do not simply add up.
     """
-    accessed = scanned.accessed
-    sites = {sites.block: sites for sites in accessed.blocks()}
-    if accessed.post_norm or any(sites[block].output_norm is not None for block in projections):
-        raise DoesNotApplyError("A norm follows the attention output, so one head's part of a write is no summand")
-    unembed = unembedding(accessed, seen)
-    sequences = sequences_with_sinks(sinks, SEQUENCES)
-    rows, positions = _queries(scanned, sinks, sequences)
-    gather = _SinkParts(sinks.mask[sequences], rows, positions, accessed.n_blocks)
-    scanned.replay([gather], "sink parts", progress, sequences)
-    losses = _Losses(
-        unembed,
-        gather.residuals[accessed.n_blocks].to(accessed.device),
-        scanned.ids[sequences][rows, positions + 1].to(accessed.device),
-    )
-    heads = [(block, head) for block in sorted(projections) for head in range(gather.parts[block].shape[1])]
-    few = _affordable_tokens(scanned, len(heads))
-    tested = set(np.random.default_rng(SEED).permutation(len(heads))[:TESTED_HEADS].tolist())
-    effects: dict[Head, record.Interval] = {}
-    sink, control = [], []
-    for done, (block, head) in enumerate(heads):
-        progress("sink and loss", done, len(heads))
-        part = gather.parts[block][:, head].to(accessed.device)
-        weight = projections[block][:, head * part.shape[1] : (head + 1) * part.shape[1]]
-        write = part @ weight.T * sites[block].multiplier
-        rise = losses.rise(write if done in tested else write[:few])
-        effects[block, head] = bootstrap_mean(rise[:few])
-        if done in tested:
-            sink.append(rise)
-            control.append(losses.rise(_random_like(write, done)))
-    progress("sink and loss", len(heads), len(heads))
-    return effects, _tested(sink, control, rows.numpy())
+
+    def __init__(self, scanned: Scan, sinks: SinkTokens, seen: Probe, projections: dict[int, Tensor]) -> None:
+        accessed = self.accessed = scanned.accessed
+        self.sites = {sites.block: sites for sites in accessed.blocks()}
+        if accessed.post_norm or any(self.sites[block].output_norm is not None for block in projections):
+            raise DoesNotApplyError("A norm follows the attention output, so one head's part of a write is no summand")
+        self.unembed, self.projections = unembedding(accessed, seen), projections
+        sequences, positions = _queries(scanned, sinks)
+        self.targets = scanned.ids[sequences, positions + 1].to(accessed.device)
+        self.parts = _SinkParts(sinks.mask, sequences, positions, accessed.n_blocks)
+
+    def measure(self, progress: Progress) -> tuple[dict[Head, record.Interval], record.LossTest]:
+        """Mean rise in nats by head, interval over tokens; and a test of some heads on more tokens."""
+        device, parts = self.accessed.device, self.parts.parts
+        losses = _Losses(self.unembed, self.parts.residuals[self.accessed.n_blocks].to(device), self.targets)
+        heads = [(block, head) for block in sorted(self.projections) for head in range(parts[block].shape[1])]
+        few = _affordable_tokens(self.accessed, len(heads))
+        tested = set(np.random.default_rng(SEED).permutation(len(heads))[:TESTED_HEADS].tolist())
+        effects: dict[Head, record.Interval] = {}
+        sink, control = [], []
+        for done, (block, head) in enumerate(heads):
+            progress("sink and loss", done, len(heads))
+            part = parts[block][:, head].to(device)
+            weight = self.projections[block][:, head * part.shape[1] : (head + 1) * part.shape[1]]
+            write = part @ weight.T * self.sites[block].multiplier
+            rise = losses.rise(write if done in tested else write[:few])
+            effects[block, head] = bootstrap_mean(rise[:few])
+            if done in tested:
+                sink.append(rise)
+                control.append(losses.rise(_random_like(write, done)))
+        progress("sink and loss", len(heads), len(heads))
+        return effects, _tested(sink, control, self.parts.sequences.numpy())
 
 
 def _tested(sink: list[np.ndarray], control: list[np.ndarray], sequences: np.ndarray) -> record.LossTest:
@@ -127,13 +130,14 @@ class _Losses:
             return torch.cat([token_losses(self.unembed(piece)[None], targets[None])[0] for piece, targets in pieces])
 
 
-def _affordable_tokens(scanned: Scan, heads: int) -> int:
-    products = heads * scanned.accessed.d_model * scanned.accessed.vocab_size
+def _affordable_tokens(accessed: AccessedModel, heads: int) -> int:
+    products = heads * accessed.d_model * accessed.vocab_size
     return min(TOKENS_MAX, max(TOKENS_MIN, int(PRODUCTS / products)))
 
 
-def _queries(scanned: Scan, sinks: SinkTokens, sequences: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and positions of tokens whose next token is predicted, in random order; none is a sink token itself."""
+def _queries(scanned: Scan, sinks: SinkTokens) -> tuple[Tensor, Tensor]:
+    """Sequences and positions of tokens whose next one is predicted, in random order; none is a sink token itself."""
+    sequences = sequences_with_sinks(sinks, SEQUENCES)
     is_sink, valid = sinks.mask[sequences], valid_mask(scanned)[sequences]
     usable = valid & ~is_sink & (is_sink.long().cumsum(1) > 0)
     usable[:, :-1] &= valid[:, 1:]
@@ -142,7 +146,7 @@ def _queries(scanned: Scan, sinks: SinkTokens, sequences: Tensor) -> tuple[Tenso
     choice = choice[torch.randperm(len(choice), generator=torch.Generator().manual_seed(SEED))[:TESTED_TOKENS]]
     if not len(choice):
         raise DoesNotApplyError("No token behind a sink token predicts another")
-    return choice[:, 0], choice[:, 1]
+    return sequences[choice[:, 0]], choice[:, 1]
 
 
 def _random_like(part: Tensor, seed: int) -> Tensor:
@@ -156,19 +160,20 @@ CORRELATED = ("distance", "distance_by_mass", "write_norm", "entropy_nats")
 
 def measure_heads(
     scanned: Scan, progress: Progress, *, effects: bool = True
-) -> tuple[record.Heads, dict[str, np.ndarray]]:
-    """Two passes: the heads over the whole text, and with `effects` the loss on some of it."""
-    sinks = sink_tokens(scanned, progress)
+) -> Steps[tuple[record.Heads, dict[str, np.ndarray]]]:
+    """The heads over the whole text, and with `effects` the loss at some of its tokens, in one pass."""
+    sinks = sink_tokens(scanned)
     seen = probe(scanned.accessed)
     projections, writes_reason = _projections(scanned, seen)
     measure = HeadMeasure(sinks.mask, {block: _gram(weight, seen, block) for block, weight in projections.items()})
-    scanned.replay([measure], "heads", progress)
-    rises, loss_test, loss_reason = {}, None, writes_reason if effects else "not asked for"
+    losses, loss_reason = None, writes_reason if effects else "not asked for"
     if effects and not writes_reason:
         try:
-            rises, loss_test = loss_effects(scanned, sinks, seen, projections, progress)
+            losses = LossEffects(scanned, sinks, seen, projections)
         except DoesNotApplyError as reason:
             loss_reason = str(reason)
+    yield Pass([measure, *([losses.parts] if losses else [])])
+    rises, loss_test = losses.measure(progress) if losses else ({}, None)
     heads = _traces(measure, rises)
     section = record.Heads(
         sink_tokens=rule(sinks),

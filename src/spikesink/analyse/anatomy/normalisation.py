@@ -5,7 +5,7 @@ from torch import Tensor
 
 from spikesink.access.weights import input_norm
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.normalisation import GroupStatistics, explained_by_others
 from spikesink.observer import Batch, Observer
@@ -17,7 +17,7 @@ MAX_PROMPTS = 4096
 PLAIN = InputNorm(eps=0.0)
 
 
-def measure_normalisation(scanned: Scan, progress: Progress) -> tuple[record.Normalisation, dict]:
+def measure_normalisation(scanned: Scan, _progress: Progress) -> Steps[tuple[record.Normalisation, dict]]:
     """Statistics of h~ over spike and other tokens after every block, in one streaming pass."""
     if not scanned.spike.has_spikes:
         raise DoesNotApplyError("The model has no spike tokens on this text, so there is nothing to compare")
@@ -25,7 +25,7 @@ def measure_normalisation(scanned: Scan, progress: Progress) -> tuple[record.Nor
     kinds = {None if norm is None else "layer norm" if norm.centred else "rms norm" for norm in norms}
     norm = next((norm for norm in norms if norm is not None), PLAIN)
     watch = _Groups(scanned, norm)
-    scanned.replay([watch], "normalisation", progress)
+    yield Pass([watch])
     blocks = [
         record.NormalisationBlock(block=block, spike=_statistics(spike), other=_statistics(other))
         for block, (spike, other) in sorted(watch.groups.items())

@@ -9,7 +9,6 @@ import torch
 
 from spikesink.analyse.anatomy.heads import rule
 from spikesink.analyse.anatomy.sample import (
-    HEADS_SHARE_MIN,
     TokenSample,
     followed_channels,
     residual_at,
@@ -18,7 +17,7 @@ from spikesink.analyse.anatomy.sample import (
     spike_mask,
     valid_mask,
 )
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Progress, Scan, Steps
 from spikesink.bootstrap import bounds, replicates
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.properties import (
@@ -31,6 +30,7 @@ from spikesink.measure.properties import (
     ratio_variation,
     together,
 )
+from spikesink.measure.sinks import HEADS_SHARE_MIN
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.positions import first_half, ranks
 from spikesink.records import anatomy as record
@@ -43,26 +43,25 @@ RESAMPLES = 500
 """Of statistics that are slow to compute."""
 
 
-def measure_properties(scanned: Scan, progress: Progress) -> tuple[record.Properties, dict[str, np.ndarray]]:
-    """Values of the followed channels at the spike block, and one pass for the sink tokens."""
+def measure_properties(scanned: Scan, _progress: Progress) -> Steps[tuple[record.Properties, dict[str, np.ndarray]]]:
+    """Values of the followed channels at the spike block, in one pass over the sequences of the sample."""
     if not scanned.spike.has_spikes:
         raise DoesNotApplyError("The model has no spikes on this text, so there are no spikes to have properties")
     followed, sample = followed_channels(scanned), sample_tokens(scanned)
     sequences = torch.unique(sample.sequence)
     by_sequence = SequenceMaxima(len(sequences))
     block = scanned.spike.block
-    hidden = residual_at(scanned, sample, [block], progress, by_sequence)[block].double().numpy()
+    residuals = yield from residual_at(scanned, sample, [block], by_sequence)
+    hidden = residuals[block].double().numpy()
     values = _Values(scanned, followed, sample, hidden, by_sequence)
-    section = record.Properties(
-        followed_channels=followed, properties=values.properties(), **_co_occurrence(scanned, progress)
-    )
+    section = record.Properties(followed_channels=followed, properties=values.properties(), **_co_occurrence(scanned))
     return section, {}
 
 
-def _co_occurrence(scanned: Scan, progress: Progress) -> dict[str, Any]:
+def _co_occurrence(scanned: Scan) -> dict[str, Any]:
     """The fields of the record on spike and sink tokens."""
     try:
-        sinks = sink_tokens(scanned, progress)
+        sinks = sink_tokens(scanned)
     except DoesNotApplyError as reason:
         return {"sink_tokens": None, "overlap": None, "overlap_later": None, "overlap_reason": str(reason)}
     spikes, valid = spike_mask(scanned), valid_mask(scanned)

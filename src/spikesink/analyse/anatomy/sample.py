@@ -1,7 +1,5 @@
 """Tokens that measures look at closely, and what the residual stream holds at them."""
 
-import math
-import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spikesink.access.weights import input_norm
-from spikesink.analyse.passes import Progress, Scan
+from spikesink.analyse.passes import Pass, Scan, Steps
 from spikesink.errors import DoesNotApplyError
-from spikesink.measure.properties import SinkTokenMeasure
+from spikesink.measure.sinks import SinkTokens
 from spikesink.measure.spikes import TOP
 from spikesink.measure.states import Gather
 from spikesink.observer import Observer
@@ -66,60 +64,37 @@ def followed_channels(scanned: Scan) -> list[int]:
 
 
 def residual_at(
-    scanned: Scan, sample: TokenSample, blocks: Collection[int], progress: Progress, *also: Observer
-) -> dict[int, Tensor]:
+    scanned: Scan, sample: TokenSample, blocks: Collection[int], *also: Observer
+) -> Steps[dict[int, Tensor]]:
     """Residuals after these blocks (0 = the embedding) at the sampled tokens, (token, d) each.
 
     also: further observers of the sequences that hold sampled tokens, in rising order.
     """
     rows, index = torch.unique(sample.sequence, return_inverse=True)
     gather = Gather(index, sample.position, residuals=blocks)
-    scanned.replay([gather, *also], "tokens", progress, rows)
+    yield Pass([gather, *also], rows)
     return gather.residuals
 
 
-def entering(scanned: Scan, sample: TokenSample, blocks: list[int], progress: Progress) -> dict[int, Tensor]:
+def entering(scanned: Scan, sample: TokenSample, blocks: list[int]) -> Steps[dict[int, Tensor]]:
     """h~ entering each block at the sampled tokens, (token, d): normed without gamma, or the residual itself where
     the block has no input norm. Raises DoesNotApplyError for norms that are not known."""
     accessed = scanned.accessed
     norms = {block: input_norm(accessed, block) for block in blocks}
     # In a parallel layer the FFN reads what its attention reads.
     before = {block: block - 2 if accessed.parallel and block % 2 == 0 else block - 1 for block in blocks}
-    residuals = residual_at(scanned, sample, set(before.values()), progress)
+    residuals = yield from residual_at(scanned, sample, set(before.values()))
     return {
         block: residuals[before[block]] if norm is None else norm(residuals[before[block]])
         for block, norm in norms.items()
     }
 
 
-HEADS_SHARE_MIN = 0.01
-"""A sink token is one in at least this share of all heads, so that one odd head does not make one."""
-
-_known: "weakref.WeakKeyDictionary[Scan, SinkTokens]" = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class SinkTokens:
-    """mask and heads (sequence, token): sink tokens, and in how many heads each one's importance is that of a sink."""
-
-    mask: Tensor
-    heads: Tensor
-    importance_min: float
-    heads_min: int
-
-
-def sink_tokens(scanned: Scan, progress: Progress) -> SinkTokens:
+def sink_tokens(scanned: Scan) -> SinkTokens:
     """The sink tokens of the scanned text. Raises DoesNotApplyError where there are none."""
-    if scanned not in _known:
-        importance_min = scanned.sinks.importance_min
-        measure = SinkTokenMeasure((len(scanned.ids), scanned.ids.shape[1]), importance_min)
-        scanned.replay([measure], "sink tokens", progress)
-        heads_min = max(1, math.ceil(HEADS_SHARE_MIN * measure.head_count))
-        _known[scanned] = SinkTokens(measure.heads >= heads_min, measure.heads, importance_min, heads_min)
-    sinks = _known[scanned]
-    if not bool(sinks.mask.any()):
+    if not bool(scanned.sink_tokens.mask.any()):
         raise DoesNotApplyError("No token of this text is an attention sink")
-    return sinks
+    return scanned.sink_tokens
 
 
 def sequences_with_sinks(sinks: SinkTokens, most: int) -> Tensor:

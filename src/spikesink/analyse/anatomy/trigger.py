@@ -13,7 +13,7 @@ from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
 from spikesink.access.weights import NormScale, attention_weights, gated_ffns, norm_scale, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
-from spikesink.analyse.passes import Progress, Scan, no_progress
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps, no_progress
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.geometry import alignment, map_gain, random_cosine, random_gain
@@ -186,7 +186,7 @@ MAX_SEQUENCES = 256
 CLASSES = ("first", "delimiter", "other")
 
 
-def self_sinking(scanned: Scan, last_block: int, progress: Progress) -> list[record.SelfSinkingBlock]:
+def self_sinking(scanned: Scan, last_block: int) -> Steps[list[record.SelfSinkingBlock]]:
     """Per token class, for every attention block up to `last_block`. Raises DoesNotApplyError."""
     accessed = scanned.accessed
     if accessed.tokenizer is None:
@@ -198,7 +198,7 @@ def self_sinking(scanned: Scan, last_block: int, progress: Progress) -> list[rec
     if not known:
         raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
     watched = _SelfAttention(blocks, known, (len(ids), ids.shape[1]))
-    scanned.replay([watched], "self-sinking", progress, slice(MAX_SEQUENCES))
+    yield Pass([watched], slice(MAX_SEQUENCES))
     classes = _classes(scanned, ids, valid)
     return [
         record.SelfSinkingBlock(block=block, classes=[_class(watched, block, name, classes[name]) for name in CLASSES])
@@ -378,7 +378,7 @@ LISTED_EXCEPTIONS = 64
 Part = TypeVar("Part")
 
 
-def measure_trigger(scanned: Scan, progress: Progress) -> tuple[record.Trigger, dict[str, np.ndarray]]:
+def measure_trigger(scanned: Scan, progress: Progress) -> Steps[tuple[record.Trigger, dict[str, np.ndarray]]]:
     """The probe for any model; the rest where there are spikes to explain."""
     block = plateau_block(scanned)
     probed = probe_vocabulary(scanned.accessed, block, progress=progress)
@@ -387,7 +387,11 @@ def measure_trigger(scanned: Scan, progress: Progress) -> tuple[record.Trigger, 
     threshold = next(count.threshold for count in probe.counts if count.criterion == PRIMARY)
     fixed_map, map_reason = _or_reason(lambda: first_token_map(scanned, progress))
     ablation, ablation_reason = _or_reason(lambda: attention_ablation(scanned, block, threshold, progress))
-    sinking, sinking_reason = _or_reason(lambda: self_sinking(scanned, block, progress))
+    sinking, sinking_reason = None, None
+    try:
+        sinking = yield from self_sinking(scanned, block)
+    except DoesNotApplyError as reason:
+        sinking_reason = str(reason)
     section = record.Trigger(
         probe=probe,
         first_token_map=fixed_map,
