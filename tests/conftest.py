@@ -116,3 +116,19 @@ def cli(monkeypatch, capfd, tmp_path):
         return Ran(code, out, err)
 
     return invoke
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A Ray cluster on this machine and its two workers, of one core each."""
+    ray = pytest.importorskip("ray", reason="Ray is in the extra 'cluster'")
+    from ray.cluster_utils import Cluster
+
+    # By default Ray's workers are so nice that on a busy machine they never start.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    workers = [made.add_node(num_cpus=1) for _ in range(2)]
+    made.wait_for_nodes()
+    yield made, workers
+    ray.shutdown()
+    made.shutdown()

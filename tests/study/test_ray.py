@@ -9,26 +9,11 @@ from spikesink.errors import InputError
 from spikesink.study.executors import Ray
 from spikesink.study.run import Study
 
-ray = pytest.importorskip("ray", reason="Ray is in the extra 'cluster'")
-from ray.cluster_utils import Cluster  # noqa: E402
-
 DEADLINE_S = 300
 
 
 def quiet(stage, done, total):
     pass
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    # By default Ray's workers are so nice that on a busy machine they never start.
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    workers = [made.add_node(num_cpus=1) for _ in range(2)]
-    made.wait_for_nodes()
-    yield made, workers
-    ray.shutdown()
-    made.shutdown()
 
 
 def test_a_lost_node_costs_no_cell(cluster, tmp_path):
@@ -49,6 +34,8 @@ def test_a_lost_node_costs_no_cell(cluster, tmp_path):
 
     record = study.run(executor, tmp_path / "work", _only_ray(kill_one))
     assert killed
+    import ray
+
     # Ray says so only once a lost node has missed its heartbeats, which may be after the last cell.
     deadline = time.monotonic() + DEADLINE_S
     while sum(node["Alive"] for node in ray.nodes()) == 3:

@@ -4,7 +4,6 @@ import sys
 import time
 
 import numpy as np
-import pytest
 from tiny import tiny, token_ids
 
 from spikesink.study.executors import Ray
@@ -12,22 +11,7 @@ from spikesink.survey.cell import SURVEYED
 from spikesink.survey.grid import Spec
 from spikesink.survey.run import Survey
 
-ray = pytest.importorskip("ray", reason="Ray is in the extra 'cluster'")
-from ray.cluster_utils import Cluster  # noqa: E402
-
 DEADLINE_S = 300
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    # By default Ray's workers are so nice that on a busy machine they never start.
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    workers = [made.add_node(num_cpus=1) for _ in range(2)]
-    made.wait_for_nodes()
-    yield made, workers
-    ray.shutdown()
-    made.shutdown()
 
 
 def test_a_lost_worker_costs_no_model(cluster, tmp_path):

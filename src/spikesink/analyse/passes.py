@@ -118,7 +118,10 @@ class Scan:
 
 
 class Pass(NamedTuple):
-    """A pass over the scanned text that a measure needs: its observers, and the sequences that they are shown."""
+    """A pass over the scanned text that a measure needs: its observers, and the sequences that they are shown.
+
+    It is shared with other measures: what an observer raises ends all of them.
+    """
 
     observers: Sequence[object]
     rows: Tensor | slice = slice(None)
