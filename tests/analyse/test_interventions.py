@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from naive import perplexity
-from tiny import VOCAB, spiking, tiny, token_ids
+from tiny import MARKED, VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
 from spikesink.analyse.dose import doses, parse_dose
@@ -72,7 +72,7 @@ def test_what_was_found(record):
     assert (record.found["step_up_block"], record.found["step_down_block"]) == (24, 58)
     assert record.found["channels"] == [507]
     assert record.found["sink_positions"] == [0]
-    assert record.found["sequences"] == 6
+    assert (record.found["sequences"], record.found["spike_contexts"]) == (6, 6)
     assert record.arrays["spike_states"].shape == (37, 576)
     assert record.arrays["spike_states"][0].argmax() == 507
     assert np.linalg.norm(record.arrays["direction"]) == pytest.approx(1, abs=1e-4)
@@ -267,6 +267,19 @@ def test_constants_are_means_over_the_held_out_tokens():
     assert targets.spike_tokens == int(spikes.sum())
     assert torch.allclose(targets.spike_states[targets.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
     assert int(ids.max()) < VOCAB
+
+
+def test_spike_tokens_are_counted_by_their_contexts():
+    """The same token in front of every sequence is one context, whatever follows; another in front is a second."""
+    accessed, ids = access(spiking(num_hidden_layers=4)), token_ids(sequences=6, tokens=11) % (VOCAB - MARKED) + MARKED
+    ids[:, 0] = 1
+    found = find(accessed, ids)
+    assert (found.spike_tokens, found.spike_contexts) == (6, 1)
+    ids[4, 0] = 2
+    assert find(accessed, ids).spike_contexts == 2
+    ids[4, 0], ids[2, 5] = 1, 1
+    found = find(accessed, ids)
+    assert (found.spike_tokens, found.spike_contexts) == (7, 2)
 
 
 def test_layers_that_are_taken_over_change_no_row(monkeypatch):

@@ -24,8 +24,8 @@ def twice(made):
     return made, made.model_copy(update={"name": f"{made.name} again"})
 
 
-def judged(*rows, has_spikes=True, has_sinks=True):
-    return dissociation(list(rows), has_spikes=has_spikes, has_sinks=has_sinks)
+def judged(*rows, has_spikes=True, has_sinks=True, **known):
+    return dissociation(list(rows), has_spikes=has_spikes, has_sinks=has_sinks, **known)
 
 
 LEAVES = row("cut_amplifier", "spikes", 0.95, 0.05)
@@ -84,6 +84,10 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
         row("freeze_spikes/random_constant", "spikes", 0.5, 0.2, cost=random, control_of="freeze_spikes"),
     ]
     assert judged(*rows).constant_suffices.answer == answer
+    assert judged(*rows, spike_contexts=2).constant_suffices.answer == answer
+    alike = judged(*rows, spike_contexts=1).constant_suffices
+    assert alike.answer == "not applicable" and "whatever the model" in alike.reason
+    assert f"freezing costs {frozen:+.3g} nats" in alike.reason
 
 
 def test_the_rules_are_in_the_record():

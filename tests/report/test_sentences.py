@@ -143,6 +143,13 @@ def test_a_constant_vector_has_its_two_controls():
     text, note = said(part, "explained before they spike")
     assert text == "85 %" and note.endswith("they are mostly first tokens, alike by their place")
     assert said(part, "explained without the spike channels")[0] == "99.7 %"
+    for distinct, told in ((1, True), (2, False)):
+        some = implicit.model_copy(update={"distinct_spike_tokens": distinct})
+        note = said(
+            normalisation_part(RECORD, changed("normalisation", implicit=some)),
+            "explained by the mean of other prompts",
+        )[1]
+        assert ("of which a constant says nothing" in note) == told
 
 
 def test_a_shared_direction_has_its_control_with_an_interval():

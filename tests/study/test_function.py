@@ -48,6 +48,14 @@ def test_claim_2(freeze, zero, random, expected):
     assert verdict(2, cells(freeze_nats=freeze, zero_nats=zero, random_constant_nats=random)) == expected
 
 
+def test_a_constant_that_cannot_cost_anything_does_not_speak_for_claim_2():
+    """BOS in front of every sequence: its state is the same in all of them, whatever the model."""
+    columns = {"freeze_nats": (0.0,) * 3, "zero_nats": (2.0, 2.1, 2.2), "random_constant_nats": (1.0, 1.1, 1.2)}
+    assert verdict(2, cells(**columns)) == "supported"
+    assert verdict(2, cells(**columns, spike_contexts=(1, 1, 1))) == "not tested"
+    assert verdict(2, cells(**columns, spike_contexts=(1, 7, 1))) == "supported"
+
+
 @pytest.mark.parametrize(
     ("write", "reach", "expected"),
     [

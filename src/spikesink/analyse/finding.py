@@ -114,6 +114,9 @@ def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Pro
         "ordinary_states": others,
         "ordinary_max": states.ordinary_max,
         "spike_tokens": states.tokens,
+        "spike_contexts": len(
+            {tuple(ids[row, : place + 1].tolist()) for row, place in torch.cat(states.spikes).nonzero()}
+        ),
         "amplifier": writers.entries() if writers else (),
     }
 

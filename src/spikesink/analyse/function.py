@@ -27,7 +27,9 @@ def function_of(accessed: AccessedModel, ids: Tensor, progress: Progress = no_pr
     count = max(1, min(SEQUENCES, len(ids) // 2))
     scanned, _ = measure(accessed, ids[:count], Criteria(), progress=progress)
     targets = targets_of(scanned, progress=progress)
-    facts: dict[str, float | str] = {"spike_tokens": targets.spike_tokens / count}
+    facts: dict[str, float | str] = {
+        "spike_tokens": targets.spike_tokens / count, "spike_contexts": targets.spike_contexts
+    }  # fmt: skip
     try:
         facts |= _spike_costs(accessed, ids[count : 2 * count], targets)
     except (DoesNotApplyError, NumericError) as reason:

@@ -155,7 +155,9 @@ def dissociate(
     met, formats = within_budget(evaluator, quantised, budget, deployed, arrays), _formats(evaluator, kept_back, choice)
     return Interventions(
         interventions=rows,
-        dissociation=dissociation(rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks),
+        dissociation=dissociation(
+            rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, spike_contexts=targets.spike_contexts
+        ),
         quantisation=quantised,
         kv_cache=cache,
         formats=formats,

@@ -15,6 +15,12 @@ VARIED = {
 """What each threshold is lowered and raised to, to see whether the answer stays."""
 
 
+ONE_CONTEXT = (
+    "every spike token found is the same token behind the same ones, so its state is one constant whatever the model; "
+    "sequences without BOS"
+)
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Every threshold; shares are of the baseline's value."""
@@ -48,14 +54,20 @@ def rules_in_words(rules: Thresholds) -> list[str]:
         + "), is undecided.",
         f"One constant suffices if freezing costs at most {rules.free_max:g} nats (upper end) while zeroing costs at "
         f"least {rules.costly_min:g} (lower end), and a random constant of the same norm costs more than the learned "
-        "one.",
+        "one. It is not asked where every spike token found is the same token behind the same ones, as BOS is: its "
+        "state is one constant whatever the model.",
     ]
 
 
 def dissociation(
-    rows: list[InterventionRow], *, has_spikes: bool, has_sinks: bool, thresholds: Thresholds | None = None
+    rows: list[InterventionRow],
+    *,
+    has_spikes: bool,
+    has_sinks: bool,
+    spike_contexts: int | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Dissociation:
-    """The verdict on a table of rows."""
+    """The verdict on a table of rows. spike_contexts: as in `Targets`; None where it is not known."""
     thresholds = thresholds or Thresholds()
     missing = [name for name, there in (("spikes", has_spikes), ("sinks", has_sinks)) if not there]
     reason = f"the model has no {' and no '.join(missing)}" if missing else None
@@ -67,7 +79,7 @@ def dissociation(
         sentence=_sentence(verdict, sinks, spikes),
         sinks_need_spikes=sinks,
         spikes_need_sinks=spikes,
-        constant_suffices=_constant(rows, thresholds, has_spikes),
+        constant_suffices=_constant(rows, thresholds, has_spikes, spike_contexts),
         rules={**asdict(thresholds), "in_words": rules_in_words(thresholds)},
     )
 
@@ -216,7 +228,9 @@ def _sentence(verdict: str, sinks: Answer, spikes: Answer) -> str:
     return f"{start}. {parts}."
 
 
-def _constant(rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool) -> Answer:
+def _constant(
+    rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool, spike_contexts: int | None
+) -> Answer:
     """Whether one constant vector can stand in for every spike token's state."""
     question = "Does one constant vector do in place of a spike token?"
     if not has_spikes:
@@ -230,6 +244,9 @@ def _constant(rows: list[InterventionRow], thresholds: Thresholds, has_spikes: b
         )
     numbers = [_nats(row.value) for row in (frozen, zeroed, random)]
     costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
+    if spike_contexts == 1:
+        reason = f"{ONE_CONTEXT}, or texts that begin differently, would ask it ({costs})"
+        return Answer(question=question, answer="not applicable", evidence=[], reason=reason)
     if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
     elif frozen.low > thresholds.costly_min:

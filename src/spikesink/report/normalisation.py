@@ -15,10 +15,10 @@ def normalisation_part(record: Anatomy, section: sections.Normalisation) -> Part
     """What the normalisation's section of the record says."""
     implicit = section.implicit
     at = _at(section)
-    merits = [
-        Merit("explained by the mean of other prompts", implicit.explained_spike, "%",
-              note=f"of a spike token's normed state; others {percent(implicit.explained_other)}"),
-    ]  # fmt: skip
+    note = f"of a spike token's normed state; others {percent(implicit.explained_other)}"
+    if implicit.distinct_spike_tokens == 1:
+        note += "; all spike tokens are the same token (a BOS, say), of which a constant says nothing"
+    merits = [Merit("explained by the mean of other prompts", implicit.explained_spike, "%", note=note)]
     if implicit.explained_spike_before is not None and implicit.before_block is not None:
         note = f"the same tokens before the step-up, after block {record.placed(implicit.before_block)}: they are "
         note += "mostly first tokens, alike by their place"

@@ -129,6 +129,12 @@ def _briefly(change: VariantVerdict) -> str:
     return f"{change.variant} (spikes {change.spikes}, sinks {change.sinks}, {cost})"
 
 
+ONE_CONTEXT = (
+    "In each model every spike token is the same token behind the same ones (BOS), so that its state is one constant "
+    "whatever the model."
+)
+
+
 @dataclass(frozen=True)
 class FunctionRules:
     """Thresholds of claims 2 and 3; costs in nats are those of the verdict of `intervene`."""
@@ -193,6 +199,8 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
         reasons = sorted({cell.spikes_missing for cell in cells if cell.spikes_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
     evidence = f"Nats: one constant {freeze}; zero {zero}; a random constant {random}."
+    if all(cell.spike_contexts == 1 for cell in cells if cell.freeze_nats is not None):
+        return "not tested", f"{ONE_CONTEXT} {evidence}"
     if freeze.high <= rules.free_max and zero.low >= rules.costly_min and random.low > freeze.high:
         return "supported", evidence
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
