@@ -69,6 +69,15 @@ def test_claim_3(write, reach, expected):
     assert verdict(3, cells(write_with_mass=write, sink_head_distance=reach)) == expected
 
 
+@pytest.mark.parametrize(
+    ("further", "expected"),
+    [((0.5, 0.51, 0.52), "mixed"), ((-0.5, -0.51, -0.52), "supported"), ((-0.5, 0.0, 0.5), "supported")],
+)
+def test_claim_3_is_not_for_heads_that_look_the_farther_the_more_they_sink(further, expected):
+    columns = {"write_with_mass": (-0.5, -0.49, -0.51), "sink_head_distance": (0.8, 0.81, 0.82)}
+    assert verdict(3, cells(**columns, distance_with_mass=further)) == expected
+
+
 def test_cells_without_the_measure_leave_the_claims_as_they_are():
     assert verdict(2, [Cell(), Cell()]) == "not tested"
 

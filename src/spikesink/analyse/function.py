@@ -55,10 +55,12 @@ def _spike_costs(accessed: AccessedModel, ids: Tensor, targets: Targets) -> dict
 
 
 def _heads(scanned: Scan, progress: Progress) -> dict[str, float]:
-    """Means over heads, and over sink heads: those that give their sink as much as the criterion asks."""
+    """Means over heads, and over sink heads, which give their sink as much as the criterion asks; the correlation."""
     section, _ = run_together(scanned, {"heads": measure_heads(scanned, progress, effects=False)}, progress)["heads"]
-    write = [head.mass_with_write for head in section.heads if head.mass_with_write is not None]
+    write = [head.mass_with_write for head in section.heads]
     sinks = [head for head in section.heads if head.sink_mass >= scanned.sinks.importance_min]
     reach = [head.distance / section.uniform_distance[head.block] for head in sinks if head.distance is not None]
-    means = {"write_with_mass": write, "sink_head_distance": reach}
-    return {name: statistics.fmean(values) for name, values in means.items() if values}
+    further = [row.within_layers.value for row in section.correlations if row.other == "distance"]
+    means = {"write_with_mass": write, "sink_head_distance": reach, "distance_with_mass": further}
+    known = {name: [value for value in values if value is not None] for name, values in means.items()}
+    return {name: statistics.fmean(values) for name, values in known.items() if values}

@@ -86,6 +86,9 @@ class CellFunction(Frozen):
     """Correlation, over queries at one place, of the sink's mass with the norm of a head's write; mean over heads."""
     sink_head_distance: float | None = None
     """Distance that sink heads look with the sink taken out, over that of uniform attention; mean over sink heads."""
+    distance_with_mass: float | None = None
+    """Rank correlation of sink mass and that distance over heads, within layers; those without a sink are the control.
+    """
     sinks_missing: str | None = None
     """Why the heads were not traced."""
 

@@ -209,10 +209,17 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
 
 
 def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
-    """Where the sink takes more a head writes less, and what sink heads look at besides lies nearer than by chance."""
+    """Where the sink takes more a head writes less, and what sink heads look at besides lies nearer than by chance, and
+    not the farther, the more a head's sink takes."""
     write, reach = (over_seeds(cells, name, rules) for name in ("write_with_mass", "sink_head_distance"))
     if write is None or reach is None:
         reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
-    evidence = f"Correlation of sink mass and write {write}; distance without the sink over the uniform one {reach}."
-    return on_sides(side(write.low, write.high), side(reach.low, reach.high, of=1)), evidence
+    evidence = f"Correlation of sink mass and write {write}; distance without the sink over the uniform one {reach}"
+    further, look = over_seeds(cells, "distance_with_mass", rules), side(reach.low, reach.high, of=1)
+    if further is None:
+        evidence += "; heads without a sink were not compared."
+    else:
+        evidence += f"; rank correlation of sink mass and that distance over the heads of a layer {further}."
+        look = 1 if side(further.low, further.high) > 0 else look
+    return on_sides(side(write.low, write.high), look), evidence
