@@ -66,7 +66,10 @@ def test_a_constant_that_cannot_cost_anything_does_not_speak_for_claim_2():
     ],
 )
 def test_claim_3(write, reach, expected):
-    assert verdict(3, cells(write_with_mass=write, sink_head_distance=reach)) == expected
+    columns = {"write_with_mass": write, "sink_head_distance": reach}
+    nearer = (-0.1,) * len(write)
+    assert verdict(3, cells(**columns, distance_with_mass=nearer)) == expected
+    assert verdict(3, cells(**columns)) == "undecided", "heads without a sink are the control"
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,13 @@ def _shows(change: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
     return all(getattr(change, quantity) in MEETS[expected] for quantity, expected in pattern.items())
 
 
+PLURAL = {"falls": "fall", "stays": "stay", "rises": "rise"}
+
+
 def _briefly(change: VariantVerdict) -> str:
     cost = {"none": "no cost", "some": "a cost in perplexity"}.get(change.cost or "", "cost unclear")
-    return f"{change.variant} (spikes {change.spikes}, sinks {change.sinks}, {cost})"
+    spikes, sinks = (PLURAL.get(answer, answer) for answer in (change.spikes, change.sinks))
+    return f"{change.variant} (spikes {spikes}, sinks {sinks}, {cost})"
 
 
 ONE_CONTEXT = (
@@ -216,10 +220,9 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
         reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
     evidence = f"Correlation of sink mass and write {write}; distance without the sink over the uniform one {reach}"
-    further, look = over_seeds(cells, "distance_with_mass", rules), side(reach.low, reach.high, of=1)
+    further = over_seeds(cells, "distance_with_mass", rules)
     if further is None:
-        evidence += "; heads without a sink were not compared."
-    else:
-        evidence += f"; rank correlation of sink mass and that distance over the heads of a layer {further}."
-        look = 1 if side(further.low, further.high) > 0 else look
+        return "undecided", f"{evidence}; heads without a sink were not compared."
+    evidence += f"; rank correlation of sink mass and that distance over the heads of a layer {further}."
+    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
     return on_sides(side(write.low, write.high), look), evidence
