@@ -129,7 +129,7 @@ PLURAL = {"falls": "fall", "stays": "stay", "rises": "rise"}
 
 def _briefly(change: VariantVerdict) -> str:
     cost = {"none": "no cost", "some": "a cost in perplexity"}.get(change.cost or "", "cost unclear")
-    spikes, sinks = (PLURAL.get(answer, answer) for answer in (change.spikes, change.sinks))
+    spikes, sinks = (PLURAL.get(str(answer), answer) for answer in (change.spikes, change.sinks))
     return f"{change.variant} (spikes {spikes}, sinks {sinks}, {cost})"
 
 
