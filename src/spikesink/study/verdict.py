@@ -387,11 +387,9 @@ def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect]
 
 def _in_words(effect: Effect, row: VariantRow) -> str:
     high = f"{effect.high:.2g}" if effect.high < 1e30 else "unbounded"
-    bounded = (
-        f" (bounded: independent writes of gain 1 reach {row.ceiling:.3g})"
-        if effect.metric == "spike" and row.ceiling
-        else ""
-    )
+    bounded = ""
+    if effect.metric == "spike" and row.ceiling:
+        bounded = f" (bounded by construction: independent writes of gain 1 reach {row.ceiling:.3g})"
     needed = f", {effect.seeds_needed} seeds needed" if effect.change == "unclear" and effect.seeds_needed else ""
     title = TITLES.get(effect.metric, effect.metric)
     return f"{title}{bounded} x {effect.ratio:.2g} [{effect.low:.2g}, {high}] {effect.change}{needed}"
