@@ -38,7 +38,9 @@ from spikesink.records.interventions import (
     NO_REMEDIES,
     PARTS,
     UNASKED,
+    Dissociation,
     Formats,
+    InterventionRow,
     Interventions,
     KvCache,
     Quantisation,
@@ -155,9 +157,7 @@ def dissociate(
     met, formats = within_budget(evaluator, quantised, budget, deployed, arrays), _formats(evaluator, kept_back, choice)
     return Interventions(
         interventions=rows,
-        dissociation=dissociation(
-            rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, spike_contexts=targets.spike_contexts
-        ),
+        dissociation=_judged(rows, targets),
         quantisation=quantised,
         kv_cache=cache,
         formats=formats,
@@ -168,6 +168,12 @@ def dissociate(
         provenance=provenance,
         timing=_timing(evaluator, started),
         arrays=_arrays(targets) | arrays,
+    )
+
+
+def _judged(rows: list[InterventionRow], targets: Targets) -> Dissociation:
+    return dissociation(
+        rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, spike_contexts=targets.spike_contexts
     )
 
 
