@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -129,6 +129,11 @@ class Pass(NamedTuple):
 
 Steps = Generator[Pass, None, Found]
 """What computes something in steps: it yields the passes it needs, goes on when each has been made, and returns."""
+
+
+def in_steps(found: Found | Steps[Found]) -> Steps[Found]:
+    """What computes something at once, or in steps, as steps."""
+    return (yield from cast("Steps[Found]", found)) if isinstance(found, Generator) else found
 
 
 def run_together(scanned: Scan, running: dict[str, Steps[Found]], progress: Progress) -> dict[str, Found]:

@@ -17,7 +17,7 @@ VARIED = {
 
 ONE_CONTEXT = (
     "every spike token found is the same token behind the same ones, so its state is one constant whatever the model; "
-    "sequences without BOS"
+    "sequences without BOS, or texts that begin differently, would ask it"
 )
 
 
@@ -245,8 +245,7 @@ def _constant(
     numbers = [_nats(row.value) for row in (frozen, zeroed, random)]
     costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
     if spike_contexts == 1:
-        reason = f"{ONE_CONTEXT}, or texts that begin differently, would ask it ({costs})"
-        return Answer(question=question, answer="not applicable", evidence=[], reason=reason)
+        return Answer(question=question, answer="not applicable", evidence=[], reason=f"{ONE_CONTEXT} ({costs})")
     if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
     elif frozen.low > thresholds.costly_min:

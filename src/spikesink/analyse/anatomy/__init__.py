@@ -1,18 +1,18 @@
 """The further measures of a scan meet the model: each is one file of this package and one line of the registry."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from spikesink.analyse.passes import Progress, Scan, Steps, run_together
+from spikesink.analyse.passes import Progress, Scan, Steps, in_steps, run_together
 from spikesink.errors import DoesNotApplyError
 from spikesink.measures import chosen, resolve
 from spikesink.records import NotApplicable, Section
 
-Found = tuple[Section, dict[str, np.ndarray]]
+Measured = tuple[Section, dict[str, np.ndarray]]
 """A section of the record and its large arrays."""
-Run = Callable[[Scan, Progress], Found | Steps[Found]]
+Run = Callable[[Scan, Progress], Measured | Steps[Measured]]
 """What computes a measure from what a scan found; one that needs the text again yields a `Pass`."""
 
 
@@ -26,9 +26,8 @@ def run_measures(
     return {name: found[name][0] for name in running}, arrays
 
 
-def _steps(run: Run, scanned: Scan, progress: Progress) -> Steps[Found]:
+def _steps(run: Run, scanned: Scan, progress: Progress) -> Steps[Measured]:
     try:
-        found = run(scanned, progress)
-        return (yield from found) if isinstance(found, Generator) else found
+        return (yield from in_steps(run(scanned, progress)))
     except DoesNotApplyError as reason:
         return NotApplicable(reason=str(reason)), {}

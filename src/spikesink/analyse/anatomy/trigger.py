@@ -13,7 +13,7 @@ from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
 from spikesink.access.weights import NormScale, attention_weights, gated_ffns, norm_scale, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
-from spikesink.analyse.passes import Pass, Progress, Scan, Steps, no_progress
+from spikesink.analyse.passes import Pass, Progress, Scan, Steps, in_steps, no_progress
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.geometry import alignment, map_gain, random_cosine, random_gain
@@ -385,13 +385,9 @@ def measure_trigger(scanned: Scan, progress: Progress) -> Steps[tuple[record.Tri
     arrays = {"first": probed.first, "later": probed.later, "embedding_norm": probed.embedding_norm}
     probe = _probe_record(scanned, block, probed)
     threshold = next(count.threshold for count in probe.counts if count.criterion == PRIMARY)
-    fixed_map, map_reason = _or_reason(lambda: first_token_map(scanned, progress))
-    ablation, ablation_reason = _or_reason(lambda: attention_ablation(scanned, block, threshold, progress))
-    sinking, sinking_reason = None, None
-    try:
-        sinking = yield from self_sinking(scanned, block)
-    except DoesNotApplyError as reason:
-        sinking_reason = str(reason)
+    fixed_map, map_reason = yield from _or_reason(lambda: first_token_map(scanned, progress))
+    ablation, ablation_reason = yield from _or_reason(lambda: attention_ablation(scanned, block, threshold, progress))
+    sinking, sinking_reason = yield from _or_reason(lambda: self_sinking(scanned, block))
     section = record.Trigger(
         probe=probe,
         first_token_map=fixed_map,
@@ -404,10 +400,10 @@ def measure_trigger(scanned: Scan, progress: Progress) -> Steps[tuple[record.Tri
     return section, arrays
 
 
-def _or_reason(measure: Callable[[], Part]) -> tuple[Part | None, str | None]:
+def _or_reason(measure: Callable[[], Part | Steps[Part]]) -> Steps[tuple[Part | None, str | None]]:
     """A part of the section, or why it does not apply."""
     try:
-        return measure(), None
+        return (yield from in_steps(measure())), None
     except DoesNotApplyError as reason:
         return None, str(reason)
 
