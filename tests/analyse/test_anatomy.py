@@ -22,7 +22,7 @@ from spikesink.analyse.passes import Criteria, Pass, Scan, run_together
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
-from spikesink.measure.sinks import SinkTokens
+from spikesink.measure.sink_tokens import SinkTokens
 from spikesink.records import Anatomy, NotApplicable, Section
 from spikesink.report.terminal import print_record
 

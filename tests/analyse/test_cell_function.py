@@ -12,7 +12,7 @@ from spikesink.analyse.anatomy import heads
 from spikesink.analyse.evaluation import evaluate
 from spikesink.analyse.function import function_of
 from spikesink.intervene import freeze_spikes, zero_spikes
-from spikesink.measure.sinks import SinkTokens
+from spikesink.measure.sink_tokens import SinkTokens
 
 
 def test_costs_are_of_the_other_half_and_heads_of_the_first(monkeypatch):

@@ -17,7 +17,7 @@ from spikesink.measure.properties import (
     ratio_variation,
     together,
 )
-from spikesink.measure.sinks import SinkTokenMeasure
+from spikesink.measure.sink_tokens import SinkTokenMeasure
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, rank_correlation, within_groups
 from spikesink.observer import Batch
 from spikesink.records.anatomy import Interval

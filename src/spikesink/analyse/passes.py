@@ -15,7 +15,8 @@ from spikesink.data.tokens import Tokens
 from spikesink.errors import ModelError
 from spikesink.measure.lifecycle import StepCriteria, StepResult
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.measure.sinks import SinkCriteria, SinkResult, SinkTokens
+from spikesink.measure.sink_tokens import SinkTokens
+from spikesink.measure.sinks import SinkCriteria, SinkResult
 from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure, SpikeResult
 from spikesink.observer import Progress, no_progress
 

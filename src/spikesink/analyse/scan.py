@@ -18,7 +18,8 @@ from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids, whole_
 from spikesink.errors import InputError
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure
-from spikesink.measure.sinks import SinkCriteria, SinkMeasure, SinkTokenMeasure
+from spikesink.measure.sink_tokens import SinkTokenMeasure
+from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SpikeMeasure, SpikeResult
 from spikesink.measure.states import Gather
 from spikesink.measures import check_names, parse_names

@@ -30,7 +30,7 @@ from spikesink.measure.properties import (
     ratio_variation,
     together,
 )
-from spikesink.measure.sinks import HEADS_SHARE_MIN
+from spikesink.measure.sink_tokens import HEADS_SHARE_MIN
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.positions import first_half, ranks
 from spikesink.records import anatomy as record

@@ -10,7 +10,7 @@ from torch import Tensor
 from spikesink.access.weights import input_norm
 from spikesink.analyse.passes import Pass, Scan, Steps
 from spikesink.errors import DoesNotApplyError
-from spikesink.measure.sinks import SinkTokens
+from spikesink.measure.sink_tokens import SinkTokens
 from spikesink.measure.spikes import TOP
 from spikesink.measure.states import Gather
 from spikesink.observer import Observer
