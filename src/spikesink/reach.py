@@ -19,6 +19,15 @@ def is_hub_id(name: str | Path | None) -> bool:
     return bool(text) and text.count("/") <= 1 and not text.startswith((".", "/", "~")) and not Path(text).exists()
 
 
+def check_revision(name: str | Path | None, revision: str | None) -> None:
+    """Raise ModelError for a revision of what has none: only a model of the hub does."""
+    if revision is not None and not is_hub_id(name):
+        what = "the embedded model" if name is None else f"'{name}' is a local file or folder, which"
+        raise ModelError(
+            f"Got the revision '{revision}', but {what} has none; leave --revision out, or name a hub model."
+        )
+
+
 def check_reachable(name: str, revision: str | None) -> None:
     """One try to reach the hub, or the proxy on the way to it. Raises ModelError where neither it nor the cache has the
     model, or offline the cache: the hub's client would go on trying for half a minute."""

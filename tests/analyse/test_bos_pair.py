@@ -57,10 +57,3 @@ def test_spike_tokens_that_are_not_all_listed_give_no_share(monkeypatch):
 def test_what_has_no_pair_is_refused(tokens):
     with pytest.raises(InputError, match="at least 3 tokens that begin with BOS"):
         scan_bos_pair(access(tiny("llama")), tokens)
-
-
-def test_ids_have_no_text_to_put_bos_before(cli, tmp_path):
-    np.save(tmp_path / "ids.npy", token_ids(3, 8).numpy())
-    ran = cli("scan", "--bos", "both", "--tokens", "ids.npy")
-    assert ran.code == 2
-    assert "--tokens has no text" in ran.err

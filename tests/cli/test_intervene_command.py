@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from tiny import spiking, token_ids
 
-from spikesink.cli.intervene import intervene_command
-from spikesink.errors import InputError
 from spikesink.records.interventions import Interventions
 
 
@@ -85,15 +83,15 @@ def test_a_killed_run_goes_on_and_the_table_reads(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"which": "zero_spike"}, "did you mean 'zero_spikes'"),
-        ({"which": "quantization"}, "did you mean 'quantisation'"),
-        ({"epsilon": 2.0}, "epsilon"),
+        (("--which", "zero_spike"), "did you mean 'zero_spikes'"),
+        (("--which", "quantization"), "did you mean 'quantisation'"),
+        (("--epsilon", 2), "epsilon"),
     ],
 )
-def test_refusals_before_anything_is_loaded(checkpoint, options, message, monkeypatch):
+def test_refusals_before_anything_is_loaded(cli, checkpoint, options, message, monkeypatch):
     monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
-    with pytest.raises(InputError, match=message):
-        intervene_command(str(checkpoint), **options)
+    refused = cli("intervene", checkpoint, *options)
+    assert refused.code == 2 and message in refused.err
 
 
 def test_a_refusal_is_one_message(checkpoint):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from spikesink.measures import BUILT_IN
@@ -77,6 +78,37 @@ def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options
     monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
     ran = cli("scan", "no such model", *options)
     assert ran.code == 2 and message in ran.err
+
+
+IDS = ("--tokens", "ids.npy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (("scan", *IDS, "--seq-len", 64), "--seq-len"),
+        (("scan", *IDS, "--pack", "--chat-template"), "--pack and --chat-template"),
+        (("scan", *IDS, "--bos", "both"), "--bos"),
+        (("scan", *IDS, "--field", "text"), "--field"),
+        (("scan", "--prompt", "one two", "--sequences", 64), "--sequences"),
+        (("scan", "--field", "text"), "--field"),
+        (("scan", "--revision", "main"), "the revision 'main'"),
+        (("intervene", "--which", "core", "--cache-seq-len", 512), "--cache-seq-len"),
+        (("intervene", "--which", "none", "--dose", "default", "--draws", 2), "--draws"),
+        (("intervene", *IDS, "--which", "kv_cache", "--cache-sequences", 6), "--cache-sequences"),
+        (("graft", "--set", "norm=dyt", *IDS, "--seq-len", 128), "--seq-len"),
+        (("study", "normalisation", "--gpus", 0), "--gpus"),
+        (("study", "normalisation", "--executor", "ray", "--jobs", 2), "--jobs"),
+        (("survey", "embedded", "--address", "auto"), "--address"),
+        (("train", "--allow-changed-recipe"), "--allow-changed-recipe"),
+        (("export", "run", "model", "--for", "json"), "'model'"),
+    ],
+)
+def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_default(cli, monkeypatch, arguments, idle):
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+    np.save("ids.npy", np.zeros((4, 8), dtype=np.int64))
+    ran = cli(*arguments)
+    assert ran.code == 2 and idle in ran.err and "out" in ran.err.split(".")[-2] and len(ran.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("half", "float16")])

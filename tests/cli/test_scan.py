@@ -1,5 +1,6 @@
 """`spikesink scan` as a user runs it: terminal, record, JSON, prompt, Ctrl-C."""
 
+import hashlib
 import json
 import os
 import signal
@@ -103,9 +104,12 @@ def test_the_default_folder_and_the_terminal(cli, checkpoint, text_file, tmp_pat
 def test_tokens_are_evaluated_as_they_are(cli, checkpoint, tmp_path):
     ids = np.random.default_rng(0).integers(0, 97, (3, 17), dtype=np.uint16)
     np.save(tmp_path / "ids.npy", ids)
-    ran = cli("scan", checkpoint, "--tokens", "ids.npy", "--json", "--seq-len", 5, "--sequences", 1)
-    tokens = json.loads(ran.out)["provenance"]["tokens"]
-    assert (tokens["sequences"], tokens["seq_len"], tokens["bos"]) == (3, 17, "as given")
+    for first, many in (((), 3), (("--sequences", 2), 2)):
+        ran = cli("scan", checkpoint, "--tokens", "ids.npy", "--json", *first)
+        tokens = json.loads(ran.out)["provenance"]["tokens"]
+        assert (tokens["sequences"], tokens["seq_len"], tokens["bos"]) == (many, 17, "as given")
+        expected = hashlib.sha256(ids[:many].astype("<i8").tobytes()).hexdigest()
+        assert tokens["ids_sha256"] == expected
 
 
 def test_packing_joins_documents(cli, checkpoint, text_file):

@@ -29,6 +29,7 @@ from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, short
 from spikesink.limits import panics_raised
 from spikesink.observer import Progress, notebook_progress
+from spikesink.reach import check_revision
 
 DTYPES = {name: getattr(torch, name) for name in requirement.DTYPES}
 
@@ -56,11 +57,13 @@ def load(
     VerificationError.
     """
     started = time.perf_counter()
+    check_revision(name_or_path, revision)
     options = _Options(_resolve_device(device), dtype, trust_remote_code, allow_pickle, progress)
     adapter = find_adapter(name_or_path, revision=revision, allow_pickle=allow_pickle)
     if adapter is None:
         if base is not None:
-            raise ModelError(f"A base was given, but '{name_or_path}' is no adapter; leave --base out.")
+            what = "the embedded model" if name_or_path is None else f"'{name_or_path}'"
+            raise ModelError(f"A base was given, but {what} is no adapter; leave --base out.")
         loaded = _loaded(name_or_path, revision, options)
     else:
         loaded = _adapted(adapter, base, options)

@@ -38,6 +38,10 @@ def export_command(run: Run, tool: Tool, model: Model = None, out: Out = None, f
 
     if tool not in (*TOOLS, *CHECKPOINTS):
         raise InputError(f"Unknown tool '{tool}'{did_you_mean(tool, [*TOOLS, *CHECKPOINTS])}")
+    if tool not in CHECKPOINTS and model is not None:
+        raise InputError(
+            f"'{model}' would change nothing: a model is read for {' and '.join(CHECKPOINTS)} alone. Leave it out."
+        )
     record = Interventions.read(run)
     if out is not None and out.exists() and not force:
         raise OutputError(f"'{out}' exists; give another --out, or --force to replace it.")

@@ -57,6 +57,7 @@ class TrainingText(Text):
 
 @grouped
 def graft_command(
+    context: typer.Context,
     text: TrainingText,
     model: Model = None,
     changes: Changes = None,
@@ -77,7 +78,7 @@ def graft_command(
 
     if not changes:
         raise InputError("Nothing is replaced; give a choice, e.g. --set arrangement=sandwich.")
-    text.check()
+    text.check(context)
     name = safe_name("-".join(["graft", safe_name(Path(model).name) if model else "embedded", *changes]))
     folder = out or Path("runs") / name
     with progress_bar() as progress:

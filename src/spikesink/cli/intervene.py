@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped
+from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped, refuse_idle
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -33,12 +33,16 @@ Magnitude = Annotated[
     float | None, typer.Option(min=0, help="Magnitude that makes a spike; default a tenth of the largest.")
 ]
 CacheSequences = Annotated[int, typer.Option(min=2, help="Sequences for the KV cache.")]
+CACHE = ("cache_sequences", "cache_seq_len")
 CacheSeqLen = Annotated[int, typer.Option(min=2, help="Tokens per sequence for the KV cache, documents joined.")]
-Sequences = Annotated[int, typer.Option(min=2, help="Sequences to evaluate.")]
+Sequences = Annotated[
+    int | None, typer.Option(min=2, help="Sequences to evaluate.", show_default="24; of --tokens all but the held-out")
+]
 
 
 @grouped
 def intervene_command(
+    context: typer.Context,
     loading: LoadingOnce,
     text: Text,
     sinking: Sinking,
@@ -46,7 +50,7 @@ def intervene_command(
     which: Which = "default",
     dose: DoseOption = None,
     budget: BudgetOption = None,
-    sequences: Sequences = 24,
+    sequences: Sequences = None,
     held_out: HeldOut = 16,
     cache_sequences: CacheSequences = 6,
     cache_seq_len: CacheSeqLen = 512,
@@ -61,7 +65,7 @@ def intervene_command(
     from spikesink.records.interventions import Interventions
 
     sinking.check()
-    text.check()
+    text.check(context)
     loading.check()
     output.check(Interventions.file)
     with progress_bar() as progress:
@@ -71,9 +75,13 @@ def intervene_command(
         choice = parse_which(which, budget)
         parse_dose(dose or ())
         check_magnitude(magnitude)
+        if not choice.interventions:
+            refuse_idle(context, ("draws",), "no intervention is asked for, and a sweep takes one draw")
+        if "kv_cache" not in choice.parts:
+            refuse_idle(context, CACHE, "the KV cache is asked for by --which kv_cache, or all")
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
-        ids = text.read(accessed, sequences + held_out)
+        ids = text.read(accessed, sequences and sequences + held_out, default=24 + held_out)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(
             accessed, ids, which=which, dose=dose or (), budget=budget, held_out=held_out, draws=draws,

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -21,6 +21,20 @@ DATASET = "Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed."
 """Help of an option; brackets without a backslash would be markup."""
 FLAG = " "
 """What the help shows as the value of an option that takes none."""
+IDLE = {
+    "--tokens": (
+        ("field", "pack", "seq_len", "bos", "chat_template", "cache_sequences", "cache_seq_len"),
+        "ids are evaluated as they are",
+    ),
+    "--prompt": (("field", "pack", "seq_len", "sequences"), "a prompt is one sequence of its own length"),
+    None: (("field",), "there is no --text or --dataset that has fields"),
+}
+"""By source of text, the default one last: parameters that could change nothing, and why."""
+EXECUTORS = {
+    "local": (("address", "gpus"), "--address and --gpus are of --executor ray"),
+    "ray": (("jobs",), "Ray runs as many as its CPUs and GPUs hold"),
+}
+"""Where cells run; parameters that could change nothing there, and why."""
 TextFile = Annotated[
     Path | None,
     typer.Option(
@@ -33,6 +47,26 @@ Dataset = Annotated[
     str | None,
     typer.Option(help=DATASET, rich_help_panel=TEXT),
 ]
+
+
+def refuse_idle(context: typer.Context, parameters: Iterable[str], why: str) -> None:
+    """Refuse those of these parameters that stand on the command line, since they could change nothing there.
+
+    Raises InputError.
+    """
+    sources = {one.name: context.get_parameter_source(one.name or "") for one in context.command.params}
+    typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    idle = [one.opts[0] for one in context.command.params if one.name in typed.intersection(parameters)]
+    if idle:
+        raise InputError(
+            f"{' and '.join(idle)} would change nothing: {why}. Leave {'it' if len(idle) == 1 else 'them'} out."
+        )
+
+
+def check_executor(context: typer.Context, name: str) -> None:
+    """Refuse an unknown executor, and options of the other one. Raises InputError."""
+    _check_choice("--executor", name, tuple(EXECUTORS))
+    refuse_idle(context, *EXECUTORS[name])
 
 
 @dataclass(frozen=True)
@@ -86,13 +120,14 @@ class Loading:
 
     def check(self) -> None:
         """Refuse what cannot be had before torch is imported, which takes longer. Raises ModelError, InputError."""
-        from spikesink.reach import check_reachable, is_hub_id
+        from spikesink.reach import check_reachable, check_revision, is_hub_id
         from spikesink.requirement import dtype_name
 
         if self.dtype is not None:
             dtype_name(self.dtype)
         if str(self.model).lower() in ("true", "false"):
             raise InputError(f"Got '{self.model}' as the model; options such as --pack take no value: leave it out.")
+        check_revision(self.model, self.revision)
         if is_hub_id(self.model):
             check_reachable(str(self.model), self.revision)
 
@@ -163,7 +198,7 @@ class Text:
         ),
     ] = False
 
-    def check(self, prompt: str | None = None) -> None:
+    def check(self, context: typer.Context, prompt: str | None = None) -> None:
         """Refuse what can be refused before anything is loaded. Raises InputError."""
         from spikesink.data.files import check_file
         from spikesink.reach import check_dataset_reachable
@@ -172,6 +207,9 @@ class Text:
         given = [name for name, source in sources.items() if source is not None]
         if len(given) > 1:
             raise InputError(f"Got {' and '.join(given)}; expected one source of text.")
+        source = given[0] if given else None
+        if source in IDLE:
+            refuse_idle(context, *IDLE[source])
         _check_choice("--bos", self.bos, BOS)
         if self.dataset is not None:
             check_dataset_reachable(self.dataset)
@@ -180,16 +218,24 @@ class Text:
         if self.tokens is not None:
             check_file(self.tokens, "token file (.npy)")
 
-    def read(self, accessed: Any, sequences: int, prompt: str | None = None, *, beyond: bool = False) -> Any:
+    def read(
+        self,
+        accessed: Any,
+        sequences: int | None,
+        prompt: str | None = None,
+        *,
+        default: int = 64,
+        beyond: bool = False,
+    ) -> Any:
         """Token ids of the source for an accessed model, beyond its positions if told so.
 
-        Raises InputError with what to do.
+        sequences: at most so many; None: all of a file of ids, `default` of a text. Raises InputError with what to do.
         """
         from spikesink.data import corpus
         from spikesink.data.tokens import load_token_ids, tokenise
 
         if self.tokens is not None:
-            return load_token_ids(self.tokens)
+            return load_token_ids(self.tokens, sequences)
         if accessed.tokenizer is None:
             raise InputError(
                 f"'{accessed.name}' has no tokenizer that can be loaded; give token ids instead: --tokens IDS.npy "
@@ -207,7 +253,8 @@ class Text:
                 corpus.hub_corpus(self.dataset, self.field) if self.dataset is not None else corpus.default_corpus()
             )
         return tokenise(
-            documents, accessed.tokenizer, seq_len=self.seq_len, sequences=sequences, bos=self.bos, pack=self.pack,
+            documents, accessed.tokenizer, seq_len=self.seq_len,
+            sequences=default if sequences is None else sequences, bos=self.bos, pack=self.pack,
             chat_template=self.chat_template,
         )  # fmt: skip
 

@@ -9,7 +9,6 @@ import typer
 
 from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
-from spikesink.errors import InputError
 
 if TYPE_CHECKING:
     from spikesink.records import Anatomy
@@ -18,7 +17,10 @@ if TYPE_CHECKING:
 WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
 """Folders of the two records of `--bos both`."""
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.", rich_help_panel=TEXT)]
-Sequences = Annotated[int, typer.Option(min=1, help="Sequences to measure.", rich_help_panel=TEXT)]
+Sequences = Annotated[
+    int | None,
+    typer.Option(min=1, help="Sequences to measure.", show_default="64; of --tokens all", rich_help_panel=TEXT),
+]
 Measures = Annotated[
     str | None,
     typer.Option(
@@ -32,12 +34,13 @@ Measures = Annotated[
 
 @grouped
 def scan_command(
+    context: typer.Context,
     loading: LoadingOnce,
     text: Text,
     sinking: Sinking,
     output: Output,
     prompt: Prompt = None,
-    sequences: Sequences = 64,
+    sequences: Sequences = None,
     measures: Measures = None,
 ) -> None:
     """Measure spikes, sinks, their life cycle and perplexity, in one streaming pass."""
@@ -50,11 +53,9 @@ def scan_command(
         return
     sinking.check()
     names = parse_names(measures)
-    text.check(prompt)
+    text.check(context, prompt)
     loading.check()
     both = text.bos == "both"
-    if both and text.tokens is not None:
-        raise InputError("--bos both puts BOS in front of a text and leaves it out; --tokens has no text. Use --text.")
     output.check(Anatomy.file, WITH_BOS if both else "")
     with progress_bar() as progress:
         from spikesink.analyse.bos_pair import scan_bos_pair

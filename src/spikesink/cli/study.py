@@ -10,7 +10,7 @@ import typer
 from spikesink.cli import options
 from spikesink.cli.report import page_beside
 from spikesink.cli.report import show as show_record
-from spikesink.errors import InputError, SpikesinkError, did_you_mean
+from spikesink.errors import InputError, SpikesinkError
 from spikesink.train.presets import PRESETS
 
 StudyName = Annotated[
@@ -33,6 +33,7 @@ List = Annotated[bool, typer.Option("--list", help="Show the studies, or the var
 
 
 def study_command(
+    context: typer.Context,
     name: StudyName = None,
     preset: Preset = "nano",
     seeds: Seeds = 3,
@@ -55,6 +56,7 @@ def study_command(
     if name is None:
         _list_studies(show)
         return
+    options.check_executor(context, executor)
     from spikesink.cli.progress import progress_bar
     from spikesink.study.grid import load_grid
     from spikesink.train.recipe import load_recipe
@@ -92,8 +94,6 @@ def _executor(name: str, jobs: int | None, address: str | None, threads: int | N
 
     if name == "ray":
         return executors.Ray(address, threads or 1, gpus)
-    if name != "local":
-        raise InputError(f"Unknown executor '{name}'{did_you_mean(name, ['local', 'ray'])}")
     import torch
 
     return executors.Local(jobs, torch.cuda.device_count(), threads)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, grouped, plain
+from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, check_executor, grouped, plain
 from spikesink.cli.report import page_beside, report_command, show
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
@@ -53,6 +53,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the survey.", rich_h
 
 @grouped
 def survey_command(
+    context: typer.Context,
     sinking: Sinking,
     models: Models = None,
     revisions: Revisions = None,
@@ -82,6 +83,7 @@ def survey_command(
     from spikesink.cli.progress import progress_bar
 
     sinking.check()
+    check_executor(context, executor)
     with progress_bar() as progress:
         progress("load torch", 0, 1)
         from spikesink.survey.run import Survey
@@ -170,8 +172,6 @@ def _executor(name: str, jobs: int | None, address: str | None, of_one: float, s
 
     if name == "ray":
         return executors.Ray(address, 1, of_one, kind=SURVEYED)
-    if name != "local":
-        raise InputError(f"Unknown executor '{name}'{did_you_mean(name, ['local', 'ray'])}")
     import os
 
     at_once = jobs or gpus() or min(2, os.cpu_count() or 1)

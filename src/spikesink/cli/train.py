@@ -26,6 +26,7 @@ ShowRecipe = Annotated[bool, typer.Option("--show", help="Print the whole recipe
 
 
 def train_command(
+    context: typer.Context,
     recipe: RecipeName = "nano",
     changes: Changes = None,
     out: RunFolder = None,
@@ -42,6 +43,8 @@ def train_command(
     from spikesink.cli.progress import progress_bar
     from spikesink.train.recipe import load_recipe
 
+    if not resume:
+        options.refuse_idle(context, ("allow_changed_recipe",), "without --resume a run begins anew")
     chosen = load_recipe(recipe, changes)
     if show:
         sys.stdout.write(chosen.to_yaml())

@@ -132,8 +132,8 @@ def _lengths(rows: Any) -> str | None:
     return f"have rows of {lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else None
 
 
-def load_token_ids(path: Path | str) -> Tokens:
-    """The ids of an .npy file, an integer array (sequences, seq_len). Raises InputError."""
+def load_token_ids(path: Path | str, sequences: int | None = None) -> Tokens:
+    """The ids of an .npy file, an integer array (sequences, seq_len), or its first `sequences`. Raises InputError."""
     path = Path(path)
     check_file(path, "token file (.npy)")
     try:
@@ -150,8 +150,9 @@ def load_token_ids(path: Path | str) -> Tokens:
         kind = "a file of torch.save" if any(name.endswith("data.pkl") for name in ids.files) else "an archive (.npz)"
         ids.close()
         raise InputError(f"'{path}' is {kind}, not one array; write the array of ids with numpy.save.")
+    ids = ids[:sequences] if ids.ndim == 2 else ids
     # Asked before the first id is read: a file with holes may claim more than the disk has.
-    if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
+    if 8 * ids.size > psutil.virtual_memory().available:
         raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")
     try:
         return Tokens.from_ids(np.asarray(ids), path.name, checked_sha256(path))

@@ -4,7 +4,6 @@ import gc
 import json
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +198,7 @@ def _measured(job: Job, accessed: AccessedModel, wanted: Wanted, folder: Path, p
 def _tokens(asked: Asked, accessed: AccessedModel) -> Tokens:
     text = asked.text
     if text.ids:
-        given = load_token_ids(Path(text.path or ""))
-        return replace(given, ids=given.ids[: asked.sequences])
+        return load_token_ids(Path(text.path or ""), asked.sequences)
     if accessed.tokenizer is None:
         raise InputError("It has no tokenizer that can be loaded; give token ids (.npy) as its text.")
     return tokenise(
