@@ -36,6 +36,9 @@ def test_json_is_all_that_stdout_holds(checkpoint):
     done = ran(checkpoint, "--which", "zero_spikes,freeze_spikes,drop_bos,kv_cache", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
+    begin = int((np.load(checkpoint / "ids.npy")[:, 0] == spiking().config.bos_token_id).sum())
+    assert record["provenance"]["tokens"]["begin_with_bos"] == begin
+    assert record["provenance"]["model"]["name"] == checkpoint.name, "the run that keeps its model in `model`"
     rows = {row["name"]: row for row in record["interventions"]}
     assert rows["baseline"]["control_of"] is None
     assert rows["zero_spikes/random_tokens"]["control_of"] == "zero_spikes"

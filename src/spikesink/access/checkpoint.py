@@ -128,7 +128,9 @@ def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     for shard in weights:
         if not shard.is_file():
             raise ModelError(f"'{weights[0]}' names the shard '{shard.name}', which is not there; download it again.")
-    return Checkpoint(name=folder.name, source=str(path), folder=folder, weights=tuple(weights))
+    # A run of `train` or `graft` keeps its model in a folder of that name: then it is called what the run is.
+    name = folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+    return Checkpoint(name=name, source=str(path), folder=folder, weights=tuple(weights))
 
 
 def _named_weights(config: Path) -> str | None:

@@ -86,6 +86,15 @@ class AccessedModel:
     def post_norm(self) -> bool:
         return self.layers[0].post_norm
 
+    @property
+    def bos_id(self) -> int | None:
+        """The BOS token, of the tokenizer or else the config; None where neither names one."""
+        token = getattr(self.tokenizer, "bos_token_id", None)
+        token = getattr(self.config, "bos_token_id", None) if token is None else token
+        if isinstance(token, list):
+            token = token[0] if token else None
+        return None if token is None else int(token)
+
     def token_text(self, token_id: int) -> str:
         """The token as text; `<id>` where there is no tokenizer, or none that can say."""
         if self.tokenizer is not None:

@@ -215,7 +215,7 @@ def _provenance(accessed: AccessedModel, tokens: Tokens, settings: dict[str, Any
     rows = {"evaluated_sequences": evaluated, "held_out_sequences": len(tokens.ids) - evaluated}
     return Provenance(
         model=accessed.provenance,
-        tokens=tokens.provenance(),
+        tokens=tokens.provenance(accessed.bos_id),
         versions=package_versions(),
         settings={**settings, **rows, "attention": "spikesink"},
     )

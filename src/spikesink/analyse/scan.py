@@ -226,19 +226,10 @@ def _provenance(
 ) -> Provenance:
     return Provenance(
         model=accessed.provenance,
-        tokens={**tokens.provenance(), **_begin_with_bos(accessed, tokens)},
+        tokens=tokens.provenance(accessed.bos_id),
         versions=package_versions(),
         settings={**asdict(criteria), "batch_size": batch_size, "measures": list(measures), "attention": "spikesink"},
     )
-
-
-def _begin_with_bos(accessed: AccessedModel, tokens: Tokens) -> dict[str, int]:
-    """Of ids that were given as they are: how many sequences begin with the model's BOS, where it has one."""
-    bos = getattr(accessed.tokenizer, "bos_token_id", None)
-    bos = getattr(accessed.config, "bos_token_id", None) if bos is None else bos
-    if tokens.bos != "as given" or not isinstance(bos, int):
-        return {}
-    return {"begin_with_bos": int((np.asarray(tokens.ids)[:, 0] == bos).sum())}
 
 
 def _summary(scanned: Scan) -> Summary:

@@ -56,9 +56,14 @@ class Tokens:
             )
         return cls(ids=ids.astype(np.int64, order="C"), source=source, source_sha256=source_sha256)
 
-    def provenance(self) -> dict[str, Any]:
-        """What a record says about its tokens; `ids_sha256` is over the ids as little-endian int64, row by row."""
+    def provenance(self, bos_id: int | None = None) -> dict[str, Any]:
+        """What a record says about its tokens; `ids_sha256` is over the ids as little-endian int64, row by row.
+
+        bos_id: the model's BOS; of ids that were given, how many sequences begin with it is then said.
+        """
+        given = self.bos == "as given" and bos_id is not None
         return {
+            **({"begin_with_bos": int((self.ids[:, 0] == bos_id).sum())} if given else {}),
             "source": self.source,
             "source_sha256": self.source_sha256,
             "source_description": self.source_description,

@@ -48,13 +48,9 @@ def all_but(tokens: int, like: Tensor, *unscored: int) -> Tensor:
 
 def bos_id(accessed: AccessedModel) -> int:
     """The model's BOS token id. Raises DoesNotApplyError where it has none."""
-    token = getattr(accessed.tokenizer, "bos_token_id", None)
-    token = getattr(accessed.config, "bos_token_id", None) if token is None else token
-    if isinstance(token, list):
-        token = token[0] if token else None
-    if token is None:
+    if accessed.bos_id is None:
         raise DoesNotApplyError("neither the tokenizer nor the config names a BOS token")
-    return int(token)
+    return accessed.bos_id
 
 
 @intervention(edits="input", controls=("random_token",))
