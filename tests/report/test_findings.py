@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from tables import summary_markdown
 
+from spikesink.report.answer import answer
 from spikesink.report.build import runs_document
 from spikesink.report.findings import ORDER, findings, read_evidence
+from spikesink.report.runs import Model
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
@@ -80,12 +82,53 @@ def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
     assert len([line for line in by_title["Claim 1"].lines if line.verdict]) == 3
 
 
-def test_a_sweep_whose_sinks_fall_early_contradicts_the_finding(evidence):
+@pytest.mark.parametrize(
+    ("stays", "falls", "verdict"),
+    [
+        (10, None, "supported"),
+        (5, 10, "contradicted"),
+        (None, 5, "contradicted"),
+        (5, 20, "undecided"),
+        (5, None, "undecided"),
+    ],
+)
+def test_what_a_sweep_says_of_a_spike_a_tenth_of_its_size(evidence, stays, falls, verdict):
     name, record = next(iter(evidence.doses.items()))
-    early = [dose.model_copy(update={"stays_to": 5.0}) for dose in record.dose]
-    changed = type(evidence)(evidence.studies, {name: record.model_copy(update={"dose": early})}, {})
-    assert findings(changed)[0].verdict == "contradicted"
-    assert findings(changed)[0].title == "Finding"
+    swept = [dose.model_copy(update={"stays_to": stays, "falls_from": falls}) for dose in record.dose]
+    changed = {name: record.model_copy(update={"dose": swept})}
+    one = next(one for one in findings(type(evidence)(evidence.studies, changed, {})) if "direction" in one.text)
+    assert (one.verdict, [line.verdict for line in one.lines]) == (verdict, [verdict])
+
+
+def test_the_sweeps_are_drawn_over_the_norm_ratio_that_is_left(evidence):
+    """Every level of every sweep of the spike, without its controls."""
+    one = next(one for one in findings(evidence) if "direction" in one.text)
+    drawn = {
+        (row["sweep"], row["level"]): row
+        for figure in one.figures
+        if figure.name == "dose_dominance"
+        for row in figure.rows
+    }
+    expected = {
+        (name, f"{row.strength:g}"): (row.norm_ratio.value, row.downstream_sink_ratio_kept.value)
+        for name, record in evidence.doses.items()
+        for dose in record.dose
+        if dose.target == "spikes"
+        for row in dose.levels
+        if row.control_of is None
+    }
+    assert set(drawn) == set(expected) and len(drawn) > 10
+    for key, (ratio, left) in expected.items():
+        assert (drawn[key]["ratio"], drawn[key]["value"]) == pytest.approx((ratio, left), rel=1e-4)
+
+
+def test_a_sweep_alone_is_the_answer_and_one_beside_interventions_the_last(evidence):
+    alone = evidence.doses["default-text"]
+    said = answer(Model("default-text", interventions=alone))
+    assert said[0].heading == "How much is enough"
+    assert [point.partition(":")[0] for point in said[0].points] == ["shrink_spikes", "mask_sinks_everywhere"]
+    assert all(dose.sentence in point for dose, point in zip(alone.dose, said[0].points, strict=True))
+    assert answer(Model("wikitext", interventions=evidence.doses["wikitext"]))[-1].heading == "How much is enough"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,25 @@
 """How far spikes or sinks can be weakened before the others fall: one sweep, one table, one chart."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 
 from spikesink.records.interventions import Dose, Estimate, InterventionRow, Interventions
 from spikesink.report.document import Part, Table
-from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, dashes, drawing, layered, table
+from spikesink.report.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Figure,
+    Rows,
+    colours,
+    dashes,
+    drawing,
+    layered,
+    log_scale,
+    table,
+)
 from spikesink.report.format import NONE, counted, interval, listed, number, percent
 from spikesink.report.interventions import cost_text
 
@@ -15,16 +28,14 @@ CONTROL = "sinks left, controls"
 
 
 def dose_part(record: Interventions) -> Part:
-    """Every sweep of the record."""
+    """Every sweep of the record; what it says is among the answers."""
     shown = [dose for dose in record.dose if dose.applicable]
-    refused = [f"{dose.name}: {dose.sentence}" for dose in record.dose if not dose.applicable]
     return Part(
         "dose",
         "How much is enough",
         "One is weakened step by step: from which strength on does the other fall, and at what cost?",
         figures=[dose_figure(record, dose) for dose in shown],
         tables=[_table(record, dose) for dose in shown],
-        note=" ".join([*(dose.sentence for dose in shown), *refused]),
         label="Dose",
     )
 
@@ -114,6 +125,50 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
         "Sinks: of the blocks behind the edit where it has a place." + _places(dose),
         alternative=f"Lines over strength ({dose.strength}); at the last level: {ends}.",
     )
+
+
+def dominance_figure(sweeps: Sequence[tuple[str, Dose]]) -> Figure:
+    """Sinks that are left over how far the spike tokens' norm still stands out, one line a sweep of the spike."""
+    rows: Rows = [
+        {"sweep": name, "level": level_text(row, False), "ratio": row.norm_ratio.value, "value": left.value,
+         "low": left.low, "high": left.high}
+        for name, dose in sweeps
+        for row in dose.levels
+        if row.control_of is None and row.norm_ratio and (left := _sinks(row))
+    ]  # fmt: skip
+    names = [name for name, _ in sweeps]
+    y = alt.Y("value:Q", title="sinks left", axis=alt.Axis(format="%"))
+    drawn = drawing().encode(
+        alt.X("ratio:Q", title="norm ratio that is left", scale=log_scale(row["ratio"] for row in rows)),
+        alt.Color("sweep:N", title=None, sort=names, scale=colours(names)),
+        alt.Order("ratio:Q"),
+    )
+    tips = ["sweep:N", alt.Tooltip("level:N", title="divided by"), alt.Tooltip("ratio:Q", format=".3~g"),
+            *[alt.Tooltip(f"{n}:Q", format=".1%") for n in ("value", "low", "high")]]  # fmt: skip
+    ends = listed([f"{name} {_ends(dose)}" for name, dose in sweeps], len(sweeps))
+    return Figure(
+        name="dose_dominance",
+        title="How far must a token's norm stand out for sinks to stay?",
+        key=True,
+        chart=layered(
+            drawn.mark_line(strokeWidth=2).encode(
+                y, alt.StrokeDash("sweep:N", title=None, sort=names, scale=dashes(names))
+            ),
+            drawn.mark_rule(strokeWidth=2).encode(alt.Y("low:Q"), alt.Y2("high:Q")),
+            drawn.mark_point(filled=True, size=50, opacity=1).encode(y, tooltip=tips),
+        ),
+        rows=table(rows),
+        caption="Norm ratio: largest norm of a token over the median token's, after the spike was divided. Sinks: of "
+        "the blocks behind the edit, with 95 % bootstrap intervals over sequences.",
+        alternative=f"Lines over the norm ratio; sinks left at the last level: {ends}.",
+    )
+
+
+def _ends(dose: Dose) -> str:
+    """Sinks and norm ratio that are left at the strongest level."""
+    last = [row for row in dose.levels if row.control_of is None and row.applicable][-1]
+    left, ratio = _sinks(last), last.norm_ratio
+    return f"{percent(left.value) if left else NONE} at {number(ratio.value if ratio else None)}"
 
 
 def _places(dose: Dose) -> str:

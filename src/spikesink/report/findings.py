@@ -14,7 +14,7 @@ from spikesink.records.interventions import Dose, Estimate, Interventions
 from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
-from spikesink.report.dose import dose_figure
+from spikesink.report.dose import dominance_figure, dose_figure
 from spikesink.report.drawing import Figure
 from spikesink.report.format import counted, interval, number
 from spikesink.report.graft import graft_figures
@@ -315,22 +315,30 @@ def _direction(evidence: Evidence) -> Finding | None:
     sweeps = [one for one in sweeps if one[2].target == "spikes" and one[2].applicable]
     if not sweeps:
         return None
-    shown = [dose.stays_to is not None and dose.stays_to >= 10 for _, _, dose in sweeps]
-    verdict = "supported" if all(shown) else "mixed" if any(shown) else "contradicted"
     lines = [
         Line(
-            ROUTES[0], _source(name, record), counted(record.provenance.settings["evaluated_sequences"], "sequence"),
-            _shortly(dose), verdict if holds == all(shown) else "mixed",
+            ROUTES[0],
+            _source(name, record),
+            counted(record.provenance.settings["evaluated_sequences"], "sequence"),
+            _shortly(dose),
+            _at_a_tenth(dose),
         )
-        for (name, record, dose), holds in zip(sweeps, shown, strict=True)
-    ]  # fmt: skip
+        for name, record, dose in sweeps
+    ]
     return Finding(
         "Finding", "In a finished pre-norm model sinks need a direction that dominates, not a massive size: a tenfold "
-        "smaller spike leaves them.", verdict, lines,
+        "smaller spike leaves them.", _combined(lines), lines,
         "Another model or text whose sinks fall at a spike divided by ten or less.",
         "It reports that both meet in pre-norm models; it has no sweep of the spike's size.",
-        [dose_figure(sweeps[0][1], sweeps[0][2])],
+        [dose_figure(sweeps[0][1], sweeps[0][2]), dominance_figure([(name, dose) for name, _, dose in sweeps])],
     )  # fmt: skip
+
+
+def _at_a_tenth(dose: Dose) -> str:
+    """Whether sinks stay, or have fallen, with a spike of a tenth of its size."""
+    if dose.stays_to is not None and dose.stays_to >= 10:
+        return "supported"
+    return "contradicted" if dose.falls_from is not None and dose.falls_from <= 10 else "undecided"
 
 
 def findings_document(folder: Path) -> Document:
