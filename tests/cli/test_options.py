@@ -102,6 +102,12 @@ IDS = ("--tokens", "ids.npy")
         (("survey", "embedded", "--address", "auto"), "--address"),
         (("train", "--allow-changed-recipe"), "--allow-changed-recipe"),
         (("export", "run", "model", "--for", "json"), "'model'"),
+        (("report", "run", "--format", "pdf"), "--format"),
+        (("train", "--plan", "--json"), "--json"),
+        (("train", "--show", "--out", "run"), "--out"),
+        (("study", "normalisation", "--list", "--seeds", 3), "--seeds"),
+        (("study", "--list", "--json"), "--json"),
+        (("scan", "--measure", "help", "--json"), "--json"),
     ],
 )
 def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_default(cli, monkeypatch, arguments, idle):

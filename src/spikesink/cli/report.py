@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spikesink.cli.options import refuse_idle
 from spikesink.errors import InputError
 
 Runs = Annotated[
@@ -21,7 +22,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print where the files are 
 
 
 def report_command(
-    runs: Runs, out: PageOut = None, figures: FigureFolder = None, file_format: Format = "svg", json: AsJson = False
+    context: typer.Context,
+    runs: Runs,
+    out: PageOut = None,
+    figures: FigureFolder = None,
+    file_format: Format = "svg",
+    json: AsJson = False,
 ) -> None:
     """Write one self-contained page of these runs, and figures for a paper."""
     from spikesink.report import FORMATS
@@ -29,6 +35,8 @@ def report_command(
 
     if file_format not in FORMATS:
         raise InputError(f"--format is '{file_format}'; expected {', '.join(FORMATS)}.")
+    if figures is None:
+        refuse_idle(context, ("file_format",), "charts are written as files by --figures FOLDER")
     target = out or default_page(runs)
     replaced = target.is_file()
     files = write_report(runs, target, figures, file_format)

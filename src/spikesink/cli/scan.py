@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped
+from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped, refuse_idle
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def scan_command(
     from spikesink.records import Anatomy
 
     if measures == "help":
+        refuse_idle(context, ("json",), "--measure help prints a table")
         _print_measures()
         return
     sinking.check()

@@ -29,6 +29,8 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a cell;
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of a cell on Ray.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the table and of the cells' records.")]
 Work = Annotated[Path, typer.Option(help="Folder of the runs themselves: checkpoints, logs, models.")]
+RUNNING = ("seeds", "only", "executor", "jobs", "address", "threads", "gpus", "out", "work", "json")
+"""Parameters of a run."""
 List = Annotated[bool, typer.Option("--list", help="Show the studies, or the variants of one, and run nothing.")]
 
 
@@ -53,6 +55,8 @@ def study_command(
 
     Goes on where it was stopped: cells whose record is in --out are not run again.
     """
+    if show:
+        options.refuse_idle(context, RUNNING, "--list runs nothing")
     if name is None:
         _list_studies(show)
         return

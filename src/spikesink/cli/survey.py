@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, check_executor, grouped, plain
+from spikesink.cli.options import (
+    MEASURING,
+    MODEL,
+    RESULT,
+    TEXT,
+    Json,
+    Sinking,
+    check_executor,
+    grouped,
+    plain,
+    refuse_idle,
+)
 from spikesink.cli.report import page_beside, report_command, show
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
@@ -110,6 +121,7 @@ def survey_command(
 
 
 def compare_command(
+    context: typer.Context,
     one: Annotated[Path, typer.Argument(help="Folder of a run or of a survey.")],
     others: Annotated[list[Path], typer.Argument(help="One more survey, or further runs.")],
     out: Annotated[Path | None, typer.Option("--out", help="The page; default compare.html here.")] = None,
@@ -123,6 +135,7 @@ def compare_command(
     folders = [one, *others]
     surveys = [folder for folder in folders if (folder / SurveyRecord.file).is_file()]
     if json and len(surveys) == 2:
+        refuse_idle(context, ("out",), "--json of two surveys prints what moved, and writes no page")
         before, after = (SurveyRecord.read_file(folder / SurveyRecord.file) for folder in surveys)
         import json as json_module
 
@@ -130,7 +143,7 @@ def compare_command(
         return
     if not json:
         print_document(runs_document(folders))
-    report_command(folders, out=out or Path("compare.html"), json=json)
+    report_command(context, folders, out=out or Path("compare.html"), json=json)
 
 
 def _spec(models: list[str], revisions: list[str], given: dict[str, Any]) -> Any:

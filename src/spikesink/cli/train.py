@@ -43,6 +43,10 @@ def train_command(
     from spikesink.cli.progress import progress_bar
     from spikesink.train.recipe import load_recipe
 
+    if plan or show:
+        options.refuse_idle(
+            context, ("out", "resume", "allow_changed_recipe", "json"), "--plan and --show train nothing"
+        )
     if not resume:
         options.refuse_idle(context, ("allow_changed_recipe",), "without --resume a run begins anew")
     chosen = load_recipe(recipe, changes)
