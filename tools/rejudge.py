@@ -13,16 +13,19 @@ from spikesink.study.run import Study
 from spikesink.train.recipe import Recipe
 
 
-def rejudge(path: Path) -> bool:
-    """Write the study of this record again; False where it is none of cells, or of earlier rules."""
-    record = StudyRecord.read_file(path)
+def rejudge(path: Path) -> str:
+    """Write the study of this record again, unless it is none of cells, of earlier rules, or says the same; which."""
+    record, before = StudyRecord.read_file(path), path.read_bytes()
     if record.rules_version != verdict.VERSION or record.pretrained is not None:
-        return False
+        return "left as it is"
     base = Recipe.model_validate(record.provenance.settings["recipe"])
     Study(record.study, load_grid(record.study)[1], base, path.parent).write()
-    return True
+    if StudyRecord.read_file(path).model_dump(exclude={"timing"}) != record.model_dump(exclude={"timing"}):
+        return "judged anew"
+    path.write_bytes(before)
+    return "says the same"
 
 
 if __name__ == "__main__":
     for found in sorted(Path(sys.argv[1]).glob("*-*.json")):
-        print(found, "judged anew" if rejudge(found) else "left as it is")
+        print(found, rejudge(found))

@@ -325,10 +325,13 @@ def _direction(evidence: Evidence) -> Finding | None:
         )
         for name, record, dose in sweeps
     ]
+    verdict = _combined(lines)
+    change = "Another model or text whose sinks fall at a spike divided by ten or less."
+    if verdict != "supported":
+        change = "Sweeps of spikes that stand out alike: a tenth of one that stands out little lies among other tokens."
     return Finding(
         "Finding", "In a finished pre-norm model sinks need a direction that dominates, not a massive size: a tenfold "
-        "smaller spike leaves them.", _combined(lines), lines,
-        "Another model or text whose sinks fall at a spike divided by ten or less.",
+        "smaller spike leaves them.", verdict, lines, change,
         "It reports that both meet in pre-norm models; it has no sweep of the spike's size.",
         [dose_figure(sweeps[0][1], sweeps[0][2]), dominance_figure([(name, dose) for name, _, dose in sweeps])],
     )  # fmt: skip

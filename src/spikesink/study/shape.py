@@ -8,7 +8,8 @@ from torch import Tensor
 from spikesink.observer import Observer
 
 SPIKE_SHARE = 0.1
-"""A spike token reaches this share of the largest magnitude: the share that `scan` uses."""
+"""A spike token reaches this share of the largest magnitude. `scan` asks it besides for 20 times the median; the rules
+of version 2 do not, so that they count more tokens where the spike is small."""
 TOP = 3
 
 
