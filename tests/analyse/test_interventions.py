@@ -132,6 +132,8 @@ def test_the_cache_is_measured_beyond_the_models_positions_where_they_are_rotati
         with pytest.raises(InputError, match="beyond the model's 100 positions"):
             dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long)
         return
+    with pytest.raises(InputError, match="which asks for no KV cache"):
+        dissociate(accessed, ids, which="none", held_out=2, long_tokens=long)
     cache = dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long).kv_cache
     assert cache.tokens == 130 and {row.positions for row in cache.table} == {"true", "reassigned"}
     assert cache.note == (

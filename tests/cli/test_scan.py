@@ -112,6 +112,13 @@ def test_tokens_are_evaluated_as_they_are(cli, checkpoint, tmp_path):
         assert tokens["ids_sha256"] == expected
 
 
+@pytest.mark.parametrize(("asked", "said"), [((), False), (("--sequences", 10), False), (("--sequences", 11), True)])
+def test_fewer_sequences_than_asked_for_are_told(cli, checkpoint, text_file, asked, said):
+    """The text has ten documents."""
+    ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 20, "--json", *asked)
+    assert ran.code == 0 and ("text.txt makes 10 sequences; 11 were asked for." in ran.err) == said
+
+
 def test_packing_joins_documents(cli, checkpoint, text_file):
     ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 50, "--pack", "--sequences", 3, "--json")
     tokens = json.loads(ran.out)["provenance"]["tokens"]

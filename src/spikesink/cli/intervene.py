@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped, refuse_idle
+from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped, refuse_idle, tell_fewer
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def intervene_command(
             refuse_idle(context, CACHE, "the KV cache is asked for by --which kv_cache, or all")
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
-        ids = text.read(accessed, sequences and sequences + held_out, default=24 + held_out)
+        wanted = sequences and sequences + held_out
+        ids = text.read(accessed, wanted, default=24 + held_out)
+        tell_fewer(ids, wanted)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(
             accessed, ids, which=which, dose=dose or (), budget=budget, held_out=held_out, draws=draws,

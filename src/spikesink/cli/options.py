@@ -259,6 +259,13 @@ class Text:
         )  # fmt: skip
 
 
+def tell_fewer(tokens: Any, asked: int | None) -> None:
+    """Say where there are fewer sequences than the command line asks for; None where it does not."""
+    there = len(tokens.ids)
+    if asked is not None and there < asked:
+        print(f"{tokens.source} makes {there:,} sequences; {asked:,} were asked for.", file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class Sinking:
     """When a head counts as a sink head, and how many sequences go through the model at once."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped, refuse_idle
+from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped, refuse_idle, tell_fewer
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def scan_command(
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Anatomy.file)
         ids = (replace(text, bos="always") if both else text).read(accessed, sequences, prompt)
+        tell_fewer(ids, sequences)
         made = (scan_bos_pair if both else scan)(
             accessed, ids, epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, batch_size=sinking.batch_size,
             measures=names, progress=progress,
