@@ -97,6 +97,11 @@ def check_magnitude(magnitude: float | None) -> None:
         raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
 
 
+def _check_long(long_tokens: Ids | None, choice: Chosen) -> None:
+    if long_tokens is not None and "kv_cache" not in choice.parts:
+        raise InputError("Got long_tokens, but which asks for no KV cache; add kv_cache to it, or leave them out.")
+
+
 def _place(made: Intervention) -> int:
     """Its place in the table."""
     return EDITS.index(made.edits)
@@ -138,8 +143,7 @@ def dissociate(
     choice, sweeps = parse_which(which, budget), parse_dose(dose)
     criteria = check_options(epsilon, sink_metric, batch_size)
     check_magnitude(magnitude)
-    if long_tokens is not None and "kv_cache" not in choice.parts:
-        raise InputError("Got long_tokens, but which asks for no KV cache; add kv_cache to it, or leave them out.")
+    _check_long(long_tokens, choice)
     given, long = as_tokens(tokens), as_tokens(tokens if long_tokens is None else long_tokens)
     (evaluated, kept_back), accessed = split(given, held_out), accessed_model(model, given)
     check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
