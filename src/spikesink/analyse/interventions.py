@@ -97,9 +97,11 @@ def check_magnitude(magnitude: float | None) -> None:
         raise InputError(f"magnitude is {magnitude}; expected a number above 0, e.g. 1000, or nothing for the default.")
 
 
-def _check_long(long_tokens: Ids | None, choice: Chosen) -> None:
+def _for_cache(tokens: Ids, long_tokens: Ids | None, choice: Chosen) -> Tokens:
+    """The ids that a KV cache is measured on. Raises InputError for some of its own where none is."""
     if long_tokens is not None and "kv_cache" not in choice.parts:
         raise InputError("Got long_tokens, but which asks for no KV cache; add kv_cache to it, or leave them out.")
+    return as_tokens(tokens if long_tokens is None else long_tokens)
 
 
 def _place(made: Intervention) -> int:
@@ -143,8 +145,7 @@ def dissociate(
     choice, sweeps = parse_which(which, budget), parse_dose(dose)
     criteria = check_options(epsilon, sink_metric, batch_size)
     check_magnitude(magnitude)
-    _check_long(long_tokens, choice)
-    given, long = as_tokens(tokens), as_tokens(tokens if long_tokens is None else long_tokens)
+    given, long = as_tokens(tokens), _for_cache(tokens, long_tokens, choice)
     (evaluated, kept_back), accessed = split(given, held_out), accessed_model(model, given)
     check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
