@@ -13,12 +13,18 @@ from spikesink.report.page import commands
 from spikesink.report.terminal import print_record
 
 
-def test_after_a_scan_come_interventions_with_their_cost():
-    """A scan of 10 s for 4 sequences: 62 passes of 40 sequences take 6,200 s, 1.7 hours."""
+@pytest.mark.parametrize(("tokens", "ending"), [(256, "what breaks (about 2 h)."), (255, "and what breaks.")])
+def test_after_a_scan_come_interventions_with_their_cost(tokens, ending):
+    """A scan of 10 s for 4 sequences: 62 passes of 40 sequences take 6,200 s, 1.7 hours. Fewer than 1,024 tokens say
+    nothing."""
     record = anatomy(name="org/name")
-    slow = record.model_copy(update={"timing": record.timing.model_copy(update={"forward_s": 10.0})})
-    said = next_step(slow)
-    assert said.text.startswith("spikesink intervene org/name measures") and said.text.endswith("(about 2 h).")
+    longer = {**record.provenance.tokens, "seq_len": tokens}
+    update = {
+        "timing": record.timing.model_copy(update={"forward_s": 10.0}),
+        "provenance": record.provenance.model_copy(update={"tokens": longer}),
+    }
+    said = next_step(record.model_copy(update=update))
+    assert said.text.startswith("spikesink intervene org/name measures") and said.text.endswith(ending)
     assert said.commands == ("spikesink intervene org/name",)
 
 
@@ -57,7 +63,9 @@ def test_the_embedded_model_needs_no_name():
     assert next_step(record).commands == ("spikesink intervene MODEL",)
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(59, "seconds"), (90, "about 2 min"), (6000, "about 2 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(None, ""), (59, " (seconds)"), (90, " (about 2 min)"), (6000, " (about 2 h)")]
+)
 def test_costs_are_round(seconds, words):
     assert lasting(seconds) == words
 

@@ -245,7 +245,7 @@ def _breaks(model: Model) -> Statement:
         known = record or model.anatomy
         assert known is not None
         line = command("intervene", known.provenance.model)
-        lasts = f" ({lasting(intervene_s(model.anatomy))})" if model.anatomy else ""
+        lasts = lasting(intervene_s(model.anatomy)) if model.anatomy else ""
         text = f"Not measured; {line} adds it{lasts}."
         return Statement("What breaks without them", text, measured=False, commands=(line,))
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}

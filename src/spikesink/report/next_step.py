@@ -19,6 +19,8 @@ EVALUATED = 40
 """Sequences that it runs by default."""
 SCANNED = 4096
 """Tokens that `spikesink scan` runs by default."""
+TELLING = 1024
+"""Tokens from which on a scan's seconds say how fast a model is: of fewer, most are those of a first pass."""
 
 
 def next_step(*records: Any) -> Statement:
@@ -27,21 +29,25 @@ def next_step(*records: Any) -> Statement:
     return step(next(record for record in records if isinstance(record, kind)))
 
 
-def intervene_s(record: Anatomy | BosPair) -> float:
-    """About how many seconds `spikesink intervene` takes where this scan was made."""
-    sequences = record.provenance.tokens.get("sequences") or EVALUATED
+def intervene_s(record: Anatomy | BosPair) -> float | None:
+    """About how many seconds `spikesink intervene` takes where this scan was made; None after a short one."""
+    sequences, length = (record.provenance.tokens.get(name) or 0 for name in ("sequences", "seq_len"))
+    if sequences * length < TELLING:
+        return None
     return record.timing.forward_s * EVALUATED / sequences * PASSES
 
 
-def lasting(seconds: float) -> str:
-    """Seconds, about 6 min, about 3 h."""
+def lasting(seconds: float | None) -> str:
+    """In brackets after a word: seconds, about 6 min, about 3 h; nothing where it is not known."""
+    if seconds is None:
+        return ""
     if seconds < 60:
-        return "seconds"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.0f} h"
+        return " (seconds)"
+    return f" (about {seconds / 60:.0f} min)" if seconds < 5400 else f" (about {seconds / 3600:.0f} h)"
 
 
-def _statement(line: str, answers: str, seconds: float) -> Statement:
-    return Statement("Next", f"{line} {answers} ({lasting(seconds)}).", commands=(line,))
+def _statement(line: str, answers: str, seconds: float | None) -> Statement:
+    return Statement("Next", f"{line} {answers}{lasting(seconds)}.", commands=(line,))
 
 
 def _scanned(record: Anatomy) -> Statement:
@@ -56,7 +62,7 @@ def _intervened(record: Interventions) -> Statement:
     text = "adds int8 and the KV cache"
     if not record.has_changes:
         # How many passes its seconds were is not known.
-        return Statement("Next", f"{line} {text}.", commands=(line,))
+        return _statement(line, text, None)
     return _statement(line, text, 2 * PASSES * record.timing.forward_s / len(record.interventions))
 
 
@@ -86,7 +92,7 @@ def _studied(record: StudyRecord) -> Statement:
     if run and min(run) < seeds:
         missing = sum(max(0, seeds - n) for n in run)
         lasts = lasting(record.timing.forward_s / max(sum(run), 1) * missing)
-        return Statement("Next", f"The same command with --seeds {seeds} adds {counted(missing, 'cell')} ({lasts}).")
+        return Statement("Next", f"The same command with --seeds {seeds} adds {counted(missing, 'cell')}{lasts}.")
     line = f"spikesink report RUNS/{record.study}-{record.preset}.json --figures figures"
     return _statement(line, "draws every chart as a file", 0)
 
