@@ -9,17 +9,13 @@ gives to tokens; the weights of all queries over what they give together. Under 
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
+from cells import by_variant, held_out, show, spread
 from torch import Tensor
 
-from spikesink import load
-from spikesink.access import full_batch, observing, watch
 from spikesink.measure.sinks import SinkCriteria
 from spikesink.observer import AttentionRows, Observer
 from spikesink.positions import half_of, uniform_first_key
-
-SEQUENCES = 256
 
 
 class Shares(Observer):
@@ -39,10 +35,8 @@ class Shares(Observer):
 
 def figures(cell: Path) -> tuple[float, ...]:
     """Of one trained model: given to tokens, three sink ratios, and the first key's share of what is given."""
-    ids = torch.from_numpy(np.load(cell / "held_out.npy")[:SEQUENCES].astype(np.int64))
-    accessed, shares = load(str(cell / "model")), Shares()
-    with observing(accessed, [shares]):
-        watch(accessed, full_batch(ids))
+    ids, shares = held_out(cell), Shares()
+    show(cell, ids, shares)
     weights, by_query = (torch.cat(list(sums.values()), 1) for sums in (shares.weights, shares.shares))
     together, tokens = weights / weights.sum(-1, keepdim=True), ids.shape[1]
     epsilon, half = SinkCriteria().epsilon, half_of(tokens)
@@ -59,12 +53,9 @@ def main() -> None:
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for folder in map(Path, sys.argv[1:]):
-        for variant in dict.fromkeys(path.name.rpartition("-")[0] for path in sorted(folder.glob("*-*"))):
-            cells = sorted(folder.glob(f"{variant}-[0-9]*"))
-            values = np.array([figures(cell) for cell in cells if (cell / "model").is_dir()])
-            shown = zip(values.mean(0)[:5], values.std(0, ddof=1)[:5], strict=True)
-            columns = " | ".join(f"{mean:.1%} ± {spread:.1%}" for mean, spread in shown)
-            print(f"| {variant} (n = {len(values)}) | {columns} (uniform {values[0, 5]:.1%}) |", flush=True)
+        for variant, values in by_variant(folder, figures):
+            row = f"{spread(values[:, :5])} (uniform {values[0, 5]:.1%})"
+            print(f"| {variant} (n = {len(values)}) | {row} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,16 @@ context: the sink ratio (eq. 27-28) over all queries, over those of the first ha
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+from cells import by_variant, held_out, show, spread
 from torch import Tensor
 
-from spikesink import load
-from spikesink.access import full_batch, observing, watch
 from spikesink.measure.sinks import SinkCriteria
 from spikesink.observer import AttentionRows, Observer
 from spikesink.positions import half_of
-
-SEQUENCES = 256
 
 
 class Halves(Observer):
@@ -35,16 +32,10 @@ class Halves(Observer):
             sums[half][..., rows.keys] += weights[:, :, chosen].sum(2)
 
 
-def held_out(cell: Path) -> np.ndarray:
-    return np.load(cell / "held_out.npy")[:SEQUENCES].astype(np.int64)
-
-
 def ratios(cell: Path, tokens: int) -> tuple[float, float, float]:
     """Of one trained model: the sink ratio over all queries, the early and the late ones."""
-    ids = torch.from_numpy(held_out(cell)[:, :tokens])
-    accessed, halves = load(str(cell / "model")), Halves()
-    with observing(accessed, [halves]):
-        watch(accessed, full_batch(ids))
+    halves = Halves()
+    show(cell, held_out(cell)[:, :tokens], halves)
     early, late = torch.cat(list(halves.sums.values()), 2)
     alphas = (early + late) / tokens, early / (tokens // 2), late / (tokens - tokens // 2)
     keys, epsilon = half_of(tokens), SinkCriteria().epsilon
@@ -57,12 +48,8 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for folder in map(Path, sys.argv[1:]):
         shortest = min(held_out(path.parent).shape[1] for path in folder.glob("*/held_out.npy"))
-        for variant in dict.fromkeys(path.name.rpartition("-")[0] for path in sorted(folder.glob("*-*"))):
-            cells = sorted(folder.glob(f"{variant}-[0-9]*"))
-            values = np.array([ratios(cell, shortest) for cell in cells if (cell / "model").is_dir()])
-            shown = zip(values.mean(0), values.std(0, ddof=1), strict=True)
-            columns = " | ".join(f"{mean:.1%} ± {spread:.1%}" for mean, spread in shown)
-            print(f"| {variant} (n = {len(values)}) | {columns} |", flush=True)
+        for variant, values in by_variant(folder, partial(ratios, tokens=shortest)):
+            print(f"| {variant} (n = {len(values)}) | {spread(values)} |", flush=True)
 
 
 if __name__ == "__main__":

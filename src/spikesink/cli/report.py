@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli.options import refuse_idle
+from spikesink.cli.checks import refuse_idle
 from spikesink.errors import InputError
 
 Runs = Annotated[

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spikesink.cli.options import MEASURING, TEXT, LoadingOnce, Output, Sinking, Text, grouped, refuse_idle, tell_fewer
+from spikesink.cli.checks import refuse_idle, tell_fewer
+from spikesink.cli.options import MEASURING, SEQUENCES, TEXT, LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.", rich_help_panel=TEXT)]
 Sequences = Annotated[
     int | None,
-    typer.Option(min=1, help="Sequences to measure.", show_default="64; of --tokens all", rich_help_panel=TEXT),
+    typer.Option(
+        min=1, help="Sequences to measure.", show_default=f"{SEQUENCES}; of --tokens all", rich_help_panel=TEXT
+    ),
 ]
 Measures = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli import options
+from spikesink.cli import checks, options
 from spikesink.cli.report import page_beside
 from spikesink.cli.report import show as show_record
 from spikesink.errors import InputError, SpikesinkError
@@ -56,11 +56,11 @@ def study_command(
     Goes on where it was stopped: cells whose record is in --out are not run again.
     """
     if show:
-        options.refuse_idle(context, RUNNING, "--list runs nothing")
+        checks.refuse_idle(context, RUNNING, "--list runs nothing")
     if name is None:
         _list_studies(show)
         return
-    options.check_executor(context, executor)
+    checks.check_executor(context, executor)
     from spikesink.cli.progress import progress_bar
     from spikesink.study.grid import load_grid
     from spikesink.train.recipe import load_recipe

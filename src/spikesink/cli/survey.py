@@ -7,18 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli.options import (
-    MEASURING,
-    MODEL,
-    RESULT,
-    TEXT,
-    Json,
-    Sinking,
-    check_executor,
-    grouped,
-    plain,
-    refuse_idle,
-)
+from spikesink.cli.checks import check_executor, refuse_idle
+from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, grouped, plain
 from spikesink.cli.report import page_beside, report_command, show
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 

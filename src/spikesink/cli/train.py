@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli import options
+from spikesink.cli import checks, options
 from spikesink.cli.report import show
 from spikesink.train.presets import PRESETS
 
@@ -44,11 +44,11 @@ def train_command(
     from spikesink.train.recipe import load_recipe
 
     if plan or show:
-        options.refuse_idle(
+        checks.refuse_idle(
             context, ("out", "resume", "allow_changed_recipe", "json"), "--plan and --show train nothing"
         )
     if not resume:
-        options.refuse_idle(context, ("allow_changed_recipe",), "without --resume a run begins anew")
+        checks.refuse_idle(context, ("allow_changed_recipe",), "without --resume a run begins anew")
     chosen = load_recipe(recipe, changes)
     if show:
         sys.stdout.write(chosen.to_yaml())

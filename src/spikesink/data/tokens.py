@@ -157,7 +157,7 @@ def load_token_ids(path: Path | str, sequences: int | None = None) -> Tokens:
         raise InputError(f"'{path}' is {kind}, not one array; write the array of ids with numpy.save.")
     ids = ids[:sequences] if ids.ndim == 2 else ids
     # Asked before the first id is read: a file with holes may claim more than the disk has.
-    if 8 * ids.size > psutil.virtual_memory().available:
+    if max(8 * ids.size, path.stat().st_size) > psutil.virtual_memory().available:
         raise InputError(f"'{path}' holds {ids.shape} ids, more than fit in memory; give fewer sequences.")
     try:
         return Tokens.from_ids(np.asarray(ids), path.name, checked_sha256(path))

@@ -107,10 +107,9 @@ def answer(model: Model) -> list[Statement]:
     if model.anatomy is not None or model.interventions is not None:
         statements.append(_breaks(model))
         statements.insert(0 if model.interventions else len(statements), advice(model.anatomy, model.interventions))
-    swept = _swept(model.interventions)
-    if swept is not None and model.interventions is not None:
+    if model.interventions is not None and model.interventions.dose:
         # Where nothing but the sweep was asked for it is the answer.
-        statements.insert(len(statements) if model.interventions.has_changes else 0, swept)
+        statements.insert(len(statements) if model.interventions.has_changes else 0, _swept(model.interventions))
     if model.training is not None:
         statements.append(training_statement(model.training))
     return statements
@@ -264,10 +263,8 @@ def _breaks(model: Model) -> Statement:
     return Statement("What breaks without them", f"{text}{record.dissociation.sentence}")
 
 
-def _swept(record: Interventions | None) -> Statement | None:
-    """How far one of spikes and sinks can be weakened before the other falls; None where it was not asked."""
-    if record is None or not record.dose:
-        return None
+def _swept(record: Interventions) -> Statement:
+    """How far one of spikes and sinks can be weakened before the other falls."""
     return Statement("How much is enough", "", tuple(f"{dose.name}: {dose.sentence}" for dose in record.dose))
 
 

@@ -9,6 +9,7 @@ import psutil
 import torch
 import transformers
 
+from spikesink.access.checkpoint import MODEL
 from spikesink.atomic import replace_folder, write_atomically
 from spikesink.errors import InputError, OutputError, short
 from spikesink.observer import Progress, no_progress
@@ -22,7 +23,6 @@ from spikesink.train.trainer import Curves, RecipeTrainer
 from spikesink.zoo import SpikesinkDecoderForCausalLM, build
 
 CHECKPOINTS = "checkpoints"
-MODEL = "model"
 RECIPE = "recipe.yaml"
 HELD_OUT = "held_out.npy"
 LOG = "log.jsonl"
