@@ -1,22 +1,22 @@
 """Judge the studies of a folder anew from the records of their cells, by the rules and in the words as they stand.
 
-Run: python tools/rejudge.py results. Trains and measures nothing. Studies by the rules of version 1 stay as they are.
+Run: python tools/rejudge.py results. Trains and measures nothing. Studies by the rules of version 1 stay as they are,
+since their cells lack what later rules judge.
 """
 
 import sys
 from pathlib import Path
 
 from spikesink.records.study import StudyRecord
-from spikesink.study import verdict
 from spikesink.study.grid import load_grid
 from spikesink.study.run import Study
 from spikesink.train.recipe import Recipe
 
 
 def rejudge(path: Path) -> str:
-    """Write the study of this record again, unless it is none of cells, of earlier rules, or says the same; which."""
+    """Write the study of this record again, unless it is none of cells, of the first rules, or says the same; which."""
     record, before = StudyRecord.read_file(path), path.read_bytes()
-    if record.rules_version != verdict.VERSION or record.pretrained is not None:
+    if record.rules_version == 1 or record.pretrained is not None:
         return "left as it is"
     base = Recipe.model_validate(record.provenance.settings["recipe"])
     Study(record.study, load_grid(record.study)[1], base, path.parent).write()

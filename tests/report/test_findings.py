@@ -9,6 +9,7 @@ from spikesink.report.answer import answer
 from spikesink.report.build import runs_document
 from spikesink.report.findings import ORDER, findings, read_evidence
 from spikesink.report.runs import Model
+from spikesink.study import verdict
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 
@@ -28,7 +29,7 @@ def test_every_claim_has_a_verdict_and_contradictions_come_first(evidence):
 
 
 def test_only_the_newest_rules_speak(evidence):
-    assert {study.rules_version for study in evidence.studies} == {2}
+    assert {study.rules_version for study in evidence.studies} == {verdict.VERSION}
 
 
 @pytest.mark.parametrize(

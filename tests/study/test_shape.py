@@ -22,7 +22,6 @@ def test_by_hand():
     shape.on_residual(2, planted()[1:])
     values = shape.compute()
     assert values["spike_max_over_median"] == pytest.approx(40)
-    assert values["tokens_per_spike"] == 10 / 2
     # Medians within the tokens are the lower of the middle two: 1 and 1.
     assert values["within_token"] == pytest.approx((40 + 20) / 2)
     first, second = 40**2 + 1 + 1 + 4, 20**2 + 1 + 1 + 9

@@ -23,13 +23,13 @@ def decide(baseline, variant, *, lost=()):
     return judged
 
 
-def figures(shapes, sinks, *, importances=None, perplexities=None, tokens_per_spike=16.0, **fixed):
+def figures(shapes, sinks, *, importances=None, perplexities=None, **fixed):
     """One dict a seed; `shapes` are max / median, within-token ratio and norm ratio alike."""
     importances, perplexities = importances or sinks, perplexities or [4.0 + 0.001 * seed for seed in range(len(sinks))]
     return [
         {
             "spike": 10 * shape, "max_over_median": shape, **dict.fromkeys(SHAPES, shape), "sink_ratio": sink,
-            "first_token_importance": importance, "perplexity": perplexity, "tokens_per_spike": tokens_per_spike,
+            "first_token_importance": importance, "perplexity": perplexity, "spike_token_share": 1 / 16,
             "sequence_tokens": 16, "uniform_importance": 0.0, **fixed,
         }
         for shape, sink, importance, perplexity in zip(shapes, sinks, importances, perplexities, strict=True)
@@ -73,17 +73,28 @@ def test_a_smaller_scale_is_no_smaller_spike():
 
 @pytest.mark.parametrize("part", [*SHAPES, "tokens_per_spike"])
 def test_a_spike_goes_with_any_part_of_it(part):
-    lost = [{**one, part: one[part] / 10} for one in figures(MANY, HIGH)]
+    """In ten times the tokens as with a tenth of the magnitude."""
+    measured, times = ("spike_token_share", 10) if part == "tokens_per_spike" else (part, 0.1)
+    lost = [{**one, measured: times * one[measured]} for one in figures(MANY, HIGH)]
     judged = decide(BASELINE, lost)
     assert (judged.verdict, judged.spikes) == (verdict.SPIKES_GO, "falls")
     assert f"({verdict.TITLES[part]} falls)" in judged.sentence
 
 
 def test_a_baseline_without_spikes_leaves_the_sinks():
-    for broken in ({"tokens_per_spike": 4.0}, {"within_token": 9.0}, {"spike_max_over_median": 19.0}):
+    for broken in ({"spike_token_share": 3 / 16}, {"spike_token_share": 0.0}, {"within_token": 9.0}, {"spike_max_over_median": 19.0}):
         judged = decide([{**one, **broken} for one in BASELINE], figures(LOW, HIGH))
         assert (judged.verdict, judged.spikes, judged.sinks) == ("sinks stay", "not testable", "stays")
     assert decide(figures([5] * 4, HIGH), figures(LOW, NONE)).verdict == "sinks go"
+
+
+def test_a_seed_where_nothing_spikes_has_no_number_of_spike_tokens():
+    """So that they all stay cannot be said, and that one falls can."""
+    nowhere = {"spike_token_share": 0.0}
+    kept = [{**one, **(nowhere if seed == 2 else {})} for seed, one in enumerate(figures(MANY, HIGH))]
+    assert decide(BASELINE, kept).spikes == "unclear"
+    assert "tokens_per_spike" not in {effect.metric for effect in decide(BASELINE, kept).effects}
+    assert decide(BASELINE, [{**one, **nowhere} for one in figures(LOW, HIGH)]).verdict == verdict.SPIKES_GO
 
 
 def test_sinks_are_ratio_and_importance_together():
@@ -148,7 +159,7 @@ def test_identical_variants_stay():
     for _ in range(60):
         logits = rng.normal(0.6, 0.5, (2, 8))
         shares = 1 / (1 + np.exp(-logits))
-        cells = [figures(list(rng.lognormal(4, 0.2, 8)), list(one), tokens_per_spike=16.0) for one in shares]
+        cells = [figures(list(rng.lognormal(4, 0.2, 8)), list(one)) for one in shares]
         stays += decide(*cells).verdict == verdict.NEITHER
     assert stays >= 48
 

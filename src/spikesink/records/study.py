@@ -45,14 +45,14 @@ class Measured(Frozen):
     has_spikes: bool
     has_sinks: bool
     spike_token_share: float
-    """Share of the tokens that hold a spike; 0 without spikes."""
+    """Share of the tokens that hold a spike, as `scan` finds them; 0 without spikes."""
     massive_count: int
     held_out_loss_nats: float
     # At the block with the largest residual; records from before rules version 2 lack what follows.
     spike_max_over_median: float | None = None
     """Largest magnitude over the median one (per sequence, averaged)."""
     tokens_per_spike: float | None = None
-    """Tokens over spike tokens; a spike token reaches a tenth of the largest magnitude. T where one a sequence does."""
+    """Of rules version 2, in its records alone: tokens over those that reach a tenth of the largest magnitude."""
     within_token: float | None = None
     """Largest over median magnitude within the token that has its sequence's largest, averaged over sequences."""
     top3_energy: float | None = None

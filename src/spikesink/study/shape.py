@@ -1,4 +1,4 @@
-"""What makes a spike one: how extreme, in how few tokens, in how few channels, at the block of the largest residual."""
+"""How extreme a spike is, and in how few channels, at the block of the largest residual; `scan` counts its tokens."""
 
 from dataclasses import dataclass, field
 
@@ -7,9 +7,6 @@ from torch import Tensor
 
 from spikesink.observer import Observer
 
-SPIKE_SHARE = 0.1
-"""A spike token reaches this share of the largest magnitude. `scan` asks it besides for 20 times the median; the rules
-of version 2 do not, so that they count more tokens where the spike is small."""
 TOP = 3
 
 
@@ -56,10 +53,8 @@ class SpikeShape(Observer):
         block = max(peaks, key=lambda one: (peaks[one], -one))
         kept, peak = self.residuals[block], torch.tensor(peaks[block])
         largest, norm = torch.cat(kept.largest), torch.cat(kept.norm)
-        spiking = int((largest >= SPIKE_SHARE * peak).sum())
         return {
             "spike_max_over_median": float(_over(peak, torch.cat(kept.median).mean())),
-            "tokens_per_spike": largest.numel() / spiking,
             "within_token": float(torch.cat(kept.within).mean()),
             "top3_energy": float(torch.cat(kept.energy).mean()),
             "norm_ratio": float(_over(norm.amax(1), norm.median(1).values).mean()),

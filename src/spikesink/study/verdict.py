@@ -1,4 +1,4 @@
-"""Do spikes and sinks come apart? Rules of version 2, written down before its runs; docs/study.md states them."""
+"""Do spikes and sinks come apart? Rules written down before the runs they were for; docs/study.md states them."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -130,7 +130,8 @@ class LogitScale:
 Scale = LogScale | LogitScale
 
 
-VERSION = 2
+VERSION = 3
+"""3 counts spike tokens as `scan` does; 2 counted all that reach a tenth of the largest magnitude."""
 PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
 """What a spike is: extreme, in few tokens, in few channels; and the token's norm over the others'. Free of scale."""
 SINKS = ("sink_ratio", "first_token_importance")
@@ -165,7 +166,7 @@ class Rules:
     within_token_min: float = 11.0
     """A cell has a spike where it reaches both, `scan`'s criteria, and ..."""
     spike_tokens_max: float = 2.5
-    """... at most so many tokens a sequence spike ("about 2 / T")."""
+    """... at most so many spike tokens a sequence, as `scan` counts them ("about 2 / T")."""
     seeds_min: int = 3
     """Fewer finished seeds, of the variant or the baseline, decide nothing."""
     confidence: float = 0.95
@@ -206,10 +207,18 @@ def _comparisons(row: VariantRow, baseline: VariantRow, rules: Rules) -> list[_C
     """The metrics that both rows have."""
     compared = []
     for metric in ("spike", *PARTS, *SINKS, "perplexity"):
-        ours, theirs = row.values.get(metric), baseline.values.get(metric)
+        ours, theirs = _readings(row, metric), _readings(baseline, metric)
         if ours and theirs:
             compared.append(_comparison(metric, ours, theirs, row, baseline, rules))
     return compared
+
+
+def _readings(row: VariantRow, metric: str) -> list[float]:
+    """A value a seed; none where a seed has none, as tokens a spike token where nothing spikes."""
+    if metric != "tokens_per_spike":
+        return row.values.get(metric, [])
+    shares = row.values.get("spike_token_share", [])
+    return [1 / share for share in shares] if all(shares) else []
 
 
 def _comparison(
@@ -313,15 +322,15 @@ def _cost(effects: dict[str, Effect], rules: Rules) -> str:
 def has_spikes(row: VariantRow, rules: Rules = Rules()) -> bool:
     """Whether most seeds have what the definition asks for; by `scan`'s verdict where the parts were not kept."""
     values = row.values
-    if not all(values.get(name) for name in (*PARTS, "sequence_tokens")):
+    if not all(values.get(name) for name in ("spike_max_over_median", "within_token", "sequence_tokens")):
         flags = values.get("has_spikes", [])
     else:
         flags = [
             extreme >= rules.max_over_median_min
             and within >= rules.within_token_min
-            and length / tokens <= rules.spike_tokens_max
-            for extreme, within, tokens, length in zip(
-                values["spike_max_over_median"], values["within_token"], values["tokens_per_spike"],
+            and 0 < share * length <= rules.spike_tokens_max
+            for extreme, within, share, length in zip(
+                values["spike_max_over_median"], values["within_token"], values["spike_token_share"],
                 values["sequence_tokens"], strict=True,
             )
         ]  # fmt: skip
