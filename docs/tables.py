@@ -78,7 +78,7 @@ def findings_markdown(evidence: Evidence, pictures: str) -> str:
                  f"What would change it: {one.change}", f"The paper: {one.paper}"]
             )
         )  # fmt: skip
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, [evidence.without])])
 
 
 def summary_markdown(evidence: Evidence) -> str:

@@ -1,4 +1,4 @@
-"""Judge the studies of a folder anew from the records of their cells, by the rules and in the words as they stand.
+"""Judge the studies of a folder anew from the records of their cells and grafts, by the rules and in the words of now.
 
 Run: python tools/rejudge.py results. Trains and measures nothing. Studies by the rules of version 1 stay as they are,
 since their cells lack what later rules judge.
@@ -8,18 +8,25 @@ import sys
 from pathlib import Path
 
 from spikesink.records.study import StudyRecord
+from spikesink.records.training import GraftRecord
+from spikesink.study.grafts import study_of
 from spikesink.study.grid import load_grid
 from spikesink.study.run import Study
 from spikesink.train.recipe import Recipe
 
 
 def rejudge(path: Path) -> str:
-    """Write the study of this record again, unless it is none of cells, of the first rules, or says the same; which."""
+    """Write the study of this record again, unless it is of the first rules, or says the same; which."""
     record, before = StudyRecord.read_file(path), path.read_bytes()
-    if record.rules_version == 1 or record.pretrained is not None:
+    if record.rules_version == 1:
         return "left as it is"
-    base = Recipe.model_validate(record.provenance.settings["recipe"])
-    Study(record.study, load_grid(record.study)[1], base, path.parent).write()
+    if record.study == "grafts":
+        folder = path.parent / f"graft{record.preset.removeprefix(record.pretrained or '')}"
+        records = [GraftRecord.read(run.parent) for run in sorted(folder.glob(f"*/{GraftRecord.file}"))]
+        study_of(records, record.preset).write(path)
+    else:
+        base = Recipe.model_validate(record.provenance.settings["recipe"])
+        Study(record.study, load_grid(record.study)[1], base, path.parent).write()
     if StudyRecord.read_file(path).model_dump(exclude={"timing"}) != record.model_dump(exclude={"timing"}):
         return "judged anew"
     path.write_bytes(before)

@@ -82,7 +82,12 @@ def test_a_spike_goes_with_any_part_of_it(part):
 
 
 def test_a_baseline_without_spikes_leaves_the_sinks():
-    for broken in ({"spike_token_share": 3 / 16}, {"spike_token_share": 0.0}, {"within_token": 9.0}, {"spike_max_over_median": 19.0}):
+    for broken in (
+        {"spike_token_share": 3 / 16},
+        {"spike_token_share": 0.0},
+        {"within_token": 9.0},
+        {"spike_max_over_median": 19.0},
+    ):
         judged = decide([{**one, **broken} for one in BASELINE], figures(LOW, HIGH))
         assert (judged.verdict, judged.spikes, judged.sinks) == ("sinks stay", "not testable", "stays")
     assert decide(figures([5] * 4, HIGH), figures(LOW, NONE)).verdict == "sinks go"

@@ -77,6 +77,15 @@ class Evidence:
     doses: dict[str, Interventions]
     grafts: dict[str, GraftRecord]
     heads: dict[str, Anatomy] = field(default_factory=dict)
+    left_out: list[StudyRecord] = field(default_factory=list)
+    """Studies judged by earlier rules."""
+
+    @property
+    def without(self) -> str:
+        """Which studies do not speak, and what to do about it; empty where all do."""
+        names = ", ".join(f"{one.study}-{one.preset} (version {one.rules_version})" for one in self.left_out)
+        again = "The command of a study judges it anew without training"
+        return f"Left out, since earlier rules judged them: {names}. {again}." if names else ""
 
 
 @dataclass
@@ -122,6 +131,7 @@ def read_evidence(folder: Path) -> Evidence:
         {run.parent.name: Interventions.read(run.parent) for run in _runs(folder / DOSES, Interventions.file)},
         {run.parent.name: GraftRecord.read(run.parent) for run in _runs(folder / GRAFTS, GraftRecord.file)},
         {run.parent.name: Anatomy.read(run.parent) for run in _runs(folder / HEADS, Anatomy.file)},
+        [study for study in studies if study.rules_version < newest],
     )
 
 
@@ -354,7 +364,7 @@ def findings_document(folder: Path) -> Document:
         kind="findings",
         title="What is decided about spikes and sinks",
         lead=f"{counted(runs, 'training run')} under the newest rules, {counted(len(evidence.grafts), 'graft')}, "
-        f"{counted(len(evidence.doses), 'sweep')} of a finished model",
+        f"{counted(len(evidence.doses), 'sweep')} of a finished model. {evidence.without}".strip(),
         statements=[
             Statement(f"{one.title}: {one.verdict}", one.text, measured=one.verdict not in ("undecided", "not tested"))
             for one in every
