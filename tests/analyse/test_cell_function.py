@@ -22,7 +22,7 @@ def test_costs_are_of_the_other_half_and_heads_of_the_first(monkeypatch):
     monkeypatch.setattr(heads, "sink_tokens", lambda _: SinkTokens(first, first.int(), 0.3, 1))
     found = function_of(accessed, ids)
     targets = find(accessed, ids[:5])
-    assert (found.spike_tokens, found.spike_contexts) == (targets.spike_tokens / 5, targets.spike_contexts)
+    assert (found.spike_tokens, found.same_context) == (targets.spike_tokens / 5, targets.same_context)
     plain = evaluate(accessed, ids[5:], loss_only=True).losses
     for cost, edit in ((found.freeze_nats, freeze_spikes), (found.zero_nats, zero_spikes)):
         edited = evaluate(accessed, ids[5:], edit(accessed, targets), loss_only=True).losses

@@ -72,7 +72,7 @@ def test_what_was_found(record):
     assert (record.found["step_up_block"], record.found["step_down_block"]) == (24, 58)
     assert record.found["channels"] == [507]
     assert record.found["sink_positions"] == [0]
-    assert (record.found["sequences"], record.found["spike_contexts"]) == (6, 6)
+    assert (record.found["sequences"], record.found["same_context"]) == (6, 1 / 6)
     assert record.arrays["spike_states"].shape == (37, 576)
     assert record.arrays["spike_states"][0].argmax() == 507
     assert np.linalg.norm(record.arrays["direction"]) == pytest.approx(1, abs=1e-4)
@@ -276,12 +276,12 @@ def test_spike_tokens_are_counted_by_their_contexts():
     accessed, ids = access(spiking(num_hidden_layers=4)), token_ids(sequences=6, tokens=11) % (VOCAB - MARKED) + MARKED
     ids[:, 0] = 1
     found = find(accessed, ids)
-    assert (found.spike_tokens, found.spike_contexts) == (6, 1)
+    assert (found.spike_tokens, found.same_context) == (6, 1)
     ids[4, 0] = 2
-    assert find(accessed, ids).spike_contexts == 2
+    assert find(accessed, ids).same_context == pytest.approx(5 / 6)
     ids[4, 0], ids[2, 5] = 1, 1
     found = find(accessed, ids)
-    assert (found.spike_tokens, found.spike_contexts) == (7, 2)
+    assert (found.spike_tokens, found.same_context) == (7, 6 / 7)
 
 
 def test_layers_that_are_taken_over_change_no_row(monkeypatch):

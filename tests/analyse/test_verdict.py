@@ -84,9 +84,9 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
         row("freeze_spikes/random_constant", "spikes", 0.5, 0.2, cost=random, control_of="freeze_spikes"),
     ]
     assert judged(*rows).constant_suffices.answer == answer
-    assert judged(*rows, spike_contexts=2).constant_suffices.answer == answer
-    alike = judged(*rows, spike_contexts=1).constant_suffices
-    assert alike.answer == "not applicable" and "whatever the model" in alike.reason
+    assert judged(*rows, same_context=0.5).constant_suffices.answer == answer
+    alike = judged(*rows, same_context=0.514).constant_suffices
+    assert alike.answer == "not applicable" and "51% of the spike tokens found are one token" in alike.reason
     assert f"freezing costs {frozen:+.3g} nats" in alike.reason
 
 

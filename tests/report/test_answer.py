@@ -39,9 +39,12 @@ def test_everything_measured():
     assert "costs -0.0005 [-0.011, +0.0095] nats" in breaks
     assert "as it must" not in breaks
     alike = interventions()
-    alike.found["spike_contexts"] = 1
+    asked = alike.dissociation.constant_suffices.model_copy(update={"answer": "not applicable"})
+    alike = alike.model_copy(
+        update={"dissociation": alike.dissociation.model_copy(update={"constant_suffices": asked})}
+    )
     breaks = answers(anatomy=anatomy(), interventions=alike)["What breaks without them"].text
-    assert "nats, as it must, since all are the same token behind the same ones; masking" in breaks
+    assert "nats, as it must, since most are the same token behind the same ones; masking" in breaks
     assert "masking the sink keys costs +1.25 [+1.24, +1.26] nats" in breaks
     assert breaks.endswith("Sinks go with the spikes, spikes stay without sinks.")
     line = "spikesink intervene made/model --which formats,remedies"

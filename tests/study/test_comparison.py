@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from spikesink.bootstrap import holm
-from spikesink.study.verdict import UNBOUNDED, LogitScale, LogScale, welch
+from spikesink.study.comparison import UNBOUNDED, LogitScale, LogScale, welch
 
 
 def test_against_welch():

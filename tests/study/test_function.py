@@ -45,15 +45,19 @@ def test_the_interval_is_students():
     ],
 )
 def test_claim_2(freeze, zero, random, expected):
-    assert verdict(2, cells(freeze_nats=freeze, zero_nats=zero, random_constant_nats=random)) == expected
+    columns = {"freeze_nats": freeze, "zero_nats": zero, "random_constant_nats": random}
+    assert verdict(2, cells(**columns, same_context=(0.1,) * len(freeze))) == expected
 
 
 def test_a_constant_that_cannot_cost_anything_does_not_speak_for_claim_2():
     """BOS in front of every sequence: its state is the same in all of them, whatever the model."""
-    columns = {"freeze_nats": (0.0,) * 3, "zero_nats": (2.0, 2.1, 2.2), "random_constant_nats": (1.0, 1.1, 1.2)}
-    assert verdict(2, cells(**columns)) == "supported"
-    assert verdict(2, cells(**columns, spike_contexts=(1, 1, 1))) == "not tested"
-    assert verdict(2, cells(**columns, spike_contexts=(1, 7, 1))) == "supported"
+    columns = {
+        "freeze_nats": (0.0,) * 4, "zero_nats": (2.0, 2.1, 2.2, 0.01), "random_constant_nats": (1.0, 1.1, 1.2, 0.0)
+    }  # fmt: skip
+    assert verdict(2, cells(**columns)) == "not tested", "records from before it do not say it"
+    assert verdict(2, cells(**columns, same_context=(1.0, 0.2, 0.5, 0.51))) == "not tested"
+    assert verdict(2, cells(**columns, same_context=(0.1, 0.2, 0.5, 0.51))) == "supported", "of the first three alone"
+    assert verdict(2, cells(**columns, same_context=(0.1, 0.2, 0.5, 0.5))) == "undecided"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_cells_without_the_measure_leave_the_claims_as_they_are():
 def test_models_without_spikes_do_not_speak_for_claim_2():
     claims = [ClaimVerdict(claim=2, text="", verdict="not tested", evidence="")]
     columns = {"freeze_nats": (0.01, 0.011, 0.012), "zero_nats": (0.001, 0.002, 0.003)}
-    baseline = cells(**columns, random_constant_nats=(1.0, 1.1, 1.2))
+    baseline = cells(**columns, random_constant_nats=(1.0, 1.1, 1.2), same_context=(0.1, 0.2, 0.3))
     assert judged(claims, baseline, FunctionRules())[0].verdict == "contradicted"
     (told,) = judged(claims, baseline, FunctionRules(), spikes=False)
     assert told.verdict == "not tested"

@@ -1,5 +1,6 @@
 """`find`: where spikes and sinks are, from a scan of held-out sequences, and the constants learned on them."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,11 +115,15 @@ def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Pro
         "ordinary_states": others,
         "ordinary_max": states.ordinary_max,
         "spike_tokens": states.tokens,
-        "spike_contexts": len(
-            {tuple(ids[row, : place + 1].tolist()) for row, place in torch.cat(states.spikes).nonzero()}
-        ),
+        "same_context": _same_context(ids, torch.cat(states.spikes)),
         "amplifier": writers.entries() if writers else (),
     }
+
+
+def _same_context(ids: Tensor, spikes: Tensor) -> float:
+    """Share of the spike tokens, (sequence, token), that are the most frequent token with all in front of it."""
+    contexts = Counter(tuple(ids[row, : place + 1].tolist()) for row, place in spikes.nonzero().tolist())
+    return max(contexts.values()) / contexts.total() if contexts else 0.0
 
 
 def _step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite | None:

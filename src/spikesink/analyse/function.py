@@ -28,7 +28,7 @@ def function_of(accessed: AccessedModel, ids: Tensor, progress: Progress = no_pr
     scanned, _ = measure(accessed, ids[:count], Criteria(), progress=progress)
     targets = targets_of(scanned, progress=progress)
     facts: dict[str, float | str] = {
-        "spike_tokens": targets.spike_tokens / count, "spike_contexts": targets.spike_contexts
+        "spike_tokens": targets.spike_tokens / count, "same_context": targets.same_context
     }  # fmt: skip
     try:
         facts |= _spike_costs(accessed, ids[count : 2 * count], targets)

@@ -180,7 +180,7 @@ def dissociate(
 
 def _judged(rows: list[InterventionRow], targets: Targets) -> Dissociation:
     return dissociation(
-        rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, spike_contexts=targets.spike_contexts
+        rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, same_context=targets.same_context
     )
 
 

@@ -16,7 +16,7 @@ VARIED = {
 
 
 ONE_CONTEXT = (
-    "every spike token found is the same token behind the same ones, so its state is one constant whatever the model; "
+    "{:.0%} of the spike tokens found are one token behind the same ones, whose state is one whatever the model; "
     "sequences without BOS, or texts that begin differently, would ask it"
 )
 
@@ -34,6 +34,8 @@ class Thresholds:
     free_max: float = 0.03
     """Nats; 3 % of perplexity."""
     costly_min: float = 0.1
+    same_context_max: float = 0.5
+    """Of the spike tokens, that are one token behind the same ones."""
 
 
 def rules_in_words(rules: Thresholds) -> list[str]:
@@ -54,8 +56,8 @@ def rules_in_words(rules: Thresholds) -> list[str]:
         + "), is undecided.",
         f"One constant suffices if freezing costs at most {rules.free_max:g} nats (upper end) while zeroing costs at "
         f"least {rules.costly_min:g} (lower end), and a random constant of the same norm costs more than the learned "
-        "one. It is not asked where every spike token found is the same token behind the same ones, as BOS is: its "
-        "state is one constant whatever the model.",
+        f"one. It is not asked where more than {rules.same_context_max:.0%} of the spike tokens found are the same "
+        "token behind the same ones, as BOS is: its state is one constant whatever the model.",
     ]
 
 
@@ -64,10 +66,10 @@ def dissociation(
     *,
     has_spikes: bool,
     has_sinks: bool,
-    spike_contexts: int | None = None,
+    same_context: float | None = None,
     thresholds: Thresholds | None = None,
 ) -> Dissociation:
-    """The verdict on a table of rows. spike_contexts: as in `Targets`; None where it is not known."""
+    """The verdict on a table of rows. same_context: as in `Targets`; None where it is not known."""
     thresholds = thresholds or Thresholds()
     missing = [name for name, there in (("spikes", has_spikes), ("sinks", has_sinks)) if not there]
     reason = f"the model has no {' and no '.join(missing)}" if missing else None
@@ -79,7 +81,7 @@ def dissociation(
         sentence=_sentence(verdict, sinks, spikes),
         sinks_need_spikes=sinks,
         spikes_need_sinks=spikes,
-        constant_suffices=_constant(rows, thresholds, has_spikes, spike_contexts),
+        constant_suffices=_constant(rows, thresholds, has_spikes, same_context),
         rules={**asdict(thresholds), "in_words": rules_in_words(thresholds)},
     )
 
@@ -229,7 +231,7 @@ def _sentence(verdict: str, sinks: Answer, spikes: Answer) -> str:
 
 
 def _constant(
-    rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool, spike_contexts: int | None
+    rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool, same_context: float | None
 ) -> Answer:
     """Whether one constant vector can stand in for every spike token's state."""
     question = "Does one constant vector do in place of a spike token?"
@@ -244,8 +246,9 @@ def _constant(
         )
     numbers = [_nats(row.value) for row in (frozen, zeroed, random)]
     costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
-    if spike_contexts == 1:
-        return Answer(question=question, answer="not applicable", evidence=[], reason=f"{ONE_CONTEXT} ({costs})")
+    if same_context is not None and same_context > thresholds.same_context_max:
+        reason = f"{ONE_CONTEXT.format(same_context)} ({costs})"
+        return Answer(question=question, answer="not applicable", evidence=[], reason=reason)
     if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
     elif frozen.low > thresholds.costly_min:

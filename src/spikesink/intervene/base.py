@@ -63,8 +63,8 @@ class Targets:
     """Held-out sequences that all this was learned on."""
     spike_tokens: int = 0
     """Spike tokens among them."""
-    spike_contexts: int = 0
-    """How many of these differ, in the token or in those before it; of one, the state is one whatever the model."""
+    same_context: float = 0.0
+    """Largest share of them that are one token behind the same ones (BOS), whose state is one whatever the model."""
 
     @property
     def plateau(self) -> tuple[int, int] | None:

@@ -73,7 +73,9 @@ class CellFunction(Frozen):
     spike_tokens: float
     """Per sequence; 0 without spikes."""
     spike_contexts: int | None = None
-    """How many of the spike tokens differ, in the token or in those before it; None in records from before it."""
+    """How many of the spike tokens differ, in the token or in those before it; in records of 27 November 2026 alone."""
+    same_context: float | None = None
+    """Largest share of the spike tokens that are one token behind the same ones; None in records from before it."""
     freeze_nats: float | None = None
     """Cost of one learned constant in place of every spike token's state."""
     zero_nats: float | None = None

@@ -254,8 +254,8 @@ def _breaks(model: Model) -> Statement:
                      f"{_perplexity(rows['zero_spikes'])}")  # fmt: skip
     if "freeze_spikes" in rows:
         part = f"one constant vector in place of every spike token's state costs {_cost(rows['freeze_spikes'])}"
-        alike = record.found.get("spike_contexts") == 1
-        parts.append(f"{part}, as it must, since all are the same token behind the same ones" if alike else part)
+        alike = record.dissociation.constant_suffices.answer == "not applicable"
+        parts.append(f"{part}, as it must, since most are the same token behind the same ones" if alike else part)
     if "mask_sinks" in rows:
         parts.append(f"masking the sink keys costs {_cost(rows['mask_sinks'])}")
     text = "; ".join(parts)

@@ -134,8 +134,8 @@ def _briefly(change: VariantVerdict) -> str:
 
 
 ONE_CONTEXT = (
-    "In each model every spike token is the same token behind the same ones (BOS), so that its state is one constant "
-    "whatever the model."
+    "Of fewer than {} models is it known that at most half of the spike tokens are one token behind the same ones "
+    "(BOS), whose state is one constant whatever the model."
 )
 
 
@@ -147,6 +147,8 @@ class FunctionRules:
     """One constant is free where its interval lies below."""
     costly_min: float = 0.1
     """A cost where the interval lies above."""
+    same_context_max: float = 0.5
+    """A model of whose spike tokens more are one token behind the same ones is not asked."""
     function_seeds_min: int = 3
     function_confidence: float = 0.95
 
@@ -195,21 +197,29 @@ def over_seeds(cells: list[CellFunction], name: str, rules: FunctionRules) -> Se
     return SeedInterval(mean, mean - half, mean + half, len(values))
 
 
+COSTS = ("freeze_nats", "zero_nats", "random_constant_nats")
+
+
 def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
     """One constant must be free, no state at all costly, and another constant of its size worse."""
-    names = ("freeze_nats", "zero_nats", "random_constant_nats")
-    freeze, zero, random = (over_seeds(cells, name, rules) for name in names)
-    if freeze is None or zero is None or random is None:
+    every = [over_seeds(cells, name, rules) for name in COSTS]
+    if None in every:
         reasons = sorted({cell.spikes_missing for cell in cells if cell.spikes_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
-    evidence = f"Nats: one constant {freeze}; zero {zero}; a random constant {random}."
-    if all(cell.spike_contexts == 1 for cell in cells if cell.freeze_nats is not None):
-        return "not tested", f"{ONE_CONTEXT} {evidence}"
+    asked = [cell for cell in cells if cell.same_context is not None and cell.same_context <= rules.same_context_max]
+    freeze, zero, random = (over_seeds(asked, name, rules) for name in COSTS)
+    if freeze is None or zero is None or random is None:
+        return "not tested", f"{ONE_CONTEXT.format(rules.function_seeds_min)} {_in_nats(*every)}"
+    evidence = _in_nats(freeze, zero, random)
     if freeze.high <= rules.free_max and zero.low >= rules.costly_min and random.low > freeze.high:
         return "supported", evidence
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
     against = zero.high < rules.free_max or freeze.low > rules.costly_min
     return ("contradicted" if against else "undecided"), evidence
+
+
+def _in_nats(freeze: SeedInterval | None, zero: SeedInterval | None, random: SeedInterval | None) -> str:
+    return f"Nats: one constant {freeze}; zero {zero}; a random constant {random}."
 
 
 def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
