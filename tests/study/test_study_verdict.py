@@ -53,10 +53,13 @@ BASELINE = figures(MANY, [0.5, 0.45, 0.52, 0.47])
         # Rising sinks stay: there is no upper end to that.
         (LOW, [0.95, 0.99, 0.97, 0.99], verdict.SPIKES_GO),
         # Between a third and a half: neither lost nor kept.
-        ([46, 44, 45, 43], HIGH, verdict.UNDECIDED),
+        ([46, 44, 45, 43], HIGH, "sinks stay"),
+        ([46, 44, 45, 43], NONE, "sinks go"),
         # The mean falls, but the seeds disagree.
-        ([100, 1, 1, 90], HIGH, verdict.UNDECIDED),
-        (LOW, [0.9, 0.1, 0.0, 0.6], verdict.UNDECIDED),
+        ([100, 1, 1, 90], HIGH, "sinks stay"),
+        (LOW, [0.9, 0.1, 0.0, 0.6], "spikes go"),
+        (MANY, [0.9, 0.1, 0.0, 0.6], "spikes stay"),
+        ([100, 1, 1, 90], [0.9, 0.1, 0.0, 0.6], verdict.UNDECIDED),
     ],
 )
 def test_planted(shapes, sinks, expected):
@@ -104,7 +107,7 @@ def test_a_seed_where_nothing_spikes_has_no_number_of_spike_tokens():
 
 def test_sinks_are_ratio_and_importance_together():
     apart = decide(BASELINE, figures(LOW, HIGH, importances=NONE))
-    assert (apart.verdict, apart.sinks) == (verdict.UNDECIDED, "unclear")
+    assert (apart.verdict, apart.sinks) == ("spikes go", "unclear")
 
 
 def test_importance_counts_from_uniform():

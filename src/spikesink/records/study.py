@@ -200,8 +200,8 @@ class VariantVerdict(Frozen):
 
     variant: str
     verdict: str
-    """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged; and where the baseline
-    has no spikes that could go: sinks stay; sinks go."""
+    """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged; and where one is
+    decided alone: spikes go; spikes stay; sinks go; sinks stay."""
     sentence: str
     effects: list[Effect]
     spikes: Change | Literal["not testable"] | None = None

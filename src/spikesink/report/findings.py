@@ -308,8 +308,8 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     if claim.claim in (2, 3):
         return []
     scratch = [study for study in evidence.studies if study.pretrained is None]
-    largest = max(scratch, key=lambda study: sum(len(row.seeds) for row in study.rows), default=None)
-    shown = study_figures(largest)[:1] if largest is not None else []
+    telling = max(scratch, key=_tells, default=None)
+    shown = study_figures(telling)[:1] if telling is not None else []
     target = "sinks" if claim.part == "sinks" else "spikes"
     record = next(iter(evidence.doses.values()), None)
     doses = [dose for dose in record.dose if dose.applicable and dose.target == target] if record else []
@@ -317,6 +317,13 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     fewest = min(healed, key=lambda graft: graft.points["healed"].sink_ratio, default=None)
     grafts = [figure for figure in graft_figures(fewest) if "sink" in figure.name] if fewest is not None else []
     return [*[dose_figure(record, dose) for dose in doses if record], *(grafts[:1] if claim.claim == 1 else []), *shown]
+
+
+def _tells(study: StudyRecord) -> tuple[bool, int]:
+    """Whether the baseline has spikes that could go, with seeds that decide; and the runs."""
+    fewest = min((len(row.seeds) for row in study.rows), default=0)
+    spiking = all(one.spikes not in (None, "not testable") for one in study.verdicts)
+    return spiking and fewest >= study.rules.get("seeds_min", 0), sum(len(row.seeds) for row in study.rows)
 
 
 def _direction(evidence: Evidence) -> Finding | None:

@@ -37,6 +37,7 @@ CURVES = {
 }
 POINTS = 200
 PLANE = ("sink_ratio", "spike", "max_over_median", "perplexity")
+UP = ("spike_max_over_median", "max / median at the spike's block")
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "triangle-right"]
 SOURCES = ("here", "paper (7B, 100B tokens)")
 PAPER = {"sink_ratio": "Sink ratio", "spike": "Spike", "perplexity": "Perplexity"}
@@ -77,20 +78,24 @@ def conditions(study: StudyRecord) -> str:
 
 
 def _plane(study: StudyRecord) -> Figure | None:
-    """Every seed of every variant: sink ratio against the largest magnitude, which the verdicts are made from."""
+    """Every seed of every variant: sink ratio against how extreme the spike is, free of scale; of records from before
+    the rules that ask for it, against the largest magnitude, which any norm on the writes makes another."""
+    finished = _finished(study)
+    spike, title = UP if all(UP[0] in row.values for row in finished) else ("spike", "largest magnitude")
+    shown = list(dict.fromkeys((spike, *PLANE)))
     rows: Rows = [
-        {"variant": row.variant, "seed": seed, **{name: row.values[name][index] for name in PLANE}}
-        for row in _finished(study)
+        {"variant": row.variant, "seed": seed, **{name: row.values[name][index] for name in shown}}
+        for row in finished
         for index, seed in enumerate(row.seeds)
     ]
     if not rows:
         return None
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    spikes = [row["spike"] for row in rows]
+    spikes = [row[spike] for row in rows]
     shapes = alt.Scale(domain=variants, range=(SHAPES * len(variants))[: len(variants)])
     x = alt.X("sink_ratio:Q", title="sink ratio", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[-0.02, 1.02]))
-    y = alt.Y("spike:Q", title="largest magnitude", scale=log_scale(spikes), axis=magnitude_axis(spikes))
-    tips = ["variant:N", "seed:N", *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in PLANE]]
+    y = alt.Y(f"{spike}:Q", title=title, scale=log_scale(spikes), axis=magnitude_axis(spikes))
+    tips = ["variant:N", "seed:N", *[alt.Tooltip(f"{name}:Q", format=",.4~g") for name in shown]]
     points = drawing().mark_point(filled=True, size=70, opacity=0.9).encode(
         x, y,
         alt.Color("variant:N", title=None, scale=colours(variants), sort=variants),

@@ -19,8 +19,13 @@ PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_rati
 SINKS = ("sink_ratio", "first_token_importance")
 SPIKES_GO, SINKS_GO, BOTH_GO = verdict_v1.SPIKES_GO, verdict_v1.SINKS_GO, verdict_v1.BOTH_GO
 NEITHER, UNDECIDED, DIVERGED = verdict_v1.NEITHER, verdict_v1.UNDECIDED, verdict_v1.DIVERGED
-SINKS_STAY_ALONE, SINKS_GO_ALONE = "sinks stay", "sinks go"
-"""Where the baseline has no spikes that could go."""
+GOES = {"falls": True, "stays": False, "rises": False}
+NAMES = {
+    (True, False): SPIKES_GO, (False, True): SINKS_GO, (True, True): BOTH_GO, (False, False): NEITHER,
+    (True, None): "spikes go", (False, None): "spikes stay", (None, True): "sinks go", (None, False): "sinks stay",
+    (None, None): UNDECIDED,
+}  # fmt: skip
+"""Verdict by whether spikes and sinks go; None where that is unclear, or the baseline has none."""
 TITLES = {
     "spike_max_over_median": "max / median", "tokens_per_spike": "tokens a spike token", "within_token": "within token",
     "norm_ratio": "norm ratio", "first_token_importance": "first-token importance", "sink_ratio": "sink ratio",
@@ -247,17 +252,11 @@ def _nothing_to_decide(row: VariantRow, baseline: VariantRow, rules: Rules) -> s
 
 
 def _named(spikes: str, sinks: Change) -> tuple[str, str]:
-    """(Verdict, why it is undecided)."""
-    if spikes == "not testable":
-        no_spikes = "the baseline has no spikes that could go"
-        alone = {"falls": SINKS_GO_ALONE, "stays": SINKS_STAY_ALONE, "rises": SINKS_STAY_ALONE}
-        return alone.get(sinks, UNDECIDED), no_spikes + ("; the sinks are unclear" if sinks == "unclear" else "")
+    """(Verdict, what is not decided about it)."""
     unclear = [name for name, change in (("spikes", spikes), ("sinks", sinks)) if change == "unclear"]
-    if unclear:
-        return UNDECIDED, f"the {' and the '.join(unclear)} are unclear"
-    lost = (spikes == "falls", sinks == "falls")
-    known = {(True, False): SPIKES_GO, (False, True): SINKS_GO, (True, True): BOTH_GO, (False, False): NEITHER}
-    return known[lost], ""
+    missing = ["the baseline has no spikes that could go"] if spikes == "not testable" else []
+    missing += [f"the {' and the '.join(unclear)} are unclear"] if unclear else []
+    return NAMES[GOES.get(spikes), GOES.get(sinks)], "; ".join(missing)
 
 
 def _moved(effects: dict[str, Effect], spikes: str) -> str:
