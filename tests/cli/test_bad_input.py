@@ -44,8 +44,15 @@ class TestModels:
         refused(cli("scan", "./model.txt"), "is a file", "expected a checkpoint folder")
 
     def test_a_folder_without_config(self, cli, tmp_path):
+        """A run's folder holds its model in one below, which is named."""
         (tmp_path / "empty").mkdir()
-        refused(cli("scan", "./empty"), "no config.json")
+        ran = cli("scan", "./empty")
+        refused(ran, "no config.json")
+        assert "Below" not in ran.err
+        for inside in ("model", "1/model"):
+            (tmp_path / "empty" / inside).mkdir(parents=True)
+            (tmp_path / "empty" / inside / "config.json").write_text("{}")
+        refused(cli("scan", "./empty"), "Below it is empty/1/model or empty/model.")
 
     def test_a_folder_without_weights(self, cli, checkpoint, tmp_path):
         folder = broken_copy(checkpoint, tmp_path)

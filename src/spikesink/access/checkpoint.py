@@ -121,7 +121,9 @@ def model_files(folder: Path, weights: tuple[Path, ...]) -> list[Path]:
 def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     config = path / "config.json"
     if not config.is_file():
-        raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.")
+        below = sorted(str(found.parent) for depth in ("*", "*/*") for found in path.glob(f"{depth}/config.json"))
+        those = f" Below it is {' or '.join(below[:4])}." if below else ""
+        raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.{those}")
     check_config_size(config)
     folder = path.resolve()
     weights = picked_weights(folder, _named_weights(config), allow_pickle)
