@@ -168,6 +168,21 @@ def test_every_pass_goes_through_every_piece_once(bos_id):
         PackedSampler(stream, 50, bos_id=None, seed=0)
 
 
+def test_text_behind_a_second_bos():
+    """Every token of the text once a pass, BOS at the start and at two places more, never second; by index alone."""
+    stream = np.arange(100, 137)
+    sampler = PackedSampler(stream, 7, bos_id=3, seed=5, restarts=2)
+    rows = [sampler.sample(index).tolist() for index in range(9)]
+    assert sampler.pieces == 9
+    assert all(len(row) == 7 and row[0] == 3 and row[1] != 3 and row.count(3) == 3 for row in rows)
+    assert sorted(token for row in rows for token in row if token != 3) == list(range(100, 136))
+    assert all([token for token in row if token != 3] == list(range(min(row[1:2]), row[1] + 4)) for row in rows)
+    places = {place for row in rows for place in range(1, 7) if row[place] == 3}
+    assert places == {2, 3, 4, 5, 6}
+    assert PackedSampler(stream, 7, bos_id=3, seed=5, restarts=2).sample(6).tolist() == rows[6]
+    assert sampler.first(2)[:, 1].tolist() == [100, 104]
+
+
 END = 9
 """BOS and what ends a document, as in GPT-2's tokenizer."""
 ENDED = np.array([END, 1, 2, 3, END, END, 4, 5, 6, 7, END, 8, 10, 11, END, 12, END])

@@ -27,7 +27,7 @@ def test_built_in_grids(name, preset):
     recipe = load_recipe(preset)
     left_out = impossible(grid, recipe)
     too_small: dict[str, set[str]] = {"nano": {"n_heads_x0.25"}, "sinks": {"n_heads_x0.25", "from_1_to_x0.0625"}}
-    assert set(left_out) <= too_small.get(preset, set()) | {"late_bos"}
+    assert set(left_out) <= too_small.get(preset, set())
     seen = {}
     for variant, choice in grid.variants.items():
         if variant in left_out:

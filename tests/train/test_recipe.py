@@ -10,9 +10,11 @@ import yaml
 from tiny_recipe import tiny_recipe
 
 from spikesink.errors import InputError
+from spikesink.records.study import StudyRecord
+from spikesink.study.cell import evaluation_sha256
 from spikesink.train.presets import PRESETS
 from spikesink.train.recipe import Recipe, changed, load_recipe
-from spikesink.train.streams import source_sha256
+from spikesink.train.streams import open_stream, source_sha256
 from spikesink.zoo import ConditionalGate, DyT, GeLU
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -118,8 +120,6 @@ def test_every_option_of_a_kind_named_by_an_override():
 
 @pytest.mark.parametrize("text", ["one\ntwo\nthree\n", "word " * 3000], ids=["3 documents", "one long line"])
 def test_a_text_that_leaves_nothing_to_hold_out(tmp_path, monkeypatch, text):
-    from spikesink.train.streams import open_stream
-
     monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.txt").write_text(text)
     recipe = tiny_recipe("model.vocab_size=300", "data.source.kind=text", f"data.source.path={tmp_path / 'a.txt'}")
@@ -152,8 +152,34 @@ def test_new_options_leave_old_runs_as_they_were(study):
         assert record["recipe_sha256"] in known, path.name
 
 
+@pytest.mark.parametrize("study", CELLS)
+def test_new_options_leave_the_held_out_text_as_it_was(study):
+    """So that a study finds the baseline that another one trained; those by the first rules are older than that."""
+    record = StudyRecord.read_file(RESULTS / f"{study}.json")
+    evaluated = evaluation_sha256(Recipe.read(record.provenance.settings["recipe"]))
+    for path in CELLS[study] if record.rules_version > 1 else []:
+        assert json.loads(path.read_text())["provenance"]["tokens"]["evaluation_sha256"] == evaluated, path.name
+
+
 def test_an_option_that_came_later_counts_where_it_is_used():
-    assert load_recipe("nano", ["data.source.restarts=1"]).sha256() != load_recipe("nano").sha256()
+    for text in ([], ["data.source=python_source"]):
+        once, again = load_recipe("nano", text), load_recipe("nano", [*text, "data.source.restarts=1"])
+        assert again.sha256() != once.sha256()
+        assert evaluation_sha256(again) != evaluation_sha256(once)
+
+
+def test_text_that_begins_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIKESINK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("".join(f"Sentence {number} of a text.\n" for number in range(400)))
+    text = ("data.source.kind=text", f"data.source.path={tmp_path / 'a.txt'}", "data.source.restarts=2")
+    changes = ("model.vocab_size=300", *text)
+    stream = open_stream(tiny_recipe(*changes), lambda stage, done, total: None)
+    bos = stream.tokenizer.bos_token_id
+    for ids in (stream.held_out, np.stack([stream.sample(index) for index in range(5)])):
+        assert np.all((ids[:, 2:] == bos).sum(1) >= 2) and np.all(ids[:, 0] == bos)
+    for refused in ("data.bos=false", "data.source.restarts=1000"):
+        with pytest.raises(InputError, match=r"data\.source\.restarts is .* expected at most"):
+            open_stream(tiny_recipe(*changes, refused), lambda stage, done, total: None)
 
 
 def test_the_text_of_a_recipe_is_known_by_its_bytes(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spikesink.data.corpus import Corpus, default_corpus
+from spikesink.data.restarts import check_restarts, restart_places
 from spikesink.errors import InputError
 
 BOS = "<bos>"
@@ -62,11 +63,7 @@ class BigramSampler:
         """restarts: places behind the second token where the chain starts again with BOS. Raises InputError."""
         if seq_len < 3:
             raise InputError(f"seq_len is {seq_len}; expected at least 3, so that something can be copied.")
-        if restarts > seq_len - 2 or (restarts and not bos):
-            raise InputError(
-                f"data.source.restarts is {restarts} at seq_len {seq_len}, data.bos {str(bos).lower()}; expected at "
-                f"most {seq_len - 2}, and BOS."
-            )
+        check_restarts(restarts, seq_len, bos=bos)
         self.chain, self.seq_len, self.bos, self.restarts = chain, seq_len, bos, restarts
         self.seed, self.stream = seed, stream
         # Plain lists: one sample is some dozens of look-ups, far cheaper without an array call for each.
@@ -77,7 +74,7 @@ class BigramSampler:
         length = self.seq_len if self.bos else self.seq_len + 1
         rng = np.random.default_rng([self.seed, self.stream, index])
         draws = rng.random(length).tolist()
-        again = set(rng.choice(np.arange(2, length), self.restarts, replace=False).tolist()) if self.restarts else set()
+        again = set(restart_places(rng, length, self.restarts))
         triggers, cumulative, last = self.chain.triggers, self._cumulative, self.chain.vocab_size - 1
         ids = [0]
         for place, draw in enumerate(draws[1:], start=1):

@@ -17,6 +17,7 @@ from spikesink.atomic import make_folder
 from spikesink.data.corpus import Corpus
 from spikesink.data.encode import Encoder
 from spikesink.data.files import Document
+from spikesink.data.restarts import restart_places
 from spikesink.errors import InputError, OutputError
 
 HELD_OUT_SHARE = 32
@@ -147,10 +148,11 @@ class PackedSampler:
     The others stay where they are, so such a sequence ends on what the next piece begins with.
     """
 
-    def __init__(self, stream: np.ndarray, seq_len: int, *, bos_id: int | None, seed: int) -> None:
-        """bos_id: put first in every sequence, None for no BOS. Raises InputError for a stream that is too short."""
-        self.stream, self.seq_len, self.bos_id, self.seed = stream, seq_len, bos_id, seed
-        self.piece = seq_len - (bos_id is not None)
+    def __init__(self, stream: np.ndarray, seq_len: int, *, bos_id: int | None, seed: int, restarts: int = 0) -> None:
+        """bos_id: put first in every sequence, None for no BOS. restarts: places where it stands again, at random, the
+        text going on behind it. Raises InputError for a stream that is too short."""
+        self.stream, self.seq_len, self.bos_id, self.seed, self.restarts = stream, seq_len, bos_id, seed, restarts
+        self.piece = seq_len - (bos_id is not None) - restarts
         self.pieces = len(stream) // self.piece
         while self.pieces and self._start(self.pieces - 1) > len(stream) - self.piece:
             self.pieces -= 1
@@ -167,11 +169,11 @@ class PackedSampler:
         if number != self._pass:
             self._order = np.random.default_rng([self.seed, number]).permutation(self.pieces)
             self._pass = number
-        return self._piece(int(self._order[place]))
+        return self._piece(int(self._order[place]), index)
 
     def first(self, count: int) -> np.ndarray:
         """The first `count` sequences in the stream's own order, (count, seq_len); fewer where it ends."""
-        return np.stack([self._piece(place) for place in range(min(count, self.pieces))])
+        return np.stack([self._piece(place, place) for place in range(min(count, self.pieces))])
 
     def _start(self, place: int) -> int:
         start = place * self.piece
@@ -179,7 +181,13 @@ class PackedSampler:
             start += 1
         return start
 
-    def _piece(self, place: int) -> np.ndarray:
+    def _piece(self, place: int, index: int) -> np.ndarray:
+        """The piece at this place with BOS; the index decides where BOS stands again."""
         start = self._start(place)
         piece = self.stream[start : start + self.piece].astype(np.int64)
-        return piece if self.bos_id is None else np.concatenate([[self.bos_id], piece])
+        if self.bos_id is None:
+            return piece
+        ids = np.full(self.seq_len, self.bos_id, dtype=np.int64)
+        again = restart_places(np.random.default_rng([self.seed, index]), self.seq_len, self.restarts)
+        ids[np.setdiff1d(np.arange(1, self.seq_len), again)] = piece
+        return ids

@@ -43,13 +43,20 @@ class BigramBackcopyData(Choice):
     """Places in a sequence where it starts again with BOS, at random: BOS is then not the first token alone."""
 
 
-class PythonSourceData(Choice):
+class PackedData(Choice):
+    """Text as one stream of tokens, cut into sequences."""
+
+    restarts: NonNegativeInt = 0
+    """Places in a sequence where BOS stands again, at random, the text going on behind it."""
+
+
+class PythonSourceData(PackedData):
     """Every .py file of the standard library, with a byte-level BPE tokenizer trained on it."""
 
     kind: Literal["python_source"] = "python_source"
 
 
-class TextData(Choice):
+class TextData(PackedData):
     """A .txt (a document a line), .jsonl, .json, .csv or .parquet (field `text`), also in .gz or .zst."""
 
     kind: Literal["text"] = "text"
@@ -62,7 +69,7 @@ class TextData(Choice):
     """Wrap each document as a user's message."""
 
 
-class HubData(Choice):
+class HubData(PackedData):
     """A hub data set, streamed once into a token file: `NAME[@REVISION][:CONFIG[:SPLIT]]`."""
 
     kind: Literal["hub"] = "hub"

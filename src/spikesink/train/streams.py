@@ -16,11 +16,12 @@ from spikesink.data.bigram_backcopy import BigramBackcopy, BigramSampler, bigram
 from spikesink.data.corpus import python_source
 from spikesink.data.encode import Encoder
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
+from spikesink.data.restarts import check_restarts
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.data.tokens import check_ids, load_token_ids
 from spikesink.errors import InputError, short
 from spikesink.observer import Progress
-from spikesink.train.recipe import BigramBackcopyData, HubData, IdsData, PythonSourceData, Recipe, TextData
+from spikesink.train.recipe import BigramBackcopyData, HubData, IdsData, PackedData, PythonSourceData, Recipe, TextData
 
 HELD_OUT_STREAM = 1
 
@@ -37,11 +38,12 @@ class Stream:
 
 def open_stream(recipe: Recipe, progress: Progress) -> Stream:
     """The data of a recipe; tokenised files are cached. Raises InputError where it does not fit the model."""
-    if isinstance(recipe.data.source, BigramBackcopyData):
-        return _generated(recipe, recipe.data.source)
-    if isinstance(recipe.data.source, IdsData):
-        return _given(recipe, recipe.data.source)
-    return _packed(recipe, progress)
+    source = recipe.data.source
+    if isinstance(source, BigramBackcopyData):
+        return _generated(recipe, source)
+    if isinstance(source, IdsData):
+        return _given(recipe, source)
+    return _packed(recipe, source, progress)
 
 
 def source_sha256(recipe: Recipe) -> str | None:
@@ -96,8 +98,8 @@ def _given(recipe: Recipe, source: IdsData) -> Stream:
     return Stream(sampler.sample, tokens.ids[-data.held_out :], _tokenizer(recipe, None), provenance)
 
 
-def _packed(recipe: Recipe, progress: Progress) -> Stream:
-    data, source = recipe.data, recipe.data.source
+def _packed(recipe: Recipe, source: PackedData, progress: Progress) -> Stream:
+    data = recipe.data
     progress("prepare data", 0, 1)
     corpus = _corpus(source)
     tokenizer = _tokenizer(recipe, corpus)
@@ -115,17 +117,18 @@ def _packed(recipe: Recipe, progress: Progress) -> Stream:
     folder = cache_folder() / "tokens" / key
     file = write_token_file(corpus, tokenizer, folder, max_tokens=limit, chat=chat, progress=progress)
     bos_id = tokenizer.bos_token_id if data.bos else None
-    train, held_out = (_sampler(file, part, data, bos_id) for part in ("train", "held_out"))
+    train, held_out = (_sampler(file, part, data, source.restarts, bos_id) for part in ("train", "held_out"))
     progress("prepare data", 1, 1)
     passes = recipe.training.steps * recipe.training.batch_size / train.pieces
     return Stream(train.sample, held_out.first(data.held_out), tokenizer, {**file.meta, "passes": passes})
 
 
-def _sampler(file: TokenFile, part: str, data: Any, bos_id: int | None) -> PackedSampler:
+def _sampler(file: TokenFile, part: str, data: Any, restarts: int, bos_id: int | None) -> PackedSampler:
     """Sequences of one part of the text. Raises InputError where it is too short, with what there is."""
+    check_restarts(restarts, data.seq_len, bos=bos_id is not None)
     stream = file.train if part == "train" else file.held_out
     try:
-        return PackedSampler(stream, data.seq_len, bos_id=bos_id, seed=data.seed)
+        return PackedSampler(stream, data.seq_len, bos_id=bos_id, seed=data.seed, restarts=restarts)
     except InputError as error:
         raise InputError(
             f"The text '{file.meta['source']}' has {file.meta['documents']} documents, {file.meta['tokens']} tokens to "
