@@ -187,7 +187,9 @@ class PackedSampler:
         piece = self.stream[start : start + self.piece].astype(np.int64)
         if self.bos_id is None:
             return piece
-        ids = np.full(self.seq_len, self.bos_id, dtype=np.int64)
-        again = restart_places(np.random.default_rng([self.seed, index]), self.seq_len, self.restarts)
-        ids[np.setdiff1d(np.arange(1, self.seq_len), again)] = piece
-        return ids
+        # How many BOS stand before each token of the piece, so that it is inserted there.
+        before = [0]
+        if self.restarts:
+            again = restart_places(np.random.default_rng([self.seed, index]), self.seq_len, self.restarts)
+            before += [place - 1 - rank for rank, place in enumerate(sorted(again))]
+        return np.insert(piece, before, self.bos_id)
