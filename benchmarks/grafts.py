@@ -17,6 +17,7 @@ import torch
 from spikesink.graft import GraftSettings, graft_and_heal
 from spikesink.records.training import GraftRecord
 from spikesink.study.grafts import study_of
+from spikesink.study.run import rules_version
 
 GRAFTS = {
     "sandwich": "arrangement=sandwich",
@@ -67,9 +68,11 @@ def main() -> None:
 
 
 def judge(folder: Path, out: Path, preset: str | None = None) -> None:
-    """All grafts of a folder as one study."""
-    study = study_of([GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))], preset)
-    study.write(out / f"{study.study}-{study.preset}.json")
+    """All grafts of a folder as one study, by the rules that it began with."""
+    records = [GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))]
+    study = study_of(records, preset)
+    path = out / f"{study.study}-{study.preset}.json"
+    study_of(records, preset, rules_version(path)).write(path)
 
 
 def say(stage: str, done: int, total: int) -> None:

@@ -1,4 +1,5 @@
-"""Judge the studies of a folder anew from the records of their cells and grafts, by the rules and in the words of now.
+"""Judge the studies of a folder anew from the records of their cells and grafts, in the words of now, by the rules that
+they began with, or the newest where those are no longer known.
 
 Run: python tools/rejudge.py results. Trains and measures nothing. Studies by the rules of version 1 stay as they are,
 since their cells lack what later rules judge.
@@ -11,7 +12,7 @@ from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.study.grafts import study_of
 from spikesink.study.grid import load_grid
-from spikesink.study.run import Study
+from spikesink.study.run import Study, rules_version
 from spikesink.train.recipe import Recipe
 
 
@@ -23,7 +24,7 @@ def rejudge(path: Path) -> str:
     if record.study == "grafts":
         folder = path.parent / f"graft{record.preset.removeprefix(record.pretrained or '')}"
         records = [GraftRecord.read(run.parent) for run in sorted(folder.glob(f"*/{GraftRecord.file}"))]
-        study_of(records, record.preset).write(path)
+        study_of(records, record.preset, rules_version(path)).write(path)
     else:
         base = Recipe.model_validate(record.provenance.settings["recipe"])
         Study(record.study, load_grid(record.study)[1], base, path.parent).write()

@@ -65,6 +65,14 @@ def test_the_paper_is_reproduced_at_its_own_size():
     assert (many.d_head, many.n_heads, many.n_kv_heads) == (8, 512, 512)
 
 
+def test_fresh_seeds_are_further_on():
+    _, grid = load_grid("normalisation")
+    base = load_recipe("nano")
+    fresh = cells("normalisation", grid, base, 2, ["sandwich"], first_seed=8)
+    assert [cell.name for cell in fresh] == ["pre_norm-8", "sandwich-8", "pre_norm-9", "sandwich-9"]
+    assert fresh[2].recipe == cells("normalisation", grid, base, 10, ["sandwich"])[18].recipe
+
+
 def test_seeds_are_those_of_weights_and_data():
     recipe = variant_recipe(base(), GRID.variants["wide"], seed=7, name="x")
     assert (recipe.training.seed, recipe.data.seed, recipe.name) == (7, 7, "x")

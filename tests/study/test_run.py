@@ -15,6 +15,7 @@ from study_cases import GRID, TINY, InProcess, base, without_timing
 
 from spikesink.errors import InputError, OutputError
 from spikesink.records.study import CellRecord
+from spikesink.study import verdict
 from spikesink.study.cell import failed, run_cell
 from spikesink.study.executors import Local
 from spikesink.study.run import Study
@@ -108,6 +109,19 @@ def test_goes_on_from_committed_records(undisturbed, tmp_path):
     out, whole = undisturbed
     study = Study("grid", GRID, base(), out / "results", seeds=1)
     assert study.run(NoExecutor(), tmp_path, quiet).rows == whole.rows
+
+
+def test_a_study_keeps_the_rules_that_it_began_with(undisturbed, tmp_path):
+    """Newer ones would be chosen with its figures seen; rules that are no longer known are replaced."""
+    out, made = undisturbed
+    assert made.rules_version == verdict.VERSION
+    shutil.copytree(out / "results" / "grid-tiny", tmp_path / "grid-tiny")
+    study = Study("grid", GRID, base(), tmp_path, seeds=1)
+    for begun_with, kept in ((3, 3), (2, verdict.VERSION)):
+        made.model_copy(update={"rules_version": begun_with}).write(tmp_path / "grid-tiny.json")
+        again = study.write()
+        assert again.rules_version == kept
+        assert again.rules["part_least"] == verdict.RULES[kept].part_least
 
 
 def test_a_shared_baseline_is_run_once(undisturbed, tmp_path):

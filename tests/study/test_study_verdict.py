@@ -1,6 +1,7 @@
 """The verdict on planted cases, what is never decided, and version 1 beside it."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -103,6 +104,33 @@ def test_a_seed_where_nothing_spikes_has_no_number_of_spike_tokens():
     assert decide(BASELINE, kept).spikes == "unclear"
     assert "tokens_per_spike" not in {effect.metric for effect in decide(BASELINE, kept).effects}
     assert decide(BASELINE, [{**one, **nowhere} for one in figures(LOW, HIGH)]).verdict == verdict.SPIKES_GO
+
+
+def test_parts_count_from_1():
+    """A norm ratio of 3 cannot fall to a third of itself: beyond 1, 2 falls to 0.15 to 0.35; version 3 asks for 1."""
+    before = [{**one, "norm_ratio": 2.9 + 0.1 * seed} for seed, one in enumerate(BASELINE)]
+    after = [{**one, "norm_ratio": 1.15 + 0.05 * seed} for seed, one in enumerate(figures(MANY, HIGH))]
+    records = [record("plain", seed, **one) for seed, one in enumerate(before)]
+    records += [record("dyt", seed, **one) for seed, one in enumerate(after)]
+    rows = table.rows(GRID, base(), records)
+    judged = {version: verdict.verdicts(rows, "plain", rules)[0] for version, rules in verdict.RULES.items()}
+    effects = {version: {one.metric: one for one in it.effects} for version, it in judged.items()}
+    means = {
+        least: [np.mean([math.log(one["norm_ratio"] - least) for one in of]) for of in (before, after)]
+        for least in (0, 1)
+    }
+    assert effects[3]["norm_ratio"].ratio == pytest.approx(math.exp(means[0][1] - means[0][0]), rel=1e-5)
+    assert effects[4]["norm_ratio"].ratio == pytest.approx(math.exp(means[1][1] - means[1][0]), rel=1e-5)
+    assert (judged[3].spikes, judged[4].spikes) == ("unclear", "falls")
+    assert "norm ratio beyond 1 x 0.11" in judged[4].sentence and "beyond" not in judged[3].sentence
+    # None lies below 1; what reaches it counts as near it.
+    flat = table.rows(
+        GRID,
+        base(),
+        [*records[:4], *(record("dyt", seed, **{**one, "norm_ratio": 1.0}) for seed, one in enumerate(after))],
+    )
+    (effect,) = (one for one in verdict.verdicts(flat, "plain")[0].effects if one.metric == "norm_ratio")
+    assert effect.ratio == pytest.approx(0.01 / math.exp(means[1][0]), rel=1e-5)
 
 
 def test_sinks_are_ratio_and_importance_together():

@@ -18,6 +18,7 @@ StudyName = Annotated[
 ]
 Preset = Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}, or a recipe file: what the variants change.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]
+FirstSeed = Annotated[int, typer.Option(min=0, help="Seed of the first; later ones leave out what was seen.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change of the base recipe, e.g. name=nano-long; may be repeated.")
 ]
@@ -29,7 +30,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of a cell;
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of a cell on Ray.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the table and of the cells' records.")]
 Work = Annotated[Path, typer.Option(help="Folder of the runs themselves: checkpoints, logs, models.")]
-RUNNING = ("seeds", "only", "executor", "jobs", "address", "threads", "gpus", "out", "work", "json")
+RUNNING = ("seeds", "first_seed", "only", "executor", "jobs", "address", "threads", "gpus", "out", "work", "json")
 """Parameters of a run."""
 List = Annotated[bool, typer.Option("--list", help="Show the studies, or the variants of one, and run nothing.")]
 
@@ -39,6 +40,7 @@ def study_command(
     name: StudyName = None,
     preset: Preset = "nano",
     seeds: Seeds = 3,
+    first_seed: FirstSeed = 0,
     changes: Changes = None,
     only: Only = None,
     executor: ExecutorName = "local",
@@ -76,7 +78,7 @@ def study_command(
         from spikesink.study.run import Study
         from spikesink.study.table import left_out_lines
 
-        study = Study(study_name, grid, base, out, seeds=seeds, only=chosen)
+        study = Study(study_name, grid, base, out, seeds=seeds, only=chosen, first_seed=first_seed)
         for line in left_out_lines(study.left_out) if chosen is None else ():
             print(options.plain(line), file=sys.stderr)
         runs_on = _executor(executor, jobs, address, threads, gpus)

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from spikesink.records.base import Frozen, JsonRecord, Provenance, Timing
 
+SPEAKS_SINCE = 3
+"""Version of the rules from which on studies speak for claims beside each other."""
 Sided = Literal["supported", "contradicted", "mixed", "undecided"]
 Status = Literal["finished", "diverged", "failed"]
 """diverged: the loss stopped being finite, which is a result; failed: anything else, after a second try."""

@@ -11,7 +11,7 @@ from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.anatomy import Heads
 from spikesink.records.interventions import Dose, Estimate, Interventions
-from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
+from spikesink.records.study import SPEAKS_SINCE, ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.records.training import GraftRecord
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.dose import dominance_figure, dose_figure
@@ -123,15 +123,15 @@ def is_findings(folder: Path) -> bool:
 
 
 def read_evidence(folder: Path) -> Evidence:
-    """The studies of the folder, judged by the newest rules only, its grafts and its sweeps. Raises RecordError."""
+    """The folder's studies by rules that count, its grafts and its sweeps. Raises RecordError."""
     studies = read_studies([folder])
-    newest = max((study.rules_version for study in studies), default=0)
+    since = min(SPEAKS_SINCE, max((study.rules_version for study in studies), default=0))
     return Evidence(
-        [study for study in studies if study.rules_version == newest],
+        [study for study in studies if study.rules_version >= since],
         {run.parent.name: Interventions.read(run.parent) for run in _runs(folder / DOSES, Interventions.file)},
         {run.parent.name: GraftRecord.read(run.parent) for run in _runs(folder / GRAFTS, GraftRecord.file)},
         {run.parent.name: Anatomy.read(run.parent) for run in _runs(folder / HEADS, Anatomy.file)},
-        [study for study in studies if study.rules_version < newest],
+        [study for study in studies if study.rules_version < since],
     )
 
 
@@ -370,7 +370,7 @@ def findings_document(folder: Path) -> Document:
     return Document(
         kind="findings",
         title="What is decided about spikes and sinks",
-        lead=f"{counted(runs, 'training run')} under the newest rules, {counted(len(evidence.grafts), 'graft')}, "
+        lead=f"{counted(runs, 'training run')} under rules that count, {counted(len(evidence.grafts), 'graft')}, "
         f"{counted(len(evidence.doses), 'sweep')} of a finished model. {evidence.without}".strip(),
         statements=[
             Statement(f"{one.title}: {one.verdict}", one.text, measured=one.verdict not in ("undecided", "not tested"))

@@ -90,10 +90,14 @@ def welch(values: Sequence[float], baseline: Sequence[float]) -> Difference:
 
 @dataclass(frozen=True)
 class LogScale:
-    """Magnitudes, ratios and perplexities: a difference is the log of a ratio."""
+    """Magnitudes, ratios and perplexities: a difference is the log of a ratio. `least` counts as 0, and what lies less
+    than `floor` above it as that."""
+
+    floor: float = float(np.finfo(np.float64).tiny)
+    least: float = 0.0
 
     def to(self, values: Sequence[float]) -> list[float]:
-        return np.log(np.maximum(np.asarray(values, dtype=np.float64), np.finfo(np.float64).tiny)).tolist()
+        return np.log(np.maximum(np.asarray(values, dtype=np.float64) - self.least, self.floor)).tolist()
 
     def ratio(self, difference: float, baseline: float) -> float:
         """The variant over the baseline at this difference; `baseline` is the baseline's mean on this scale."""

@@ -31,12 +31,12 @@ TESTED = [
 training brings nothing back is no proof that a long one would not, so only all of them together contradict it."""
 
 
-def study_of(records: list[GraftRecord], preset: str | None = None) -> StudyRecord:
+def study_of(records: list[GraftRecord], preset: str | None = None, version: int = verdict.VERSION) -> StudyRecord:
     """Rows over seeds and verdicts of grafts of one model, measured on one text.
 
-    preset: what tells it from other such studies; default the model. Of the spike the norm ratio alone is known: it can
-    fall, but that all of its parts stay is not seen. Raises InputError where nothing has a healed model beside a
-    control, or where the grafts cannot be compared.
+    preset: what tells it from other such studies; default the model. version: of the rules.
+    Of the spike the norm ratio alone is known: it can fall, but that all of its parts stay is not seen. Raises
+    InputError where nothing has a healed model beside a control, or where the grafts cannot be compared.
     """
     started = time.perf_counter()
     whole = [record for record in records if {"healed", CONTROL} <= set(record.points)]
@@ -51,7 +51,7 @@ def study_of(records: list[GraftRecord], preset: str | None = None) -> StudyReco
         _row(CONTROL, "the original, trained alike", controls, CONTROL),
         *(_row(kind, "replaced and healed", of_kind, "healed") for kind, of_kind in kinds.items()),
     ]
-    verdicts = verdict.verdicts(rows, CONTROL)
+    verdicts = verdict.verdicts(rows, CONTROL, verdict.RULES[version])
     tested = [claims.Claim.parse(claim) for claim in TESTED]
     first = whole[0]
     return StudyRecord(
@@ -63,8 +63,8 @@ def study_of(records: list[GraftRecord], preset: str | None = None) -> StudyReco
         rows=rows,
         verdicts=verdicts,
         claims=[one for one in claims.claims(tested, verdicts) if one.verdict != "not tested"],
-        rules=verdict.rules_as_numbers(),
-        rules_version=verdict.VERSION,
+        rules=verdict.rules_as_numbers(verdict.RULES[version]),
+        rules_version=version,
         errors=[
             f"{_kind(one)}, seed {_seed(one)}: {name}: {why}" for one in records for name, why in one.failed.items()
         ],

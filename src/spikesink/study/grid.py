@@ -111,7 +111,9 @@ def variant_changes(base: Recipe, variant: Variant) -> list[str]:
     return changed(variant_recipe(base, Variant(summary="")).essence(), variant_recipe(base, variant).essence())
 
 
-def cells(study: str, grid: Grid, base: Recipe, seeds: int, only: list[str] | None = None) -> list[Cell]:
+def cells(
+    study: str, grid: Grid, base: Recipe, seeds: int, only: list[str] | None = None, first_seed: int = 0
+) -> list[Cell]:
     """Every cell, all variants of a seed before the next seed; without `only`, those that the base is large enough for.
 
     Raises InputError for a variant that is unknown, or asked for and impossible.
@@ -123,7 +125,7 @@ def cells(study: str, grid: Grid, base: Recipe, seeds: int, only: list[str] | No
     chosen = [name for name in grid.variants if only is None or name in (*only, grid.baseline)]
     return [
         Cell(study, name, seed, variant_recipe(base, grid.variants[name], seed, f"{name}-{seed}"), base)
-        for seed in range(seeds)
+        for seed in range(first_seed, first_seed + seeds)
         for name in chosen
         if name not in left_out
     ]

@@ -20,10 +20,18 @@ class Study:
     """A grid on a base recipe, its records in `out`/NAME-PRESET/ and its table beside that folder."""
 
     def __init__(
-        self, name: str, grid: Grid, base: Recipe, out: Path, *, seeds: int = 3, only: list[str] | None = None
+        self,
+        name: str,
+        grid: Grid,
+        base: Recipe,
+        out: Path,
+        *,
+        seeds: int = 3,
+        only: list[str] | None = None,
+        first_seed: int = 0,
     ) -> None:
         self.name, self.grid, self.base, self.out = name, grid, base, out
-        self.cells = cells(name, grid, base, seeds, only)
+        self.cells = cells(name, grid, base, seeds, only, first_seed)
         self.left_out = impossible(grid, base)
         self.title = f"{name}-{base.name}"
         self.records = out / self.title
@@ -77,9 +85,10 @@ class Study:
         finished = self.finished()
         rows = table.rows(self.grid, self.base, finished)
         of_baseline = [record for record in finished if record.variant == self.grid.baseline]
+        version = rules_version(self.out / f"{self.title}.json")
         rules = claims.FunctionRules()
         has_baseline = any(row.variant == self.grid.baseline for row in rows)
-        verdicts = verdict.verdicts(rows, self.grid.baseline) if has_baseline else []
+        verdicts = verdict.verdicts(rows, self.grid.baseline, verdict.RULES[version]) if has_baseline else []
         return StudyRecord(
             study=self.name,
             preset=self.base.name,
@@ -94,8 +103,8 @@ class Study:
                 rules,
                 spikes=any(row.variant == self.grid.baseline and verdict.has_spikes(row) for row in rows),
             ),
-            rules={**verdict.rules_as_numbers(), **verdict.rules_as_numbers(rules)},
-            rules_version=verdict.VERSION,
+            rules={**verdict.rules_as_numbers(verdict.RULES[version]), **verdict.rules_as_numbers(rules)},
+            rules_version=version,
             errors=verdict.errors(finished),
             left_out=self.left_out,
             cells=[CellCurves(variant=cell.variant, seed=cell.seed, curves=cell.curves) for cell in finished],
@@ -179,6 +188,15 @@ class Study:
             if record.status != "failed" and same_run and self._same_text(record, cell):
                 return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
         return None
+
+
+def rules_version(path: Path) -> int:
+    """Of the study in this file, if these rules are still known, else the newest: seen figures do not choose theirs."""
+    try:
+        begun_with = StudyRecord.read_file(path).rules_version
+    except RecordError:
+        return verdict.VERSION
+    return begun_with if begun_with in verdict.RULES else verdict.VERSION
 
 
 def _trained_on(record: CellRecord) -> tuple[int, str]:

@@ -12,8 +12,6 @@ from spikesink.study import verdict_v1
 from spikesink.study.claims import FunctionRules
 from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, welch
 
-VERSION = 3
-"""3 counts spike tokens as `scan` does; 2 counted all that reach a tenth of the largest magnitude."""
 PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
 """What a spike is: extreme, in few tokens, in few channels; and the token's norm over the others'. Free of scale."""
 SINKS = ("sink_ratio", "first_token_importance")
@@ -41,6 +39,10 @@ class Rules:
     spike_stay: float = 1 / 2
     """It stays where its interval lies above."""
     spike_rise: float = 3.0
+    part_least: float = 1.0
+    """What a part counts from: it is a ratio to something smaller, so that none lies below 1."""
+    part_floor: float = 0.01
+    """What lies nearer to that counts as so far away."""
     sink_limit: float = 1 / 2
     """Sinks stay where the interval lies above, fall where it lies below: one limit, which side decides."""
     sink_floor: float = 0.01
@@ -57,6 +59,12 @@ class Rules:
     seeds_min: int = 3
     """Fewer finished seeds, of the variant or the baseline, decide nothing."""
     confidence: float = 0.95
+
+
+RULES = {3: Rules(part_least=0.0, part_floor=float(np.finfo(np.float64).tiny)), 4: Rules()}
+"""By version. 2 counted as spike tokens all that reach a tenth of the largest magnitude, 3 what `scan` does; 4 counts
+the parts from 1. A study keeps the rules that it began with."""
+VERSION = max(RULES)
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ def _comparison(
 ) -> _Comparison:
     scale: Scale = LogScale()
     falls, stays, rises = rules.spike_fall, rules.spike_stay, rules.spike_rise
+    if metric in PARTS:
+        scale = LogScale(rules.part_floor, rules.part_least)
     if metric in SINKS:
         uniform = baseline.values.get("uniform_importance", [0.0])[0] if metric == "first_token_importance" else 0.0
         scale, falls, stays = LogitScale(rules.sink_floor, uniform), rules.sink_limit, rules.sink_limit
@@ -237,7 +247,7 @@ def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], 
         {
             "variant": row.variant, "verdict": verdict, "effects": list(effects.values()), "version_1": before,
             "spikes": spikes, "sinks": sinks, "cost": "unclear" if why else _cost(effects, rules),
-            "sentence": _sentence(row, verdict, why or unclear or _moved(effects, spikes), effects.values()),
+            "sentence": _sentence(row, verdict, why or unclear or _moved(effects, spikes), effects.values(), rules),
         }
     )  # fmt: skip
 
@@ -268,20 +278,21 @@ def _moved(effects: dict[str, Effect], spikes: str) -> str:
     return ", ".join(moved) or "no part of the spike moved"
 
 
-def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect]) -> str:
-    parts = [_in_words(effect, row) for effect in effects]
+def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect], rules: Rules) -> str:
+    parts = [_in_words(effect, row, rules) for effect in effects]
     lost = f"; {row.diverged} diverged" if row.diverged else ""
     lost += f"; {row.failed} failed" if row.failed else ""
     return f"{row.variant}: {verdict} ({why}), n = {len(row.seeds)}{lost}: {', '.join(parts) or 'nothing measured'}."
 
 
-def _in_words(effect: Effect, row: VariantRow) -> str:
+def _in_words(effect: Effect, row: VariantRow, rules: Rules) -> str:
     high = f"{effect.high:.2g}" if effect.high < 1e30 else "unbounded"
     bounded = ""
     if effect.metric == "spike" and row.ceiling:
         bounded = f" (bounded by construction: independent writes of gain 1 reach {row.ceiling:.3g})"
     needed = f", {effect.seeds_needed} seeds needed" if effect.change == "unclear" and effect.seeds_needed else ""
     title = TITLES.get(effect.metric, effect.metric)
+    title += f" beyond {rules.part_least:g}" if effect.metric in PARTS and rules.part_least else ""
     return f"{title}{bounded} x {effect.ratio:.2g} [{effect.low:.2g}, {high}] {effect.change}{needed}"
 
 
