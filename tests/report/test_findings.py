@@ -34,6 +34,14 @@ def test_only_the_newest_rules_speak(evidence):
     assert "gating-nano (version 1), " in runs_document([RESULTS]).lead
 
 
+def test_parts_that_count_from_1_say_so(evidence):
+    """Beside studies whose rules do not."""
+    claim = next(one for one in findings(evidence) if one.title == "Claim 1")
+    said = {line.source.split()[-1]: line.says for line in claim.lines}
+    assert "(norm ratio beyond 1 x 0.116 [" in said["sinks-700-restarts-fresh"]
+    assert "(norm ratio x 0.37 [" in said["sinks-700-restarts"]
+
+
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [

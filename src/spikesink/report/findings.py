@@ -239,7 +239,9 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
             named = {word.strip(".,;") for word in judged.evidence.split()}
             speaking = [one for one in study.verdicts if one.variant in named]
-            effects = [f"{one.variant}: {one.verdict}{shown}." for one in speaking if (shown := _effects(one))]
+            effects = [
+                f"{one.variant}: {one.verdict}{shown}." for one in speaking if (shown := _effects(one, study.rules))
+            ]
             says = " ".join([judged.evidence, *effects])
             route = ROUTES[2 if study.pretrained is None else 1]
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
@@ -266,9 +268,11 @@ def _combined(lines: list[Line]) -> str:
     return "undecided" if any(line.verdict for line in lines) else "not tested"
 
 
-def _effects(judged: VariantVerdict) -> str:
+def _effects(judged: VariantVerdict, rules: dict[str, float]) -> str:
     """Three of its intervals in brackets; empty where there is none, as with a single seed."""
-    names = {"norm_ratio": "norm ratio", "sink_ratio": "sink ratio", "perplexity": "perplexity"}
+    least = rules.get("part_least", 0)
+    part = f"norm ratio beyond {least:g}" if least else "norm ratio"
+    names = {"norm_ratio": part, "sink_ratio": "sink ratio", "perplexity": "perplexity"}
     shown = [
         f"{names[effect.metric]} x {number(effect.ratio)} [{number(effect.low)}, {number(effect.high)}]"
         for effect in judged.effects
