@@ -70,8 +70,7 @@ def main() -> None:
 def judge(folder: Path, out: Path, preset: str | None = None) -> None:
     """All grafts of a folder as one study, by the rules that it began with."""
     records = [GraftRecord.read(run.parent) for run in sorted(folder.glob("*/graft.json"))]
-    study = study_of(records, preset)
-    path = out / f"{study.study}-{study.preset}.json"
+    path = out / f"grafts-{preset or records[0].model}.json"
     study_of(records, preset, rules_version(path)).write(path)
 
 

@@ -15,7 +15,8 @@ from spikesink.records.files import write_files
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.report.drawing import Figure
-from spikesink.report.findings import Evidence, Line, findings, read_evidence
+from spikesink.report.evidence import Evidence, read_evidence
+from spikesink.report.findings import Line, findings
 from spikesink.report.format import NONE, interval, number, percent, signed
 from spikesink.report.graft import NAMES
 from spikesink.report.write import drawn

@@ -7,7 +7,8 @@ from tables import summary_markdown
 
 from spikesink.report.answer import answer
 from spikesink.report.build import runs_document
-from spikesink.report.findings import ORDER, findings, read_evidence
+from spikesink.report.evidence import read_evidence
+from spikesink.report.findings import ORDER, findings
 from spikesink.report.runs import Model
 from spikesink.study import verdict
 

@@ -15,7 +15,8 @@ from spikesink.report.atlas import atlas_document, moves_document
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
-from spikesink.report.findings import findings_document, is_findings
+from spikesink.report.evidence import is_findings
+from spikesink.report.findings import findings_document
 from spikesink.report.graft import graft_document
 from spikesink.report.model import model_document
 from spikesink.report.runs import Model, Source, group, read_runs, read_studies

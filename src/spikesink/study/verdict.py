@@ -61,7 +61,7 @@ class Rules:
     confidence: float = 0.95
 
 
-RULES = {3: Rules(part_least=0.0, part_floor=float(np.finfo(np.float64).tiny)), 4: Rules()}
+RULES = {3: Rules(part_least=0.0, part_floor=LogScale.floor), 4: Rules()}
 """By version. 2 counted as spike tokens all that reach a tenth of the largest magnitude, 3 what `scan` does; 4 counts
 the parts from 1. A study keeps the rules that it began with."""
 VERSION = max(RULES)

@@ -100,6 +100,7 @@ def _given(recipe: Recipe, source: IdsData) -> Stream:
 
 def _packed(recipe: Recipe, source: PackedData, progress: Progress) -> Stream:
     data = recipe.data
+    check_restarts(source.restarts, data.seq_len, bos=data.bos)
     progress("prepare data", 0, 1)
     corpus = _corpus(source)
     tokenizer = _tokenizer(recipe, corpus)
@@ -125,7 +126,6 @@ def _packed(recipe: Recipe, source: PackedData, progress: Progress) -> Stream:
 
 def _sampler(file: TokenFile, part: str, data: Any, restarts: int, bos_id: int | None) -> PackedSampler:
     """Sequences of one part of the text. Raises InputError where it is too short, with what there is."""
-    check_restarts(restarts, data.seq_len, bos=bos_id is not None)
     stream = file.train if part == "train" else file.held_out
     try:
         return PackedSampler(stream, data.seq_len, bos_id=bos_id, seed=data.seed, restarts=restarts)
