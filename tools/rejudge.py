@@ -1,5 +1,5 @@
-"""Judge the studies of a folder anew from the records of their cells and grafts, in the words of now, by the rules that
-they began with, or the newest where those are no longer known.
+"""Judge the studies and sweeps of a folder anew from the records of their cells, grafts and levels, in the words of
+now; studies by the rules that they began with, or the newest where those are no longer known.
 
 Run: python tools/rejudge.py results. Trains and measures nothing. Studies by the rules of version 1 stay as they are,
 since their cells lack what later rules judge.
@@ -8,6 +8,9 @@ since their cells lack what later rules judge.
 import sys
 from pathlib import Path
 
+from spikesink.analyse.dose import judged
+from spikesink.intervene import INTERVENTIONS
+from spikesink.records.interventions import Interventions
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.study.grafts import study_of
@@ -34,6 +37,18 @@ def rejudge(path: Path) -> str:
     return "says the same"
 
 
+def rejudge_sweeps(folder: Path) -> str:
+    """The same of a run of `intervene --dose`."""
+    record = Interventions.read(folder)
+    swept = [judged(INTERVENTIONS[dose.name], dose.levels) if dose.applicable else dose for dose in record.dose]
+    if swept == record.dose:
+        return "says the same"
+    record.model_copy(update={"dose": swept}).save(folder, force=True)
+    return "judged anew"
+
+
 if __name__ == "__main__":
     for found in sorted(Path(sys.argv[1]).glob("*-*.json")):
         print(found, rejudge(found))
+    for run in sorted(Path(sys.argv[1]).glob(f"dose/*/{Interventions.file}")):
+        print(run.parent, rejudge_sweeps(run.parent))

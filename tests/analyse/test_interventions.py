@@ -11,7 +11,7 @@ from naive import perplexity
 from tiny import MARKED, VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
-from spikesink.analyse.dose import doses, parse_dose
+from spikesink.analyse.dose import doses, judged, parse_dose
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import find
 from spikesink.analyse.interventions import dissociate, parse_which, split
@@ -21,8 +21,9 @@ from spikesink.cli.intervene import _long_tokens
 from spikesink.cli.options import Text
 from spikesink.data.tokens import Tokens
 from spikesink.errors import InputError
+from spikesink.intervene import INTERVENTIONS
 from spikesink.measure.sinks import SinkCriteria
-from spikesink.records.interventions import Interventions
+from spikesink.records.interventions import Estimate, Interventions
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,15 @@ def test_a_sweep_says_where_the_other_stays_and_falls():
     assert (spikes.stays_to, sinks.stays_to) == (1000, 1), "neither needs the other in this model"
     assert "Up to a divisor of 1000 the sinks stay" in spikes.sentence and "last level tried" in spikes.sentence
     assert "but no level removes the sinks" in sinks.sentence, "others of these keys take their place"
+    # The first level changes nothing: that sinks stay there says nothing.
+    gone = Estimate(value=0.1, low=0, high=0.2)
+    made = INTERVENTIONS["shrink_spikes"]
+    levels = [
+        row.model_copy(update={"downstream_sink_ratio_kept": gone}) if row.strength == 4 else row
+        for row in spikes.levels
+    ]
+    sentence = judged(made, levels).sentence
+    assert sentence.startswith("At no level tried do the sinks stay (the weakest, a divisor of 4: 10% [0%, 20%] of")
 
 
 def test_a_sweep_without_sinks_is_refused_and_an_unknown_one_named():

@@ -39,8 +39,8 @@ def test_parts_that_count_from_1_say_so(evidence):
     """Beside studies whose rules do not."""
     claim = next(one for one in findings(evidence) if one.title == "Claim 1")
     said = {line.source.split()[-1]: line.says for line in claim.lines}
-    assert "(norm ratio beyond 1 x 0.116 [" in said["sinks-700-restarts-fresh"]
-    assert "(norm ratio x 0.37 [" in said["sinks-700-restarts"]
+    assert "no cost; norm ratio beyond 1 x 0.116 [" in said["sinks-700-restarts-fresh"]
+    assert "(sinks stay; norm ratio x 0.37 [" in said["sinks-700-restarts"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,45 @@ def test_what_a_sweep_says_of_a_spike_a_tenth_of_its_size(evidence, stays, falls
     changed = {name: record.model_copy(update={"dose": swept})}
     one = next(one for one in findings(type(evidence)(evidence.studies, changed, {})) if "direction" in one.text)
     assert (one.verdict, [line.verdict for line in one.lines]) == (verdict, [verdict])
+
+
+@pytest.mark.parametrize(
+    ("stays", "falls", "left", "verdict"),
+    [(1, None, 0.0, "supported"), (0.75, None, 0.0, "undecided"), (None, 0.9, 0.0, "contradicted"),
+     (1, None, 0.34, "undecided")],
+)  # fmt: skip
+def test_what_a_sweep_says_of_sinks_that_are_masked(evidence, stays, falls, left, verdict):
+    """Where a third of the sinks or more are left, others have taken their place: that says nothing."""
+    record = evidence.doses["python-cpu-0"]
+    dose = next(dose for dose in record.dose if dose.target == "sinks")
+    last = dose.levels[-1].strength
+    kept = {"sink_ratio_kept": dose.levels[0].sink_ratio_kept.model_copy(update={"value": left})}
+    levels = [row.model_copy(update=kept) if row.strength == last else row for row in dose.levels]
+    swept = [dose.model_copy(update={"levels": levels, "stays_to": stays, "falls_from": falls})]
+    made = findings(type(evidence)(evidence.studies, {"one": record.model_copy(update={"dose": swept})}, {}))
+    one = next(one for one in made if "spikes do not need sinks" in one.text)
+    assert (last, one.verdict, [line.verdict for line in one.lines]) == (1, verdict, [verdict])
+    claim = next(one for one in made if one.title == "Claim 4 (sinks)")
+    count = int(verdict == "supported"), int(verdict == "contradicted")
+    said = "With every sink masked spikes stay in {} of 1 sweep and have fallen in {};".format(*count)
+    assert any(line.says.startswith(said) and not line.verdict for line in claim.lines)
+
+
+def test_intervals_stand_behind_every_variant_that_the_evidence_names(evidence):
+    """Not behind one whose name begins alike; a variant that decides nothing has its own verdict first."""
+    study = next(one for one in evidence.studies if one.preset == "sinks-700-gpu" and one.study == "normalisation")
+    line = next(
+        line
+        for one in findings(evidence)
+        if one.title == "Claim 1"
+        for line in one.lines
+        if line.source.endswith("700-gpu")
+    )
+    assert line.says.startswith("Decides nothing: sandwich (undecided; norm ratio x 0.68 [")
+    speaking = {"sandwich", "sandwich_qk", "post_norm", "no_input_norm", "dynamic_tanh_lr_x0.25"}
+    verdicts = {judged.variant: judged.verdict for judged in study.verdicts}
+    assert line.says.count("norm ratio x ") == len(speaking) < len(verdicts)
+    assert all(f"{name} ({verdicts[name]}; norm" in line.says for name in speaking)
 
 
 def test_the_sweeps_are_drawn_over_the_norm_ratio_that_is_left(evidence):

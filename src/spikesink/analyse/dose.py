@@ -70,7 +70,7 @@ def doses(evaluator: Evaluator, sweeps: Sequence[Sweep]) -> list[Dose]:
         rows: list[InterventionRow] = []
         for level in levels:
             rows += _level(evaluator, made, level, baseline, step)
-        swept.append(_dose(made, rows))
+        swept.append(judged(made, rows))
     return swept
 
 
@@ -84,8 +84,8 @@ def _level(
     return [intervention_row(evaluator, made, baseline, step, level), *controls]
 
 
-def _dose(made: Intervention, rows: list[InterventionRow]) -> Dose:
-    """Where the other quantity stays and where it has fallen, by the table's own rules."""
+def judged(made: Intervention, rows: list[InterventionRow]) -> Dose:
+    """A sweep by its levels: where the other quantity stays and where it has fallen, by the table's own rules."""
     assert made.strength is not None
     rules = Thresholds()
     real = [row for row in rows if row.control_of is None]
@@ -128,10 +128,13 @@ def _sentence(
     rules: Thresholds,
 ) -> str:
     """What the sweep says, with intervals, costs and controls."""
+    assert made.strength is not None
     other = "sinks" if made.edits == "spikes" else "spikes"
     real = [row for row in rows if row.control_of is None]
-    staying = f"At no level the {other} stay"
-    if stays is not None:
+    weakest = next((row for row in real if row.strength != made.strength.nothing), real[0])
+    first = f"the weakest, {_named(made, weakest)}: {_numbers(weakest, other)}"
+    staying = f"At no level tried do the {other} stay ({first})"
+    if stays is not None and stays.strength != made.strength.nothing:
         staying = f"Up to {_named(made, stays)} the {other} stay: {_numbers(stays, other)}"
     falling = f"they fall at no level tried (the last, {_named(made, real[-1])}: {_numbers(real[-1], other)})"
     if falls is not None:

@@ -7,10 +7,46 @@ from spikesink.records import Anatomy
 from spikesink.records.interventions import Interventions
 from spikesink.records.study import SPEAKS_SINCE, StudyRecord
 from spikesink.records.training import GraftRecord
+from spikesink.report.drawing import Figure
 from spikesink.report.runs import read_studies
 
+ROUTES = ("finished model", "graft", "from scratch")
+OWN = "Finding"
+"""Title of what is no claim of the paper's."""
 DOSES, GRAFTS, HEADS = "dose", "graft", "heads"
 """Folders of runs of `intervene --dose`, of `graft` and of `scan --measure heads`, beside the studies."""
+
+
+@dataclass
+class Line:
+    """What one record says about a claim."""
+
+    route: str
+    source: str
+    n: str
+    says: str
+    verdict: str
+    seeds_needed: int | None = None
+    """Seeds at which the first undecided variant that speaks would be decided."""
+
+
+@dataclass
+class Finding:
+    """A claim with its verdict, and everything that led there."""
+
+    title: str
+    text: str
+    verdict: str
+    lines: list[Line]
+    change: str
+    """What would change the verdict."""
+    paper: str
+    figures: list[Figure] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        """The claim by its number; a finding of our own by what it says, since it has no other name."""
+        return f"{self.title if self.title != OWN else self.text.rstrip('.')}: {self.verdict}"
 
 
 @dataclass
@@ -54,3 +90,17 @@ def read_evidence(folder: Path) -> Evidence:
 
 def _runs(folder: Path, file: str) -> list[Path]:
     return sorted(folder.glob(f"*/{file}"))
+
+
+def combined(lines: list[Line]) -> str:
+    """What all lines together decide: one verdict where they agree, mixed where they do not."""
+    decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
+    if decided:
+        return decided.pop() if len(decided) == 1 else "mixed"
+    return "undecided" if any(line.verdict for line in lines) else "not tested"
+
+
+def source(name: str, record: Interventions | Anatomy) -> str:
+    tokens = record.provenance.tokens
+    length = tokens.get("tokens") or tokens.get("seq_len")
+    return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")

@@ -1,8 +1,9 @@
 """What a folder of records says about each claim of the study: one verdict, three routes of evidence, contradictions
 first."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,16 @@ import numpy as np
 from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.anatomy import Heads
-from spikesink.records.interventions import Dose, Estimate, Interventions
+from spikesink.records.interventions import Estimate
 from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.report.document import Document, Part, Statement, Table
-from spikesink.report.dose import dominance_figure, dose_figure
 from spikesink.report.drawing import Figure
-from spikesink.report.evidence import HEADS, Evidence, read_evidence
+from spikesink.report.evidence import HEADS, OWN, ROUTES, Evidence, Finding, Line, combined, read_evidence, source
 from spikesink.report.format import counted, interval, number
 from spikesink.report.graft import graft_figures
 from spikesink.report.study import study_figures
+from spikesink.report.sweeps import sweep_findings, sweep_lines
 
-ROUTES = ("finished model", "graft", "from scratch")
 ORDER = ("contradicted", "mixed", "supported", "undecided", "not tested")
 
 
@@ -66,45 +66,19 @@ CLAIMS = (
 )  # fmt: skip
 
 
-@dataclass
-class Line:
-    """What one record says about a claim."""
-
-    route: str
-    source: str
-    n: str
-    says: str
-    verdict: str
-    seeds_needed: int | None = None
-    """Seeds at which the first undecided variant that speaks would be decided."""
-
-
-@dataclass
-class Finding:
-    """A claim with its verdict, and everything that led there."""
-
-    title: str
-    text: str
-    verdict: str
-    lines: list[Line]
-    change: str
-    """What would change the verdict."""
-    paper: str
-    figures: list[Figure] = field(default_factory=list)
-
-
 def findings(evidence: Evidence) -> list[Finding]:
-    """Contradictions first; then what is decided, then the rest."""
-    made = [*(_finding(claim, evidence) for claim in CLAIMS), *_own(evidence)]
-    swept = _direction(evidence)
-    return sorted([*made, *([swept] if swept else [])], key=lambda one: ORDER.index(one.verdict))
+    """Contradictions first; then what is decided, then the rest; the evidence of each in the same order."""
+    made = [*(_finding(claim, evidence) for claim in CLAIMS), *_own(evidence), *sweep_findings(evidence)]
+    for one in made:
+        one.lines.sort(key=lambda line: ORDER.index(line.verdict or ORDER[-1]))
+    return sorted(made, key=lambda one: ORDER.index(one.verdict))
 
 
 def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     lines = _finished(claim, evidence)
     trained = _trained(evidence, lambda judged: (judged.claim, judged.part) == (claim.claim, claim.part))
     lines += trained or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
-    verdict = _combined(lines)
+    verdict = combined(lines)
     part = f" ({claim.part})" if claim.part else ""
     return Finding(
         f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, lines),
@@ -120,11 +94,9 @@ def _finished(claim: PaperClaim, evidence: Evidence) -> list[Line]:
         answer = record.dissociation.constant_suffices
         if claim.claim == 2 and answer.evidence:
             verdict = {"yes": "supported", "no": "contradicted"}.get(answer.answer, "undecided")
-            lines.append(Line(ROUTES[0], _source(name, record), n, f"{answer.question} {answer.reason}.", verdict))
-        wanted = {(1, None): ("spikes", "sinks"), (4, "spikes"): ("spikes",), (4, "sinks"): ("sinks",)}
-        for dose in record.dose:
-            if dose.target in wanted.get((claim.claim, claim.part), ()):
-                lines.append(Line(ROUTES[0], _source(name, record), n, f"{dose.name}: {_shortly(dose)}", ""))
+            lines.append(Line(ROUTES[0], source(name, record), n, f"{answer.question} {answer.reason}.", verdict))
+    swept = {(1, None): ("spikes", "sinks"), (4, "spikes"): ("spikes",), (4, "sinks"): ("sinks",)}
+    lines += sweep_lines(evidence, swept.get((claim.claim, claim.part), ()))
     return lines or [Line(ROUTES[0], "–", "0", f"Nothing in this folder. {claim.finished}", "")]
 
 
@@ -137,19 +109,19 @@ def _local(name: str, record: Anatomy) -> Line:
     n = counted(record.provenance.tokens["sequences"], "sequence")
     section = (record.model_extra or {}).get(HEADS)
     if not isinstance(section, Heads):
-        return Line(ROUTES[0], _source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
+        return Line(ROUTES[0], source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
     write = next((row.mean for row in section.modulation or [] if row.other == "write"), None)
     further = next((row.within_layers for row in section.correlations if row.other == "distance"), None)
     reach = _reach(record, section)
     if write is None or further is None or reach is None:
-        return Line(ROUTES[0], _source(name, record), n, "Too few heads have a sink to compare them.", "")
+        return Line(ROUTES[0], source(name, record), n, "Too few heads have a sink to compare them.", "")
     look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
     says = (
         f"Within heads, sink mass and norm of the write correlate at {interval(write)}, over {write.n} heads. With the "
         f"sink taken out, sink heads look {interval(reach)} as far as uniform attention does (over layers); within "
         f"layers, sink mass and that distance have rank correlation {interval(further)} over heads."
     )
-    return Line(ROUTES[0], _source(name, record), n, says, on_sides(side(write.low, write.high), look))
+    return Line(ROUTES[0], source(name, record), n, says, on_sides(side(write.low, write.high), look))
 
 
 def _reach(record: Anatomy, section: Heads) -> Estimate | None:
@@ -160,17 +132,6 @@ def _reach(record: Anatomy, section: Heads) -> Estimate | None:
             layers.setdefault(head.block, []).append(head.distance / section.uniform_distance[head.block])
     means = [float(np.mean(ratios)) for ratios in layers.values()]
     return bootstrap.estimate(bootstrap.mean, means) if means else None
-
-
-def _shortly(dose: Dose) -> str:
-    """Without the limits, which docs/interventions.md states."""
-    return dose.sentence.partition(" (Stay")[0]
-
-
-def _source(name: str, record: Interventions | Anatomy) -> str:
-    tokens = record.provenance.tokens
-    length = tokens.get("tokens") or tokens.get("seq_len")
-    return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
 
 
 def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list[Line]:
@@ -191,12 +152,7 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
                 continue
             seeds = sorted({len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-            named = {word.strip(".,;") for word in judged.evidence.split()}
-            speaking = [one for one in study.verdicts if one.variant in named]
-            effects = [
-                f"{one.variant}: {one.verdict}{shown}." for one in speaking if (shown := _effects(one, study.rules))
-            ]
-            says = " ".join([judged.evidence, *effects])
+            says, speaking = _with_effects(judged.evidence, study)
             route = ROUTES[2 if study.pretrained is None else 1]
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
             told.append((baseline, lines[-1]))
@@ -209,30 +165,34 @@ def _own(evidence: Evidence) -> list[Finding]:
     made = []
     for text in dict.fromkeys(judged.text for judged in asked if judged.verdict != "not tested"):
         lines = _trained(evidence, lambda judged, text=text: judged.text == text)
-        verdict = _combined(lines)
-        made.append(Finding("Finding", text, verdict, lines, _change("", verdict, lines), "It asks no such question."))
+        verdict = combined(lines)
+        made.append(Finding(OWN, text, verdict, lines, _change("", verdict, lines), "It asks no such question."))
     return made
 
 
-def _combined(lines: list[Line]) -> str:
-    """What all lines together decide: one verdict where they agree, mixed where they do not."""
-    decided = {line.verdict for line in lines if line.verdict in ("supported", "contradicted", "mixed")}
-    if decided:
-        return decided.pop() if len(decided) == 1 else "mixed"
-    return "undecided" if any(line.verdict for line in lines) else "not tested"
+def _with_effects(evidence: str, study: StudyRecord) -> tuple[str, list[VariantVerdict]]:
+    """The evidence with three intervals behind every variant that it names, and those variants."""
+    speaking = []
+    for judged in study.verdicts:
+        named = re.compile(rf"(?<![\w=.]){re.escape(judged.variant)}(?![\w=])(?: \(([^)]*)\))?")
+        found = named.search(evidence)
+        if found is not None:
+            speaking.append(judged)
+            shown = [found[1] or judged.verdict, *_effects(judged, study.rules)]
+            evidence = f"{evidence[: found.start()]}{judged.variant} ({'; '.join(shown)}){evidence[found.end() :]}"
+    return evidence, speaking
 
 
-def _effects(judged: VariantVerdict, rules: dict[str, float]) -> str:
-    """Three of its intervals in brackets; empty where there is none, as with a single seed."""
+def _effects(judged: VariantVerdict, rules: dict[str, float]) -> list[str]:
+    """Three of its intervals; none with a single seed."""
     least = rules.get("part_least", 0)
     part = f"norm ratio beyond {least:g}" if least else "norm ratio"
     names = {"norm_ratio": part, "sink_ratio": "sink ratio", "perplexity": "perplexity"}
-    shown = [
+    return [
         f"{names[effect.metric]} x {number(effect.ratio)} [{number(effect.low)}, {number(effect.high)}]"
         for effect in judged.effects
         if effect.metric in names and effect.size is not None
     ]
-    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _needed(speaking: list[VariantVerdict]) -> int | None:
@@ -262,19 +222,21 @@ def _change(finished: str, verdict: str, lines: list[Line]) -> str:
 
 
 def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
-    """A picture of each route."""
+    """A picture of each route where models were trained; the sweeps' are in the findings on them."""
     if claim.claim in (2, 3):
         return []
-    scratch = [study for study in evidence.studies if study.pretrained is None]
+    scratch = [study for study in evidence.studies if study.pretrained is None and _speaks(study, claim)]
     telling = max(scratch, key=_tells, default=None)
     shown = study_figures(telling)[:1] if telling is not None else []
-    target = "sinks" if claim.part == "sinks" else "spikes"
-    record = next(iter(evidence.doses.values()), None)
-    doses = [dose for dose in record.dose if dose.applicable and dose.target == target] if record else []
     healed = [graft for graft in evidence.grafts.values() if "healed" in graft.points]
     fewest = min(healed, key=lambda graft: graft.points["healed"].sink_ratio, default=None)
     grafts = [figure for figure in graft_figures(fewest) if "sink" in figure.name] if fewest is not None else []
-    return [*[dose_figure(record, dose) for dose in doses if record], *(grafts[:1] if claim.claim == 1 else []), *shown]
+    return [*(grafts[:1] if claim.claim == 1 else []), *shown]
+
+
+def _speaks(study: StudyRecord, claim: PaperClaim) -> bool:
+    asked = (claim.claim, claim.part)
+    return any((judged.claim, judged.part) == asked and judged.verdict != "not tested" for judged in study.claims)
 
 
 def _tells(study: StudyRecord) -> tuple[bool, int]:
@@ -282,41 +244,6 @@ def _tells(study: StudyRecord) -> tuple[bool, int]:
     fewest = min((len(row.seeds) for row in study.rows), default=0)
     spiking = all(one.spikes not in (None, "not testable") for one in study.verdicts)
     return spiking and fewest >= study.rules.get("seeds_min", 0), sum(len(row.seeds) for row in study.rows)
-
-
-def _direction(evidence: Evidence) -> Finding | None:
-    """Our own finding, from the sweeps of the spike: sinks of a finished model need its direction, not its size."""
-    sweeps = [(name, record, dose) for name, record in evidence.doses.items() for dose in record.dose]
-    sweeps = [one for one in sweeps if one[2].target == "spikes" and one[2].applicable]
-    if not sweeps:
-        return None
-    lines = [
-        Line(
-            ROUTES[0],
-            _source(name, record),
-            counted(record.provenance.settings["evaluated_sequences"], "sequence"),
-            _shortly(dose),
-            _at_a_tenth(dose),
-        )
-        for name, record, dose in sweeps
-    ]
-    verdict = _combined(lines)
-    change = "Another model or text whose sinks fall at a spike divided by ten or less."
-    if verdict != "supported":
-        change = "Sweeps of spikes that stand out alike: a tenth of one that stands out little lies among other tokens."
-    return Finding(
-        "Finding", "In a finished pre-norm model sinks need a direction that dominates, not a massive size: a tenfold "
-        "smaller spike leaves them.", verdict, lines, change,
-        "It reports that both meet in pre-norm models; it has no sweep of the spike's size.",
-        [dose_figure(sweeps[0][1], sweeps[0][2]), dominance_figure([(name, dose) for name, _, dose in sweeps])],
-    )  # fmt: skip
-
-
-def _at_a_tenth(dose: Dose) -> str:
-    """Whether sinks stay, or have fallen, with a spike of a tenth of its size."""
-    if dose.stays_to is not None and dose.stays_to >= 10:
-        return "supported"
-    return "contradicted" if dose.falls_from is not None and dose.falls_from <= 10 else "undecided"
 
 
 def findings_document(folder: Path) -> Document:
@@ -344,8 +271,8 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
     shown.update(figure.name for figure in figures)
     return Part(
         f"finding-{index + 1}",
-        f"{finding.title}: {finding.verdict}",
-        finding.text,
+        finding.heading,
+        "" if finding.title == OWN else finding.text,
         figures=figures,
         tables=[
             Table(
