@@ -11,7 +11,7 @@ from study_cases import TINY, InProcess
 from spikesink.cli.main import run
 from spikesink.errors import InputError
 from spikesink.records.study import StudyRecord
-from spikesink.study.grid import Grid
+from spikesink.study.grid import Grid, impossible, load_grid
 from spikesink.study.run import Study
 from spikesink.train.recipe import Recipe
 
@@ -59,6 +59,14 @@ def test_they_are_named(study, tmp_path):
 def test_one_that_is_asked_for_is_refused(tmp_path):
     with pytest.raises(InputError, match="too small for it"):
         Study("keys", Grid.parse(GRID), Recipe.read(TINY, []), tmp_path, only=["half"])
+
+
+def test_bos_again_needs_bos():
+    """A text without it has no `late_bos`, and that is known before a run begins."""
+    _, grid = load_grid("normalisation")
+    assert impossible(grid, Recipe.read(TINY, [])) == {}
+    (name,) = (left := impossible(grid, Recipe.read(TINY, ["data.bos=false"])))
+    assert name == "late_bos" and "data.source.restarts is 1 at seq_len" in left[name]
 
 
 def test_records_from_before_it_was_said_are_read(study, tmp_path):

@@ -132,7 +132,7 @@ def cells(
 
 
 def impossible(grid: Grid, base: Recipe) -> dict[str, str]:
-    """Variants that the base is too small for, and why."""
+    """Variants that cannot be made of the base, as it is too small for them, and why."""
     reasons = {}
     for name, variant in grid.variants.items():
         try:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from spikesink.data.restarts import check_restarts
 from spikesink.errors import InputError, did_you_mean
 from spikesink.train.plain_yaml import MAX_CHARACTERS, read_yaml
 from spikesink.train.presets import PRESETS
@@ -101,6 +102,11 @@ class Data(Choice):
     seed: NonNegativeInt = 0
     held_out: Size = 64
     """Sequences for evaluation and the monitor."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        check_restarts(getattr(self.source, "restarts", 0), self.seq_len, bos=self.bos)
+        return self
 
 
 class Optimiser(Choice):

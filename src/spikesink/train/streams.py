@@ -16,7 +16,6 @@ from spikesink.data.bigram_backcopy import BigramBackcopy, BigramSampler, bigram
 from spikesink.data.corpus import python_source
 from spikesink.data.encode import Encoder
 from spikesink.data.packed import HELD_OUT_SHARE, PackedSampler, TokenFile, write_token_file
-from spikesink.data.restarts import check_restarts
 from spikesink.data.tokenizers import character_tokenizer, train_bpe
 from spikesink.data.tokens import check_ids, load_token_ids
 from spikesink.errors import InputError, short
@@ -100,7 +99,6 @@ def _given(recipe: Recipe, source: IdsData) -> Stream:
 
 def _packed(recipe: Recipe, source: PackedData, progress: Progress) -> Stream:
     data = recipe.data
-    check_restarts(source.restarts, data.seq_len, bos=data.bos)
     progress("prepare data", 0, 1)
     corpus = _corpus(source)
     tokenizer = _tokenizer(recipe, corpus)
