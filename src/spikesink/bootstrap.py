@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

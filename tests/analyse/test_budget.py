@@ -19,7 +19,9 @@ from spikesink.intervene.fold import smoothed
 from spikesink.intervene.prefix import prefixed
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
 from spikesink.measure.sinks import SinkCriteria
-from spikesink.records.interventions import Estimate, KvCache, MeasureSet, advice
+from spikesink.records.advice import advice
+from spikesink.records.deployment import KvCache, MeasureSet
+from spikesink.records.intervals import Estimate
 
 IDS = token_ids(sequences=7, tokens=21)
 ONE = Estimate(value=1.0, low=1.0, high=1.0)

@@ -23,7 +23,8 @@ from spikesink.data.tokens import Tokens
 from spikesink.errors import InputError
 from spikesink.intervene import INTERVENTIONS
 from spikesink.measure.sinks import SinkCriteria
-from spikesink.records.interventions import Estimate, Interventions
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Interventions
 
 
 @pytest.fixture(scope="module")

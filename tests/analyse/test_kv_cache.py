@@ -10,7 +10,8 @@ from spikesink.access.sink_cache import sink_cache
 from spikesink.analyse.kv_cache import fewest
 from spikesink.errors import DoesNotApplyError, InputError, UnsupportedModelError
 from spikesink.intervene.window import reassigned_window, streaming_window
-from spikesink.records.interventions import Estimate, KeptSinks
+from spikesink.records.deployment import KeptSinks
+from spikesink.records.intervals import Estimate
 
 
 def streamed(model, ids, cache):

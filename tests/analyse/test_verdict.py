@@ -3,7 +3,8 @@
 import pytest
 
 from spikesink.analyse.verdict import dissociation
-from spikesink.records.interventions import Estimate, InterventionRow
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import InterventionRow
 
 
 def estimate(value, spread=0.0):

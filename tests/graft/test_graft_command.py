@@ -5,7 +5,7 @@ import json
 import pytest
 from test_graft_run import FAST, checkpoint, text  # noqa: F401
 
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 from spikesink.records.training import GraftPoint, GraftRecord
 from spikesink.report.graft import cost_words, sink_words, spike_words
 

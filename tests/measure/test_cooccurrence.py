@@ -20,7 +20,7 @@ from spikesink.measure.properties import (
 from spikesink.measure.sink_tokens import SinkTokenMeasure
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, rank_correlation, within_groups
 from spikesink.observer import Batch
-from spikesink.records.anatomy import Interval
+from spikesink.records.intervals import Interval
 
 
 def masks(n, spikes, sinks):

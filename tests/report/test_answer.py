@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 from made import anatomy, interventions, training
 
-from spikesink.records.interventions import (
-    BlockDamage,
-    Budget,
-    Estimate,
-    FormatDamage,
-    Formats,
-    MeasureSet,
-    advice,
-    formats_within,
-)
+from spikesink.records.advice import advice, formats_within
+from spikesink.records.deployment import BlockDamage, Budget, FormatDamage, Formats, MeasureSet
+from spikesink.records.intervals import Estimate
 from spikesink.report.answer import answer
 from spikesink.report.format import blocks, listed, number, percent, signed
 from spikesink.report.runs import Model

@@ -14,7 +14,7 @@ from tiny import tiny
 
 from spikesink.cli.export import CHECKPOINTS
 from spikesink.errors import InputError
-from spikesink.records.interventions import Budget, KeptSinks, KvCache, Quantisation
+from spikesink.records.deployment import Budget, KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
 
 MODULES = ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]

@@ -9,7 +9,7 @@ from made import anatomy, interventions, study
 from rich.console import Console
 
 from spikesink.records import Provenance
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 from spikesink.records.study import StudyRecord
 from spikesink.report import write_page
 from spikesink.report.build import record_document

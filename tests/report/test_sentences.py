@@ -3,7 +3,11 @@
 import pytest
 from made import anatomy, interventions
 
-from spikesink.records import anatomy as sections
+from spikesink.records.intervals import Interval
+from spikesink.records.sections.geometry import KeyPart, KeyRank
+from spikesink.records.sections.heads import LossTest, Modulation
+from spikesink.records.sections.properties import OverlapAtShare
+from spikesink.records.sections.trigger import AttentionAblation, AttentionAblationRow
 from spikesink.report.amplifier import amplifier_part
 from spikesink.report.build import record_document
 from spikesink.report.geometry import geometry_part
@@ -30,9 +34,9 @@ def said(part, label):
 def ablation(shares, free_from):
     """Attention left out from block 1, 3 and 5 on, then block 1 alone."""
     rows = [(1, 5), (3, 5), (5, 5), (1, 1)]
-    return sections.AttentionAblation(
+    return AttentionAblation(
         block=6, threshold=100.0, items=256, spiking_share=1.0, kept_min=0.9, free_from=free_from,
-        rows=[sections.AttentionAblationRow(first_block=first, last_block=last, spiking_share=share)
+        rows=[AttentionAblationRow(first_block=first, last_block=last, spiking_share=share)
               for (first, last), share in zip(rows, shares, strict=True)],
     )  # fmt: skip
 
@@ -89,16 +93,13 @@ def test_which_kind_of_block_turns_the_first_token():
 
 def test_keys_as_sums_of_columns_and_ranks_of_first_and_later_sinks():
     parts = [
-        sections.KeyPart(
+        KeyPart(
             block=block, n=9, channels=[channel, 1, 2], explained=[0.5, 0.6, 0.8], n_other=7,
             explained_other=[0.3, 0.4, 0.7],
         )
         for block, channel in ((3, 5), (5, 5), (7, 2))
     ]  # fmt: skip
-    ranks = {
-        name: sections.KeyRank(n=n, rank=rank, rank_other=4.0)
-        for name, n, rank in (("first", 4, 1.25), ("later", 3, 3.5))
-    }
+    ranks = {name: KeyRank(n=n, rank=rank, rank_other=4.0) for name, n, rank in (("first", 4, 1.25), ("later", 3, 3.5))}
     keys = [key.model_copy(update=ranks) for key in RECORD.geometry.keys]
     part = geometry_part(RECORD, changed("geometry", key_parts=parts, keys=keys))
     assert said(part, "keys explained") == (
@@ -114,10 +115,10 @@ def test_keys_as_sums_of_columns_and_ranks_of_first_and_later_sinks():
 
 def test_what_a_sinks_mass_goes_with_inside_a_head_and_what_it_does_to_the_loss():
     def interval(value, low, high, n=24):
-        return sections.Interval(value=value, low=low, high=high, n=n)
+        return Interval(value=value, low=low, high=high, n=n)
 
-    within = sections.Modulation(other="write", mean=interval(-0.66, -0.79, -0.54, 220), negative_share=0.95)
-    loss = sections.LossTest(
+    within = Modulation(other="write", mean=interval(-0.66, -0.79, -0.54, 220), negative_share=0.95)
+    loss = LossTest(
         heads=24, tokens=768, sequences=64, sink_nats=interval(0.0016, 0.001, 0.002),
         control_nats=interval(0.0005, 0.0001, 0.001), sink_rejected=10, control_rejected=1,
         difference_nats=interval(0.0011, -0.0001, 0.002), difference_p_value=0.07, alpha=0.05,
@@ -154,7 +155,7 @@ def test_a_constant_vector_has_its_two_controls():
 
 def test_a_shared_direction_has_its_control_with_an_interval():
     direction = RECORD.amplifier.directions[0].model_copy(
-        update={"control": sections.Interval(value=0.4, low=0.35, high=0.45, n=24)}
+        update={"control": Interval(value=0.4, low=0.35, high=0.45, n=24)}
     )
     part = amplifier_part(RECORD, changed("amplifier", directions=[direction]))
     assert said(part, "shared direction in block 2 (layer 0, FFN)") == (
@@ -167,11 +168,11 @@ def test_properties_show_their_limits_and_the_curve_its_reason():
     first = first.model_copy(
         update={
             "value": 0.224, "threshold": 0.25, "answer": "borderline", "sensitivity": [0.2, 0.3125],
-            "interval": sections.Interval(value=0.22, low=0.2, high=0.26, n=24),
+            "interval": Interval(value=0.22, low=0.2, high=0.26, n=24),
         }
     )  # fmt: skip
     curve = [
-        sections.OverlapAtShare(heads_share=share, heads_min=heads, sinks=40, jaccard=0.5, recall=0.5, later_sinks=9,
+        OverlapAtShare(heads_share=share, heads_min=heads, sinks=40, jaccard=0.5, recall=0.5, later_sinks=9,
                                 later_jaccard=0.1)
         for share, heads in ((0.0, 1), (0.01, 3))
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from spikesink.analyse.remedies import stored_largest
 from spikesink.intervene.fold import smoothed
 from spikesink.intervene.prefix import prefixed, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs, quantised_weights
-from spikesink.records.interventions import (
+from spikesink.records.deployment import (
     IGNORED,
     KEPT,
     PER_TOKEN,

@@ -12,7 +12,8 @@ from spikesink.errors import DoesNotApplyError, NumericError
 from spikesink.intervene import INTERVENTIONS, Intervention
 from spikesink.intervene.base import Context
 from spikesink.positions import placed
-from spikesink.records.interventions import Draw, Estimate, InterventionRow
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Draw, InterventionRow
 
 STAGE = "interventions"
 LISTED_POSITIONS = 4

@@ -7,7 +7,8 @@ from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.analyse.verdict import Thresholds, kept, removes
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention
-from spikesink.records.interventions import Dose, Estimate, InterventionRow
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Dose, InterventionRow
 
 STAGE = "dose"
 DEFAULT = ("shrink_spikes", "mask_sinks_everywhere")

@@ -21,7 +21,7 @@ from spikesink.measure.perplexity import LossMeasure
 from spikesink.measure.sinks import SinkCriteria, SinkMeasure
 from spikesink.measure.spikes import SequenceSpikes
 from spikesink.measure.states import SpikeStates
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 
 HELD_OUT_SPIKES = "held-out spike tokens"
 """Key of the spike tokens of the held-out sequences."""

@@ -17,7 +17,7 @@ from spikesink.intervene.formats import FORMATS, lost, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
 from spikesink.positions import placed
-from spikesink.records.interventions import FORMAT_NATS, BlockDamage, FormatDamage, Formats
+from spikesink.records.deployment import FORMAT_NATS, BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
 INPUTS = (

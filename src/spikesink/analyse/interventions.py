@@ -33,18 +33,8 @@ from spikesink.intervene import INTERVENTIONS, Intervention, Targets
 from spikesink.intervene.base import EDITS
 from spikesink.observer import notebook_progress
 from spikesink.records.base import Provenance, Timing, package_versions
-from spikesink.records.interventions import (
-    NO_FORMATS,
-    NO_REMEDIES,
-    PARTS,
-    UNASKED,
-    Dissociation,
-    Formats,
-    InterventionRow,
-    Interventions,
-    KvCache,
-    Quantisation,
-)
+from spikesink.records.deployment import NO_FORMATS, NO_REMEDIES, PARTS, UNASKED, Formats, KvCache, Quantisation
+from spikesink.records.interventions import Dissociation, InterventionRow, Interventions
 
 CORE = ("zero_spikes", "freeze_spikes", "pin_spikes", "cut_amplifier", "project_out_direction", "mask_sinks")
 ASKED = ("mask_sinks_everywhere", "move_sinks")

@@ -11,7 +11,7 @@ from spikesink.access.rotary import rotates
 from spikesink.analyse.evaluation import Evaluation, Evaluator
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.window import reassigned_window, streaming_window
-from spikesink.records.interventions import REASSIGNED, TOLERANCE_NATS, TRUE, KeptSinks, KvCache, fewest
+from spikesink.records.deployment import REASSIGNED, TOLERANCE_NATS, TRUE, KeptSinks, KvCache, fewest
 
 STAGE = "KV cache"
 KEEP = (0, 1, 2, 4, 8)

@@ -22,7 +22,8 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
-from spikesink.records.interventions import KEPT, Damage, Estimate, Quantisation
+from spikesink.records.deployment import KEPT, Damage, Quantisation
+from spikesink.records.intervals import Estimate
 
 STAGE = "quantisation"
 SITE_KINDS = (*KINDS, "kv")

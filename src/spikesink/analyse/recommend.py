@@ -6,16 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from spikesink.analyse.evaluation import Evaluator
-from spikesink.records.interventions import (
-    Budget,
-    Formats,
-    KvCache,
-    Quantisation,
-    Recommendation,
-    Remedies,
-    advice,
-    formats_within,
-)
+from spikesink.records.advice import advice, formats_within
+from spikesink.records.deployment import Budget, Formats, KvCache, Quantisation, Remedies
+from spikesink.records.interventions import Recommendation
 
 LISTED = 8
 

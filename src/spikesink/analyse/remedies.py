@@ -19,7 +19,7 @@ from spikesink.intervene.fold import rotated, smoothed
 from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, require_kept, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.states import SpikeStates
-from spikesink.records.interventions import PREFIX, SMOOTHING, Damage, Remedies
+from spikesink.records.deployment import PREFIX, SMOOTHING, Damage, Remedies
 
 STAGE = "remedies"
 LONGEST = 4

@@ -14,7 +14,7 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.observer import Progress, no_progress
 from spikesink.positions import placed
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 
 STAGE = "int8 and fp8"
 FP8_LARGEST = float(torch.finfo(torch.float8_e4m3fn).max)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from spikesink.records.interventions import Answer, Dissociation, Estimate, InterventionRow
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Answer, Dissociation, InterventionRow
 
 VARIED = {
     "tokens_removed_max": (0.05, 0.2),

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from spikesink.records.anatomy import Prediction
+from spikesink.records.sections.amplifier import Prediction
 from spikesink.weights import GatedFFN
 
 ROWS = 512

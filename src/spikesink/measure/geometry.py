@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spikesink.bootstrap import RESAMPLES, bounds
-from spikesink.records.anatomy import Interval
+from spikesink.records.intervals import Interval
 
 ENERGY = 0.99
 

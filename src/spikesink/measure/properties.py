@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spikesink.observer import Observer
-from spikesink.records.anatomy import Interval, TokenOverlap
+from spikesink.records.intervals import Interval
+from spikesink.records.sections.properties import TokenOverlap
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from spikesink.bootstrap import bounds, replicates
-from spikesink.records.anatomy import Interval
+from spikesink.records.intervals import Interval
 
 
 def bootstrap_mean(

@@ -1,6 +1,6 @@
 """Frozen result types, their schema version and how they are written and read. Importing this loads no torch."""
 
-from spikesink.records import anatomy, study
+from spikesink.records import sections, study
 from spikesink.records.base import (
     SCHEMA,
     Frozen,
@@ -55,8 +55,8 @@ __all__ = [
     "Timing",
     "TrainingRun",
     "VerificationRecord",
-    "anatomy",
     "check_output",
     "package_versions",
+    "sections",
     "study",
 ]

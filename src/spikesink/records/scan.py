@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from spikesink.positions import placed
-from spikesink.records.anatomy import Interval
 from spikesink.records.base import Frozen, JsonRecord, NotApplicable, Provenance, Record, Section, Timing
+from spikesink.records.intervals import Interval
 
 
 class Peak(Frozen):

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from spikesink.records.base import Frozen, JsonRecord, Provenance, Timing
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 
 Status = Literal["finished", "refused", "failed"]
 """refused: the model or the text cannot be measured, which is a result; failed: anything else, after a second try."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from spikesink.records.base import Frozen, Provenance, Record, Timing
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 
 
 class TrainingRun(Record):

@@ -5,7 +5,7 @@ import numpy as np
 
 from spikesink.positions import placed
 from spikesink.records import Anatomy
-from spikesink.records import anatomy as sections
+from spikesink.records.sections import amplifier as sections
 from spikesink.report.document import Merit, Part, Table
 from spikesink.report.drawing import (
     BLUE,

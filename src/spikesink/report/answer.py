@@ -6,8 +6,9 @@ import numpy as np
 
 from spikesink.positions import first_half
 from spikesink.records import Anatomy
-from spikesink.records.interventions import PARTS, UNASKED, InterventionRow, Interventions, Recommendation
-from spikesink.records.interventions import advice as recommended
+from spikesink.records.advice import advice as recommended
+from spikesink.records.deployment import PARTS, UNASKED
+from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
 from spikesink.report.conditions import command
 from spikesink.report.document import Statement
 from spikesink.report.format import blocks, counted, listed, number, percent, quantity, quoted

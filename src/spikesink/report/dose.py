@@ -5,7 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from spikesink.records.interventions import Dose, Estimate, InterventionRow, Interventions
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Dose, InterventionRow, Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,

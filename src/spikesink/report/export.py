@@ -10,17 +10,8 @@ import yaml
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.base import Frozen
-from spikesink.records.interventions import (
-    KEPT,
-    PER_TOKEN,
-    PREFIX,
-    REASSIGNED,
-    SMOOTHING,
-    TRUE,
-    Interventions,
-    MeasureSet,
-    fewest,
-)
+from spikesink.records.deployment import KEPT, PER_TOKEN, PREFIX, REASSIGNED, SMOOTHING, TRUE, MeasureSet, fewest
+from spikesink.records.interventions import Interventions
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 NOT_LINEAR = ("gpt2", "openai-gpt")

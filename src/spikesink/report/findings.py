@@ -10,8 +10,8 @@ import numpy as np
 
 from spikesink import bootstrap
 from spikesink.records import Anatomy
-from spikesink.records.anatomy import Heads
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
+from spikesink.records.sections.heads import Heads
 from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import Figure

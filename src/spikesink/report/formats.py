@@ -1,7 +1,8 @@
 """What the formats that models are served in cost, in which blocks, and what spikes have to do with it."""
 
 from spikesink.positions import placed
-from spikesink.records.interventions import FormatDamage, Interventions
+from spikesink.records.deployment import FormatDamage
+from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.format import NONE, interval, listed, number, percent
 from spikesink.report.interventions import ANOTHER_PROCESSOR, cost_text

@@ -5,7 +5,7 @@ import numpy as np
 
 from spikesink.positions import placed
 from spikesink.records import Anatomy
-from spikesink.records import anatomy as sections
+from spikesink.records.sections import geometry as sections
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, layered, scatter, table
 from spikesink.report.format import interval, number, percent

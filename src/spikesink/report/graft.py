@@ -1,6 +1,6 @@
 """What a graft says: what was replaced, what it costs beside its control, and whether spikes and sinks came back."""
 
-from spikesink.records.interventions import Estimate
+from spikesink.records.intervals import Estimate
 from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table

@@ -6,7 +6,8 @@ import altair as alt
 import numpy as np
 
 from spikesink.records import Anatomy, SinkHead
-from spikesink.records import anatomy as sections
+from spikesink.records.sections import heads as sections
+from spikesink.records.sections.geometry import Geometry, LogitGap
 from spikesink.report import geometry
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import Figure, inline, layered, rounded, scatter, table
@@ -207,12 +208,12 @@ def _trace(section: sections.Heads, trace: sections.HeadTrace) -> Facts:
 def _gaps(record: Anatomy) -> dict[str, Facts]:
     """By the head's id; nothing where `geometry` was not measured."""
     section = _section(record, "geometry")
-    if not isinstance(section, sections.Geometry):
+    if not isinstance(section, Geometry):
         return {}
     return {head_id(gap.block, gap.head): _gap(gap) for gap in section.gaps}
 
 
-def _gap(gap: sections.LogitGap) -> Facts:
+def _gap(gap: LogitGap) -> Facts:
     parts = f"content {number(gap.content)}, distance {number(gap.distance)}; ± {number(gap.gap_std)} over queries"
     cosines = f"{number(gap.cosine_sink)}; others {number(gap.cosine_other)}"
     return [("logit gap", f"{number(gap.gap)} ({parts})"), ("cosine of query and sink key", cosines)]

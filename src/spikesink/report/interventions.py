@@ -4,7 +4,8 @@ from typing import Any
 
 import altair as alt
 
-from spikesink.records.interventions import Answer, Estimate, InterventionRow, Interventions
+from spikesink.records.intervals import Estimate
+from spikesink.records.interventions import Answer, InterventionRow, Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, drawing, inline, layered, table
 from spikesink.report.format import NONE, counted, listed, number, percent, signed

@@ -2,7 +2,8 @@
 
 import altair as alt
 
-from spikesink.records.interventions import REASSIGNED, TRUE, Interventions, KeptSinks
+from spikesink.records.deployment import REASSIGNED, TRUE, KeptSinks
+from spikesink.records.interventions import Interventions
 from spikesink.report.conditions import name
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import HEIGHT, Figure, Rows, lines, log_scale, table

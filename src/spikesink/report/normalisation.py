@@ -3,7 +3,7 @@
 import altair as alt
 
 from spikesink.records import Anatomy
-from spikesink.records import anatomy as sections
+from spikesink.records.sections import normalisation as sections
 from spikesink.report.document import Merit, Part
 from spikesink.report.drawing import BLUE, HEIGHT, ORANGE, Figure, Rows, block_axis, lines, step_marks, table
 from spikesink.report.format import counted, number, percent

@@ -1,7 +1,8 @@
 """The five properties of massive activations with their verdicts, and whether spike tokens are sink tokens."""
 
 from spikesink.records import Anatomy
-from spikesink.records import anatomy as sections
+from spikesink.records.sections import properties as sections
+from spikesink.records.sections.heads import SinkTokenRule
 from spikesink.report.document import Part, Table
 from spikesink.report.format import counted, interval, number, percent
 
@@ -53,7 +54,7 @@ def _limit(item: sections.Property) -> str:
     return f"{number(item.threshold)} ({number(item.sensitivity[0])}, {number(item.sensitivity[1])})"
 
 
-def _curve(curve: list[sections.OverlapAtShare], rule: sections.SinkTokenRule | None) -> Table:
+def _curve(curve: list[sections.OverlapAtShare], rule: SinkTokenRule | None) -> Table:
     """The overlap by the share of heads that makes a sink token."""
     used = f" Used elsewhere: {counted(rule.heads_min, 'head')}" if rule is not None else ""
     reason = ", 1 % of all: one odd head makes no sink token, and any share beyond is a choice, hence this table."

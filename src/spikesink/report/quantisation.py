@@ -5,7 +5,8 @@ from typing import Any
 import altair as alt
 
 from spikesink.positions import placed
-from spikesink.records.interventions import Damage, Interventions, Quantisation
+from spikesink.records.deployment import Damage, Quantisation
+from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.drawing import (
     BLUE,

@@ -19,7 +19,7 @@ from spikesink.measure.amplifier import (
     symmetric_norm,
 )
 from spikesink.measure.geometry import mean_cosine
-from spikesink.records import anatomy as record
+from spikesink.records.sections import amplifier as record
 from spikesink.weights import GatedFFN
 
 OUTLIER_OVER_MEDIAN_MIN = 10.0

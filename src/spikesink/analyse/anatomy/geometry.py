@@ -27,7 +27,7 @@ from spikesink.measure.states import Gather
 from spikesink.measure.statistics import rank_correlation
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
 from spikesink.positions import placed, ranks
-from spikesink.records import anatomy as record
+from spikesink.records.sections import geometry as record
 
 CHANNELS = 8
 TOKENS = 64

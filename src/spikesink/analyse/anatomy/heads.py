@@ -18,7 +18,8 @@ from spikesink.measure.perplexity import token_losses
 from spikesink.measure.states import Gather
 from spikesink.measure.statistics import bootstrap_mean, clustered_p_value, rank_correlation, within_groups
 from spikesink.observer import AttentionRows
-from spikesink.records import anatomy as record
+from spikesink.records.intervals import Interval
+from spikesink.records.sections import heads as record
 
 PRODUCTS = 6e11
 """Multiplications spent on the logits of all heads, heads x tokens x d x vocabulary: decides the tokens of each."""
@@ -66,14 +67,14 @@ class LossEffects:
         self.targets = scanned.ids[sequences, positions + 1].to(accessed.device)
         self.parts = _SinkParts(sinks.mask, sequences, positions, accessed.n_blocks)
 
-    def measure(self, progress: Progress) -> tuple[dict[Head, record.Interval], record.LossTest]:
+    def measure(self, progress: Progress) -> tuple[dict[Head, Interval], record.LossTest]:
         """Mean rise in nats by head, interval over tokens; and a test of some heads on more tokens."""
         device, parts = self.accessed.device, self.parts.parts
         losses = _Losses(self.unembed, self.parts.residuals[self.accessed.n_blocks].to(device), self.targets)
         heads = [(block, head) for block in sorted(self.projections) for head in range(parts[block].shape[1])]
         few = _affordable_tokens(self.accessed, len(heads))
         tested = set(np.random.default_rng(SEED).permutation(len(heads))[:TESTED_HEADS].tolist())
-        effects: dict[Head, record.Interval] = {}
+        effects: dict[Head, Interval] = {}
         sink, control = [], []
         for done, (block, head) in enumerate(heads):
             progress("sink and loss", done, len(heads))
@@ -92,7 +93,7 @@ class LossEffects:
 def _tested(sink: list[np.ndarray], control: list[np.ndarray], sequences: np.ndarray) -> record.LossTest:
     """sink, control: rises (token,) of each tested head; sequences (token,)."""
 
-    def over(rises: list[np.ndarray]) -> tuple[record.Interval, int]:
+    def over(rises: list[np.ndarray]) -> tuple[Interval, int]:
         adjusted = holm([clustered_p_value(rise, sequences) for rise in rises])
         return bootstrap_mean(np.array([rise.mean() for rise in rises])), sum(p <= ALPHA for p in adjusted)
 
@@ -214,7 +215,7 @@ def _gram(weight: Tensor, seen: Probe, block: int) -> Tensor:
     return per_head.mT @ per_head
 
 
-def _traces(measure: HeadMeasure, effects: dict[tuple[int, int], record.Interval]) -> list[record.HeadTrace]:
+def _traces(measure: HeadMeasure, effects: dict[tuple[int, int], Interval]) -> list[record.HeadTrace]:
     traces = []
     for block, sums in sorted(measure.blocks.items()):
         values = measure.values[block]

@@ -9,7 +9,7 @@ from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.normalisation import GroupStatistics, explained_by_others
 from spikesink.observer import Batch, Observer
-from spikesink.records import anatomy as record
+from spikesink.records.sections import normalisation as record
 from spikesink.weights import InputNorm
 
 MAX_PROMPTS = 4096

@@ -33,7 +33,8 @@ from spikesink.measure.properties import (
 from spikesink.measure.sink_tokens import HEADS_SHARE_MIN
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.positions import first_half, ranks
-from spikesink.records import anatomy as record
+from spikesink.records.intervals import Interval
+from spikesink.records.sections import properties as record
 
 ONE_CHANNEL = "needs two channels and several spike tokens"
 CRITERIA = PropertyCriteria()
@@ -147,7 +148,7 @@ class _Values:
             ),
         ]  # fmt: skip
 
-    def _interval(self, statistic, chosen: np.ndarray) -> record.Interval | None:
+    def _interval(self, statistic, chosen: np.ndarray) -> Interval | None:
         """Of a statistic of (token, channel) over the chosen tokens, whole sequences drawn; None for one sequence."""
         values, groups = self.hidden[chosen][:, self.followed], self.sample.sequence.numpy()[chosen]
         value, count = statistic(values), len(np.unique(groups))
@@ -160,7 +161,7 @@ class _Values:
 
         drawn = replicates(resampled, np.arange(len(values)), groups=groups, resamples=RESAMPLES)
         low, high = bounds(drawn)
-        return record.Interval(value=value, low=low, high=high, n=count)
+        return Interval(value=value, low=low, high=high, n=count)
 
 
 def _property(
@@ -172,7 +173,7 @@ def _property(
     control: float | None,
     n: int,
     at_least: bool = False,
-    interval: record.Interval | None = None,
+    interval: Interval | None = None,
 ) -> record.Property:
     holds = None if value is None else value >= threshold if at_least else value <= threshold
     return record.Property(

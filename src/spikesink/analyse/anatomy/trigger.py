@@ -22,7 +22,8 @@ from spikesink.measure.states import Gather
 from spikesink.measure.statistics import bootstrap_mean
 from spikesink.observer import AttentionRows, Batch, Observer, full_batch
 from spikesink.positions import placed, ranks
-from spikesink.records import anatomy as record
+from spikesink.records.intervals import Interval
+from spikesink.records.sections import trigger as record
 
 ABLATED_ITEMS = 256
 """Vocabulary items, drawn with a fixed seed: a share near one half is known to 0.03 (standard error)."""
@@ -253,7 +254,7 @@ def _class(watched: _SelfAttention, block: int, name: str, members: Tensor) -> r
     counts = members.sum(1).numpy()
     seen = torch.arange(1, members.shape[1] + 1).expand_as(members)[members]
 
-    def mean(quantity: str) -> record.Interval:
+    def mean(quantity: str) -> Interval:
         totals = (watched.values[quantity][block] * members).sum(1).numpy()
         return bootstrap_mean(totals / np.maximum(counts, 1), counts)
 
