@@ -14,7 +14,7 @@ import torch
 
 from spikesink.access import full_batch, load, observing, run
 from spikesink.access.capture import run_until
-from spikesink.analyse.anatomy.trigger import BATCH_TOKENS, probe_vocabulary
+from spikesink.analyse.anatomy.vocabulary_probe import BATCH_TOKENS, probe_vocabulary
 
 BLOCK = 24
 PAIRS = 6

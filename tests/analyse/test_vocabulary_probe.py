@@ -8,7 +8,8 @@ import torch
 from tiny import VOCAB, tiny, token_ids
 
 from spikesink.access import access, full_batch, observing, run
-from spikesink.analyse.anatomy.trigger import LATER_LENGTH, _behind, _free_from, attention_ablation, probe_vocabulary
+from spikesink.analyse.anatomy.trigger import _free_from, attention_ablation
+from spikesink.analyse.anatomy.vocabulary_probe import LATER_LENGTH, _behind, probe_vocabulary
 from spikesink.analyse.passes import Criteria
 from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError

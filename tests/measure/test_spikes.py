@@ -5,15 +5,9 @@ import pytest
 import torch
 
 from spikesink.measure import spikes
-from spikesink.measure.spikes import (
-    PeakTracker,
-    SpikeCriteria,
-    SpikeMeasure,
-    TokenCandidates,
-    _drawn,
-    _medians_at_once,
-    row_medians,
-)
+from spikesink.measure.medians import _drawn, _medians_at_once, row_medians
+from spikesink.measure.spikes import SpikeCriteria, SpikeMeasure
+from spikesink.measure.tallies import PeakTracker, TokenCandidates
 from spikesink.observer import Batch, full_batch
 
 
@@ -203,7 +197,7 @@ def test_the_embedding_does_not_count():
 
 
 def test_candidates_stay_bounded(monkeypatch):
-    monkeypatch.setattr("spikesink.measure.spikes.MAX_CANDIDATES", 5)
+    monkeypatch.setattr("spikesink.measure.tallies.MAX_CANDIDATES", 5)
     candidates = TokenCandidates(share=0.1)
     for sequence in range(40):
         candidates.update(torch.tensor([[float(sequence + 10), 1.0]]), sequence)
@@ -226,7 +220,7 @@ def test_spikes_are_in_few_tokens(spiking, verdict, monkeypatch):
     hidden = torch.ones(4, 16, 6)
     hidden.view(64, 6)[:spiking, 2] = 500.0
     for most in (10_000, 5):
-        monkeypatch.setattr("spikesink.measure.spikes.MAX_CANDIDATES", most)
+        monkeypatch.setattr("spikesink.measure.tallies.MAX_CANDIDATES", most)
         measure = SpikeMeasure()
         feed(measure, hidden)
         result = measure.compute()

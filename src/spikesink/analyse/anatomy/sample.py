@@ -11,8 +11,8 @@ from spikesink.access.weights import input_norm
 from spikesink.analyse.passes import Pass, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.sink_tokens import SinkTokens
-from spikesink.measure.spikes import TOP
 from spikesink.measure.states import Gather
+from spikesink.measure.tallies import TOP
 from spikesink.observer import Observer
 
 SPIKE_TOKENS = 128

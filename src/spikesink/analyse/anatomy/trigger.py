@@ -1,28 +1,26 @@
 """Which tokens spike, and why: vocabulary probe, alignment with s*, early attention left out, delimiters. Spec 2.3."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
-from spikesink.access.weights import NormScale, attention_weights, gated_ffns, norm_scale, probe
+from spikesink.access.weights import attention_weights, gated_ffns, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
-from spikesink.analyse.passes import Pass, Progress, Scan, Steps, in_steps, no_progress
+from spikesink.analyse.anatomy.self_sinking import self_sinking
+from spikesink.analyse.anatomy.vocabulary_probe import PRIMARY, SEED, alone, probe_record, probe_vocabulary, vocabulary
+from spikesink.analyse.passes import Progress, Scan, Steps, in_steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.amplifier import spectrum
 from spikesink.measure.geometry import alignment, map_gain, random_cosine, random_gain
 from spikesink.measure.lifecycle import main_step_up
 from spikesink.measure.states import Gather
-from spikesink.measure.statistics import bootstrap_mean
-from spikesink.observer import AttentionRows, Batch, Observer, full_batch
-from spikesink.positions import placed, ranks
-from spikesink.records.intervals import Interval
+from spikesink.observer import Batch, full_batch
+from spikesink.positions import placed
 from spikesink.records.sections import trigger as record
 
 ABLATED_ITEMS = 256
@@ -183,199 +181,6 @@ def _gain(
     return map_gain(matrix, direction.to(matrix)), random_gain(matrix), None
 
 
-MAX_SEQUENCES = 256
-CLASSES = ("first", "delimiter", "other")
-
-
-def self_sinking(scanned: Scan, last_block: int) -> Steps[list[record.SelfSinkingBlock]]:
-    """Per token class, for every attention block up to `last_block`. Raises DoesNotApplyError."""
-    accessed = scanned.accessed
-    if accessed.tokenizer is None:
-        raise DoesNotApplyError("Without a tokenizer it is not known which tokens are delimiters")
-    ids, valid = scanned.ids[:MAX_SEQUENCES], valid_mask(scanned)[:MAX_SEQUENCES]
-    blocks = [sites.block for sites in accessed.attending if sites.block <= last_block]
-    scales = {block: norm_scale(accessed.blocks()[block - 1], accessed.d_model) for block in blocks}
-    known = {block: scale for block, scale in scales.items() if scale is not None}
-    if not known:
-        raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
-    watched = _SelfAttention(blocks, known, (len(ids), ids.shape[1]))
-    yield Pass([watched], slice(MAX_SEQUENCES))
-    classes = _classes(scanned, ids, valid)
-    return [
-        record.SelfSinkingBlock(block=block, classes=[_class(watched, block, name, classes[name]) for name in CLASSES])
-        for block in known
-    ]
-
-
-def is_delimiter(text: str) -> bool:
-    """No letter and no digit: punctuation, brackets, white space, line ends."""
-    return bool(text) and not any(character.isalnum() for character in text)
-
-
-def _classes(scanned: Scan, ids: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Masks of the shape of ids; the first token counts as nothing else."""
-    known = {int(token): is_delimiter(scanned.accessed.token_text(int(token))) for token in torch.unique(ids)}
-    delimiter = torch.tensor([[known[int(token)] for token in row] for row in ids])
-    first = valid & (ranks(valid) == 0)
-    later = valid & ~first
-    return {"first": first, "delimiter": later & delimiter, "other": later & ~delimiter}
-
-
-@dataclass
-class _SelfAttention(Observer):
-    """Per token and block, self-attention (mean over heads), post-norm magnitude and cosine with gamma."""
-
-    blocks: list[int]
-    scales: dict[int, NormScale]
-    shape: tuple[int, int]
-    values: dict[str, dict[int, Tensor]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = {
-            name: {block: torch.zeros(self.shape) for block in self.blocks} for name in ("self", "magnitude", "cosine")
-        }
-
-    def on_residual(self, block: int, hidden: Tensor) -> None:
-        if block + 1 not in self.scales:
-            return
-        scale = self.scales[block + 1]
-        magnitude = (scale.norm(hidden) * scale.gain).norm(dim=-1) / hidden.shape[-1] ** 0.5
-        cosine = cosine_similarity(hidden.float(), scale.gain, dim=-1)
-        self.values["magnitude"][block + 1][self.batch.rows] = magnitude.cpu()
-        self.values["cosine"][block + 1][self.batch.rows] = cosine.cpu()
-
-    def on_attention_rows(self, rows: AttentionRows) -> None:
-        if rows.block in self.blocks:
-            diagonal = rows.weights.mean(1).diagonal(offset=rows.query_start - rows.key_start, dim1=1, dim2=2)
-            self.values["self"][rows.block][self.batch.rows, rows.queries] = diagonal.cpu()
-
-
-def _class(watched: _SelfAttention, block: int, name: str, members: Tensor) -> record.TokenClass:
-    counts = members.sum(1).numpy()
-    seen = torch.arange(1, members.shape[1] + 1).expand_as(members)[members]
-
-    def mean(quantity: str) -> Interval:
-        totals = (watched.values[quantity][block] * members).sum(1).numpy()
-        return bootstrap_mean(totals / np.maximum(counts, 1), counts)
-
-    return record.TokenClass(
-        name=name,
-        tokens=int(counts.sum()),
-        self_attention=mean("self"),
-        uniform=float((1.0 / seen).mean()) if len(seen) else None,
-        norm_magnitude=mean("magnitude"),
-        gamma_cosine=mean("cosine"),
-    )
-
-
-LATER_LENGTH = 16
-"""Tokens of a control sequence: one in front, then items, each behind a random prefix."""
-BATCH_TOKENS = 512
-SEED = 0
-
-
-@dataclass(frozen=True)
-class Probed:
-    """Per item (item,): largest magnitude after the block, alone and behind a prefix; norm of the embedding H[1]."""
-
-    ids: np.ndarray
-    first: np.ndarray
-    later: np.ndarray
-    embedding_norm: np.ndarray
-
-
-class _Peak(Observer):
-    """Observer of the largest magnitude after a block and of the embedding's norm, (batch, token)."""
-
-    def __init__(self, block: int) -> None:
-        self.block = block
-
-    def on_residual(self, block: int, hidden: Tensor) -> None:
-        if block == 0:
-            self.embedding_norm = hidden.float().norm(dim=-1).cpu().numpy()
-        if block == self.block:
-            self.peak = hidden.float().abs().amax(-1).cpu().numpy()
-
-
-def probe_vocabulary(
-    accessed: AccessedModel,
-    block: int,
-    ids: np.ndarray | None = None,
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Progress = no_progress,
-) -> Probed:
-    """Probe these items, or the whole vocabulary. ids: (item,) distinct; block: 1-based.
-
-    The control puts the items in random order into sequences of LATER_LENGTH, the first place taken by a random item,
-    so that every item is measured once behind a random prefix.
-    """
-    items = np.arange(vocabulary(accessed)) if ids is None else np.asarray(ids, dtype=np.int64)
-    behind = _behind(items, batch_tokens)
-    total = -(-len(items) // batch_tokens) + len(behind)
-    first, norms = alone(accessed, block, items, batch_tokens=batch_tokens, progress=progress, total=total)
-    later = np.empty(len(items), dtype=np.float32)
-    peak = _Peak(block)
-    with observing(accessed, [peak]):
-        for done, (rows, places) in enumerate(behind, start=1):
-            run_until(accessed, full_batch(torch.from_numpy(rows)), block)
-            counts = places >= 0
-            later[places[counts]] = peak.peak[counts]
-            progress("vocabulary probe", total - len(behind) + done, total)
-    return Probed(items, first, later, norms)
-
-
-def alone(
-    accessed: AccessedModel,
-    block: int,
-    items: np.ndarray,
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: Progress = no_progress,
-    total: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every item as a sequence of its own: largest magnitude after the block, and norm of the embedding, each (item,).
-
-    total: steps of the whole measure, for its progress; default the steps of this function.
-    """
-    pieces = _pieces(items, batch_tokens)
-    peak, magnitudes, norms = _Peak(block), [], []
-    with observing(accessed, [peak]):
-        for done, piece in enumerate(pieces, start=1):
-            run_until(accessed, full_batch(torch.from_numpy(piece)[:, None]), block)
-            magnitudes.append(peak.peak[:, 0])
-            norms.append(peak.embedding_norm[:, 0])
-            progress("vocabulary probe", done, total or len(pieces))
-    return np.concatenate(magnitudes), np.concatenate(norms)
-
-
-def vocabulary(accessed: AccessedModel) -> int:
-    """Items that the tokenizer knows; embedding rows beyond it are padding that no text reaches."""
-    known = accessed.vocab_size if accessed.tokenizer is None else len(accessed.tokenizer)
-    return min(known, accessed.vocab_size)
-
-
-def _behind(items: np.ndarray, batch_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of sequences in which every item stands once behind a prefix; place -1 = does not count."""
-    generator = np.random.default_rng(SEED)
-    per_row = LATER_LENGTH - 1
-    order = generator.permutation(len(items))
-    missing = -len(order) % per_row
-    filled = np.concatenate([order, np.full(missing, -1)]).reshape(-1, per_row)
-    front = generator.integers(0, len(items), len(filled))
-    rows = np.concatenate([items[front][:, None], items[np.maximum(filled, 0)]], axis=1)
-    places = np.concatenate([np.full((len(filled), 1), -1), filled], axis=1)
-    pieces = _pieces(np.arange(len(rows)), max(1, batch_tokens // LATER_LENGTH))
-    return [(rows[chosen], places[chosen]) for chosen in pieces]
-
-
-def _pieces(index: np.ndarray, size: int) -> list[np.ndarray]:
-    return [index[start : start + size] for start in range(0, len(index), size)]
-
-
-PRIMARY = "sun2024"
-ABSOLUTE = 1000.0
-LISTED_EXCEPTIONS = 64
 Part = TypeVar("Part")
 
 
@@ -384,7 +189,7 @@ def measure_trigger(scanned: Scan, progress: Progress) -> Steps[tuple[record.Tri
     block = plateau_block(scanned)
     probed = probe_vocabulary(scanned.accessed, block, progress=progress)
     arrays = {"first": probed.first, "later": probed.later, "embedding_norm": probed.embedding_norm}
-    probe = _probe_record(scanned, block, probed)
+    probe = probe_record(scanned, block, probed)
     threshold = next(count.threshold for count in probe.counts if count.criterion == PRIMARY)
     fixed_map, map_reason = yield from _or_reason(lambda: first_token_map(scanned, progress))
     ablation, ablation_reason = yield from _or_reason(lambda: attention_ablation(scanned, block, threshold, progress))
@@ -413,47 +218,3 @@ def plateau_block(scanned: Scan) -> int:
     """The last step-up block, or the block of the largest value where no step is known."""
     steps = scanned.steps
     return max(steps.step_up) if steps is not None and steps.step_up else scanned.spike.block
-
-
-def _probe_record(scanned: Scan, block: int, probed: Probed) -> record.VocabularyProbe:
-    statistics, criteria = scanned.spikes.residuals[block], scanned.criteria.spikes
-    thresholds = {
-        "sun2024": max(criteria.sun2024_absolute, criteria.sun2024_ratio * statistics.median),
-        "share_of_spike": criteria.share_of_spike_min * statistics.maximum,
-        "absolute_1000": ABSOLUTE,
-    }
-    below = np.nonzero(~(probed.first > thresholds[PRIMARY]))[0]
-    listed = below[np.argsort(probed.first[below], kind="stable")][:LISTED_EXCEPTIONS]
-    return record.VocabularyProbe(
-        block=block,
-        items=len(probed.ids),
-        later_length=LATER_LENGTH,
-        ordinary_median=statistics.median,
-        criterion=PRIMARY,
-        counts=[_count(name, threshold, probed) for name, threshold in thresholds.items()],
-        first_median=float(np.median(probed.first)),
-        later_median=float(np.median(probed.later)),
-        exceptions=[
-            record.ProbeException(
-                token_id=int(probed.ids[index]),
-                text=scanned.accessed.token_text(int(probed.ids[index])),
-                value=float(probed.first[index]),
-                embedding_norm=float(probed.embedding_norm[index]),
-            )
-            for index in listed
-        ],
-        exception_count=len(below),
-        median_embedding_norm=float(np.median(probed.embedding_norm)),
-    )
-
-
-def _count(name: str, threshold: float, probed: Probed) -> record.ProbeCount:
-    first, later = int((probed.first > threshold).sum()), int((probed.later > threshold).sum())
-    return record.ProbeCount(
-        criterion=name,
-        threshold=threshold,
-        first_count=first,
-        first_ratio=first / len(probed.ids),
-        later_count=later,
-        later_ratio=later / len(probed.ids),
-    )
