@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, full_batch, observing, watch
-from spikesink.access.verify import check_left_padding
+from spikesink.access.checks import check_left_padding
 from spikesink.data.tokens import Tokens
 from spikesink.errors import ModelError
 from spikesink.measure.lifecycle import StepCriteria, StepResult
