@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from spikesink.access import load
-from spikesink.access.weights import gated_ffns
+from spikesink.access.gated_ffn import gated_ffns
 from spikesink.measure.amplifier import amplifier, channel_norms
 from spikesink.weights import GatedFFN
 

@@ -7,17 +7,10 @@ from tiny import FAMILIES, tiny, token_ids
 from transformers.activations import ACT2FN
 
 from spikesink.access import access, full_batch, observing, run
+from spikesink.access.gated_ffn import gated_ffns
+from spikesink.access.norm_weights import input_norm, norm_scale
 from spikesink.access.rotary import unrotating
-from spikesink.access.weights import (
-    attention_weights,
-    gated_ffns,
-    input_norm,
-    key_projection,
-    norm_scale,
-    output_projection,
-    probe,
-    unembedding,
-)
+from spikesink.access.weights import attention_weights, key_projection, output_projection, probe, unembedding
 from spikesink.errors import DoesNotApplyError
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3", "granite", "smollm3"]

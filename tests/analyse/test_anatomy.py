@@ -14,8 +14,10 @@ from tiny import FAMILIES, VARIANTS, spiking, tiny, token_ids
 
 from spikesink import measures, scan
 from spikesink.access import access, full_batch, observing, run
+from spikesink.access.gated_ffn import gated_ffns
+from spikesink.access.norm_weights import input_norm
 from spikesink.access.rotary import unrotating
-from spikesink.access.weights import gated_ffns, input_norm, key_projection, output_projection, probe
+from spikesink.access.weights import key_projection, output_projection, probe
 from spikesink.analyse.anatomy import geometry, heads, properties, trigger
 from spikesink.analyse.anatomy.geometry import KeyParts
 from spikesink.analyse.passes import Criteria, Pass, Scan, run_together

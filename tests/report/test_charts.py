@@ -12,7 +12,7 @@ from spikesink.report.compare import compare_figures, steps_of
 from spikesink.report.drawing import PALETTE, ROWS, colours, dashes
 from spikesink.report.page import TEMPLATES
 from spikesink.report.sinks import importance_rows
-from spikesink.report.study import study_figures
+from spikesink.report.study_figures import study_figures
 from spikesink.report.training import training_figures
 from spikesink.report.write import drawn
 

@@ -7,10 +7,10 @@ from shrink import OVERRIDES, build, token_ids
 
 from spikesink import scan
 from spikesink.access import access, editing, full_batch, observing, run
+from spikesink.access.gated_ffn import gated_ffns
 from spikesink.access.linears import find_linears
 from spikesink.access.verify import verify_all
 from spikesink.access.watching import Additivity
-from spikesink.access.weights import gated_ffns
 from spikesink.analyse.readings import anatomy_sums
 from spikesink.errors import VerificationError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel
+from spikesink.access.gated_ffn import gated_ffns
 from spikesink.access.linears import LinearSite, editing_inputs
-from spikesink.access.weights import gated_ffns
 from spikesink.analyse.passes import Progress, Scan, ids_of, no_progress, stream
 from spikesink.analyse.scan import Ids, accessed_model, check_options, measure
 from spikesink.data.tokens import as_tokens

@@ -14,7 +14,8 @@ from spikesink.access import AccessedModel, access, full_batch, load, observing,
 from spikesink.access.load import unwrapped
 from spikesink.analyse.anatomy import run_measures
 from spikesink.analyse.passes import Criteria, Progress, Scan, no_progress, stream
-from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids, whole_texts
+from spikesink.data.tokenise import whole_texts
+from spikesink.data.tokens import Tokens, as_tokens_and_valid, check_ids
 from spikesink.errors import InputError
 from spikesink.measure.lifecycle import StepCriteria, StepResult, find_steps
 from spikesink.measure.perplexity import LossMeasure

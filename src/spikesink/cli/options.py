@@ -201,7 +201,8 @@ class Text:
         sequences: at most so many; None: all of a file of ids, `default` of a text. Raises InputError with what to do.
         """
         from spikesink.data import corpus
-        from spikesink.data.tokens import load_token_ids, tokenise
+        from spikesink.data.tokenise import tokenise
+        from spikesink.data.tokens import load_token_ids
 
         if self.tokens is not None:
             return load_token_ids(self.tokens, sequences)

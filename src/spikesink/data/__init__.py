@@ -1,7 +1,8 @@
 """Text and token ids to measure on."""
 
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, prompt_corpus, read_corpus
-from spikesink.data.tokens import Tokens, check_ids, load_token_ids, tokenise
+from spikesink.data.tokenise import tokenise
+from spikesink.data.tokens import Tokens, check_ids, load_token_ids
 
 __all__ = [
     "Corpus",

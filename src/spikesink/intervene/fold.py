@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from spikesink.access import AccessedModel, full_batch, run
 from spikesink.access.blocks import BlockSites
 from spikesink.access.comparison import difference, probe_ids, tolerances
+from spikesink.access.gated_ffn import PROJECTIONS
 from spikesink.access.linears import LinearSite, find_linears
-from spikesink.access.weights import PROJECTIONS, norm_scale
+from spikesink.access.norm_weights import norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.quantise import Rotation
 from spikesink.positions import placed

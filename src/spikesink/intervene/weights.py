@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spikesink.access import AccessedModel, editing
 from spikesink.access.blocks import BlockSites
 from spikesink.access.linears import LinearSite, find_linears
-from spikesink.access.weights import NormScale, norm_scale
+from spikesink.access.norm_weights import NormScale, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.base import DIVISOR, Context, Targets, intervention, random_tokens, seeded
 from spikesink.positions import placed

@@ -18,7 +18,7 @@ from spikesink.report.drawing import Figure
 from spikesink.report.evidence import HEADS, OWN, ROUTES, Evidence, Finding, Line, combined, read_evidence, source
 from spikesink.report.format import counted, interval, number
 from spikesink.report.graft import graft_figures
-from spikesink.report.study import study_figures
+from spikesink.report.study_figures import study_figures
 from spikesink.report.sweeps import sweep_findings, sweep_lines
 
 ORDER = ("contradicted", "mixed", "supported", "undecided", "not tested")

@@ -18,7 +18,8 @@ from spikesink.analyse.rounding import rounding_costs
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
 from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
-from spikesink.data.tokens import Tokens, load_token_ids, tokenise
+from spikesink.data.tokenise import tokenise
+from spikesink.data.tokens import Tokens, load_token_ids
 from spikesink.errors import (
     DoesNotApplyError,
     InputError,

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.access.weights import gated_ffns
+from spikesink.access.gated_ffn import gated_ffns
 from spikesink.analyse.anatomy.sample import TokenSample, entering, followed_channels, sample_tokens
 from spikesink.analyse.passes import Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError

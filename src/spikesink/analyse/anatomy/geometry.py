@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from spikesink.access.comparison import difference, tolerances
+from spikesink.access.norm_weights import input_norm
 from spikesink.access.rotary import Rotary, unrotating
-from spikesink.access.weights import input_norm, key_projection
+from spikesink.access.weights import key_projection
 from spikesink.analyse.anatomy.heads import rule
 from spikesink.analyse.anatomy.sample import sequences_with_sinks, sink_tokens, spike_mask, valid_mask
 from spikesink.analyse.passes import Pass, Progress, Scan, Steps

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from spikesink.access.weights import input_norm
+from spikesink.access.norm_weights import input_norm
 from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
 from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikesink.access.weights import input_norm
+from spikesink.access.norm_weights import input_norm
 from spikesink.analyse.passes import Pass, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.sink_tokens import SinkTokens

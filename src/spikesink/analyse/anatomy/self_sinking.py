@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from spikesink.access.weights import NormScale, norm_scale
+from spikesink.access.norm_weights import NormScale, norm_scale
 from spikesink.analyse.anatomy.sample import valid_mask
 from spikesink.analyse.passes import Pass, Scan, Steps
 from spikesink.errors import DoesNotApplyError

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
-from spikesink.access.weights import attention_weights, gated_ffns, probe
+from spikesink.access.gated_ffn import gated_ffns
+from spikesink.access.weights import attention_weights, probe
 from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
 from spikesink.analyse.anatomy.self_sinking import self_sinking
 from spikesink.analyse.anatomy.vocabulary_probe import PRIMARY, SEED, alone, probe_record, probe_vocabulary, vocabulary
