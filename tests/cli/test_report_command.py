@@ -21,7 +21,9 @@ def folder(tmp_path_factory):
 def test_the_page_lies_in_the_run(cli, folder):
     ran = cli("report", folder)
     assert ran.code == 0, ran.err
-    assert ran.out.startswith(f"Page: {folder / 'report.html'}")
+    # The answer first, in its frame, then where the page is.
+    assert ran.out.startswith("╭─ made/model ") and "│ What to do" in ran.out
+    assert ran.out.splitlines()[-1].startswith(f"Page: {folder / 'report.html'}")
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
 
 
@@ -29,7 +31,7 @@ def test_records_of_one_folder_have_pages_of_their_own(cli, folder):
     pages = [folder / "anatomy.html", folder / "interventions.html"]
     for page in pages:
         ran = cli("report", page.with_suffix(".json"))
-        assert ran.out.startswith(f"Page: {page} (") and "older" not in ran.out
+        assert f"\nPage: {page} (" in ran.out and "older" not in ran.out
     assert len({page.read_bytes() for page in pages}) == 2
     assert "in place of an older one" in cli("report", folder / "anatomy.json").out
 
@@ -37,7 +39,7 @@ def test_records_of_one_folder_have_pages_of_their_own(cli, folder):
 def test_several_runs_make_a_page_here(cli, folder, tmp_path):
     anatomy(name="other", measures=()).save(tmp_path / "other")
     ran = cli("report", folder, tmp_path / "other")
-    assert ran.out.startswith("Page: report.html") and (tmp_path / "report.html").exists()
+    assert "\nPage: report.html" in ran.out and (tmp_path / "report.html").exists()
 
 
 def test_json_and_figures(cli, folder, tmp_path):

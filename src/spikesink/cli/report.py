@@ -29,8 +29,9 @@ def report_command(
     file_format: Format = "svg",
     json: AsJson = False,
 ) -> None:
-    """Write one self-contained page of these runs, and figures for a paper."""
+    """Write one self-contained page of these runs, and figures for a paper; print its answer."""
     from spikesink.report import FORMATS
+    from spikesink.report.terminal import print_answer
     from spikesink.report.write import write_report
 
     if file_format not in FORMATS:
@@ -39,11 +40,12 @@ def report_command(
         refuse_idle(context, ("file_format",), "charts are written as files by --figures FOLDER")
     target = out or default_page(runs)
     replaced = target.is_file()
-    files = write_report(runs, target, figures, file_format)
+    document, files = write_report(runs, target, figures, file_format)
     if json:
         written = {"page": str(target), "bytes": target.stat().st_size, "figures": [str(file) for file in files]}
         sys.stdout.write(json_module.dumps(written, indent=1) + "\n")
         return
+    print_answer(document)
     print(f"Page: {target} ({target.stat().st_size / 1e6:.1f} MB{', in place of an older one' if replaced else ''})")
     if files:
         print(f"Figures: {figures} ({len(files)} files)")

@@ -22,7 +22,7 @@ def write_figures(paths: Sequence[Path | str], folder: Path | str, file_format: 
     """Write every chart of these runs as a file for a paper; returns the files. Raises InputError, OutputError."""
     from spikesink.report.write import write_report
 
-    return write_report([Path(path) for path in paths], None, Path(folder), file_format)
+    return write_report([Path(path) for path in paths], None, Path(folder), file_format)[1]
 
 
 __all__ = ["FORMATS", "write_figures", "write_page"]

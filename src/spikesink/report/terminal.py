@@ -17,6 +17,8 @@ from spikesink.report.format import counted, number
 
 LABEL_WIDTH = 14
 """Of the left column of every block."""
+WIDEST_LABEL = 28
+"""Of the left column where nothing but the answer is printed."""
 WIDEST = 100
 """Columns of text beyond which lines are hard to read."""
 WORDS = 24
@@ -42,11 +44,23 @@ def print_record(
 def print_document(document: Document, console: Console | None = None) -> None:
     """Print a document in a frame no wider than its text can be read in."""
     console = console or Console(highlight=False)
-    width = min(console.width, WIDEST)
-    parts = list(_parts(document, width - 4))
+    _print_framed(document, _parts(document, min(console.width, WIDEST) - 4), console)
+
+
+def print_answer(document: Document, console: Console | None = None) -> None:
+    """Print what a document answers, without its evidence; nothing where it answers nothing."""
+    if document.statements:
+        longest = max(cell_len(statement.heading) for statement in document.statements)
+        answer = _statements(document.statements, min(max(longest, LABEL_WIDTH), WIDEST_LABEL))
+        _print_framed(document, [answer], console or Console(highlight=False))
+
+
+def _print_framed(document: Document, parts: list[RenderableType], console: Console) -> None:
     spaced = [piece for part in parts for piece in (Text(), part)][1:]
     title = Text(document.title.replace("\n", " "), "bold")
-    console.print(Panel(Group(*spaced), title=title, title_align="left", border_style="cyan", width=width))
+    console.print(
+        Panel(Group(*spaced), title=title, title_align="left", border_style="cyan", width=min(console.width, WIDEST))
+    )
 
 
 def _parts(document: Document, width: int) -> list[RenderableType]:
@@ -64,9 +78,9 @@ def _parts(document: Document, width: int) -> list[RenderableType]:
     return parts
 
 
-def _grid() -> Grid:
+def _grid(label_width: int = LABEL_WIDTH) -> Grid:
     grid = Grid.grid(padding=(0, 1))
-    grid.add_column(style="bold", width=LABEL_WIDTH)
+    grid.add_column(style="bold", width=label_width)
     grid.add_column()
     return grid
 
@@ -78,8 +92,8 @@ def _block(label: str, lines: list[Text]) -> Grid:
     return grid
 
 
-def _statements(statements: list[Statement]) -> Grid:
-    grid = _grid()
+def _statements(statements: list[Statement], label_width: int = LABEL_WIDTH) -> Grid:
+    grid = _grid(label_width)
     for statement in statements:
         text = Text(statement.text, "" if statement.measured else "dim")
         for point in statement.points:

@@ -11,7 +11,7 @@ from spikesink.errors import InputError, OutputError, RecordError, SpikesinkErro
 from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report.build import runs_document
-from spikesink.report.document import FORMATS
+from spikesink.report.document import FORMATS, Document
 from spikesink.report.drawing import Figure
 from spikesink.report.page import render, vl_version
 
@@ -22,8 +22,8 @@ PNG_SCALE = 3
 
 def write_report(
     paths: Sequence[Path], page: Path | None, figures: Path | None = None, file_format: str = "svg"
-) -> list[Path]:
-    """Page and figures of one document, each where a place is given; returns the figures' files."""
+) -> tuple[Document, list[Path]]:
+    """Page and figures of one document, each where a place is given; returns the document and the figures' files."""
     if file_format not in FORMATS:
         raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
     if page is not None:
@@ -34,7 +34,7 @@ def write_report(
         charts = document.figures() if figures is not None else []
     if page is not None:
         _write(page, html)
-    return [_write_figure(chart, figures, file_format) for chart in charts] if figures is not None else []
+    return document, [_write_figure(chart, figures, file_format) for chart in charts] if figures is not None else []
 
 
 @contextmanager
