@@ -84,11 +84,17 @@ def test_what_was_not_measured_names_its_command():
     alone = answers(interventions=interventions())
     assert list(alone) == ["What to do", "Spikes and sinks", "What breaks without them"]
     assert "spikesink scan made/model adds it" in alone["Spikes and sinks"].text
-    some = answers(interventions=interventions(parts=False))
-    assert some["What to do"].points[-1] == (
+    nothing = interventions(parts=False)
+    some = answers(interventions=nothing)
+    unmeasured = (
         "Not measured: quantisation, kv_cache, formats and remedies; "
         "spikesink intervene made/model --which quantisation,kv_cache,formats,remedies measures that."
     )
+    assert list(some)[-1] == "What to do" and some["What to do"].points[-1] == unmeasured
+    # What a scan says of it is not lost beside interventions that say nothing of it.
+    scanned = answers(anatomy=anatomy(measures=()))["What to do"].points
+    both = answers(anatomy=anatomy(measures=()), interventions=nothing)
+    assert list(both)[-1] == "What to do" and both["What to do"].points == (*scanned, unmeasured)
 
 
 def a_format(kind, name, cost, high, worst=None):

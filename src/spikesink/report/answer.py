@@ -21,28 +21,40 @@ LISTED = 4
 
 
 def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Statement:
-    """What interventions recommend; without them, what a scan alone can say."""
+    """What interventions recommend; where nothing was measured for that, what a scan alone can say."""
+    points, lines = [], ()
+    if anatomy is not None and not (interventions and says_what_to_do(interventions)):
+        points = [*_precision(anatomy), *_cache(anatomy)]
+    elif interventions is not None:
+        points = _measured(interventions, anatomy)
     if interventions is not None:
-        return _measured(interventions, anatomy)
-    assert anatomy is not None
-    points = (*_precision(anatomy), *_cache(anatomy))
-    return Statement(HEADING, points[0]) if len(points) == 1 else Statement(HEADING, "", points)
+        missing, lines = _not_measured(interventions)
+        points += missing
+    if len(points) == 1:
+        return Statement(HEADING, points[0], commands=lines)
+    return Statement(HEADING, "", tuple(points), commands=lines)
 
 
-def _measured(record: Interventions, anatomy: Anatomy | None) -> Statement:
+def says_what_to_do(record: Interventions) -> bool:
+    """Whether anything was measured that says what to do."""
+    return any(getattr(record, name).applicable for name in PARTS)
+
+
+def _measured(record: Interventions, anatomy: Anatomy | None) -> list[str]:
     points = _modules(record.recommendation, anatomy)
     budget, has_spikes = record.recommendation.budget, bool(record.found.get("has_spikes"))
     parts = recommended(has_spikes, record.quantisation, record.kv_cache, budget, record.remedies, record.formats)
     # A record of another version may say it in other words: those are shown as they are.
-    points += parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text]
+    return points + (parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text])
+
+
+def _not_measured(record: Interventions) -> tuple[list[str], tuple[str, ...]]:
+    """What else says what to do, and the command that measures what was not asked for."""
     reasons = {name: briefly(getattr(record, name).reason) for name in PARTS if not getattr(record, name).applicable}
     unasked = [name for name, reason in reasons.items() if reason in ("", UNASKED)]
-    points += [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
+    points = [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
     lines = (f"{command('intervene', record.provenance.model)} --which {','.join(unasked)}",) if unasked else ()
-    points += [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines]
-    if len(points) == 1:
-        return Statement(HEADING, points[0], commands=lines)
-    return Statement(HEADING, "", tuple(points), commands=lines)
+    return points + [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines], lines
 
 
 def briefly(reason: str | None) -> str:
@@ -107,7 +119,8 @@ def answer(model: Model) -> list[Statement]:
         statements.append(_found(model.interventions))
     if model.anatomy is not None or model.interventions is not None:
         statements.append(_breaks(model))
-        statements.insert(0 if model.interventions else len(statements), advice(model.anatomy, model.interventions))
+        measured = model.interventions is not None and says_what_to_do(model.interventions)
+        statements.insert(0 if measured else len(statements), advice(model.anatomy, model.interventions))
     if model.interventions is not None and model.interventions.dose:
         # Where nothing but the sweep was asked for it is the answer.
         statements.insert(len(statements) if model.interventions.has_changes else 0, _swept(model.interventions))
