@@ -151,6 +151,19 @@ def test_intervals_stand_behind_every_variant_that_the_evidence_names(evidence):
     assert all(f"{name} ({verdicts[name]}; norm" in line.says for name in speaking)
 
 
+def test_the_papers_figures_stand_beside_ours(evidence):
+    """Of the variants that speak alone, by table, from the records."""
+    paper = {one.title if one.title != "Finding" else one.text: one.paper for one in findings(evidence)}
+    gates = next(said for text, said in paper.items() if text.startswith("Gates that see the hidden state"))
+    assert gates == (
+        "Its table 7, at 7B parameters (sink ratio, spike, perplexity): baseline 46 %, 3,818, 10.1; "
+        "conditional_channel 4.5 %, 202, 10; conditional_head 6.4 %, 186, 10.1."
+    )
+    assert "table 8" in paper["Claim 4 (sinks)"] and "pre_norm" not in paper["Claim 4 (sinks)"]
+    healing = next(said for text, said in paper.items() if text.startswith("A short healing"))
+    assert healing == "It has no such run."
+
+
 def test_the_sweeps_are_drawn_over_the_norm_ratio_that_is_left(evidence):
     """Every level of every sweep of the spike, without its controls."""
     one = next(one for one in findings(evidence) if "direction" in one.text)

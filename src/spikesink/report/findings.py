@@ -4,6 +4,7 @@ first."""
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.intervals import Estimate
 from spikesink.records.sections.heads import Heads
-from spikesink.records.study import ClaimVerdict, StudyRecord, VariantRow, VariantVerdict, on_sides, side
+from spikesink.records.study import ClaimVerdict, PaperResult, StudyRecord, VariantRow, VariantVerdict, on_sides, side
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import Figure
 from spikesink.report.evidence import HEADS, OWN, ROUTES, Evidence, Finding, Line, combined, read_evidence, source
-from spikesink.report.format import counted, interval, number
+from spikesink.report.format import counted, interval, number, percent
 from spikesink.report.graft import graft_figures
 from spikesink.report.study_figures import study_figures
 from spikesink.report.sweeps import sweep_findings, sweep_lines
@@ -35,12 +36,15 @@ class PaperClaim:
     finished: str
     """What can be seen in a finished model."""
 
+    def is_judged(self, judged: ClaimVerdict) -> bool:
+        """Whether a study's verdict is on this claim."""
+        return (judged.claim, judged.part) == (self.claim, self.part)
+
 
 CLAIMS = (
     PaperClaim(
         1, None, "Spikes and sinks meet because of the pre-norm design, not by necessity.",
-        "At 7B parameters a norm on the writes takes the spike from 3,818 to 520 (92 with QK-norm) and leaves the sink "
-        "ratio at 45 to 42 % (46 % before).",
+        "A norm on the writes lowers the spike and leaves the sinks.",
         "A finished model cannot say what training another would give; it says what its own sinks need.",
     ),
     PaperClaim(
@@ -55,12 +59,12 @@ CLAIMS = (
     ),
     PaperClaim(
         4, "spikes", "Spikes can be suppressed alone at no cost in perplexity.",
-        "Sandwich norms lower the spike and the perplexity does not rise (9.8 against 10.1).",
+        "Sandwich norms lower the spike, and the perplexity does not rise.",
         "Weakening a finished spike has a cost that training would heal; the sweep gives it.",
     ),
     PaperClaim(
         4, "sinks", "Sinks can be suppressed alone at no cost in perplexity.",
-        "A gate by head takes the sink ratio to 4.5 % at no cost.",
+        "Without short contexts in the loss the sinks go and the spike grows; gates take both.",
         "Weakening finished sinks has a cost that training would heal; the sweep gives it.",
     ),
 )  # fmt: skip
@@ -76,13 +80,13 @@ def findings(evidence: Evidence) -> list[Finding]:
 
 def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     lines = _finished(claim, evidence)
-    trained = _trained(evidence, lambda judged: (judged.claim, judged.part) == (claim.claim, claim.part))
+    trained = _trained(evidence, claim.is_judged)
     lines += trained or [Line(ROUTES[2], "–", "0 seeds", "No study in this folder speaks for it.", "")]
     verdict = combined(lines)
     part = f" ({claim.part})" if claim.part else ""
     return Finding(
         f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, lines),
-        claim.paper, _figures(claim, evidence),
+        f"{claim.paper} {_paper(evidence, claim.is_judged)}".strip(), _figures(claim, evidence),
     )  # fmt: skip
 
 
@@ -164,10 +168,37 @@ def _own(evidence: Evidence) -> list[Finding]:
     asked = [judged for study in evidence.studies for judged in study.claims if judged.claim is None]
     made = []
     for text in dict.fromkeys(judged.text for judged in asked if judged.verdict != "not tested"):
-        lines = _trained(evidence, lambda judged, text=text: judged.text == text)
+        asks = partial(_asks, text)
+        lines = _trained(evidence, asks)
         verdict = combined(lines)
-        made.append(Finding(OWN, text, verdict, lines, _change("", verdict, lines), "It asks no such question."))
+        paper = _paper(evidence, asks) or "It has no such run."
+        made.append(Finding(OWN, text, verdict, lines, _change("", verdict, lines), paper))
     return made
+
+
+def _asks(text: str, judged: ClaimVerdict) -> bool:
+    return judged.text == text
+
+
+def _paper(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> str:
+    """What the paper's tables have of the variants that speak, each table with its baseline; empty for none."""
+    tables: dict[int, dict[str, PaperResult]] = {}
+    for study in evidence.studies:
+        papers = {row.variant: row.paper for row in study.rows if row.paper is not None}
+        for judged in filter(wanted, study.claims):
+            for one in _with_effects(judged.evidence, study)[1]:
+                if one.variant in papers and study.baseline in papers:
+                    paper = papers[one.variant]
+                    tables.setdefault(paper.table, {study.baseline: papers[study.baseline]})[one.variant] = paper
+    return " ".join(
+        f"Its table {table}, at 7B parameters (sink ratio, spike, perplexity): {'; '.join(map(_cells, rows.items()))}."
+        for table, rows in tables.items()
+    )
+
+
+def _cells(row: tuple[str, PaperResult]) -> str:
+    name, paper = row
+    return f"{name} {percent(paper.sink_ratio)}, {number(paper.spike)}, {number(paper.perplexity)}"
 
 
 def _with_effects(evidence: str, study: StudyRecord) -> tuple[str, list[VariantVerdict]]:
@@ -225,18 +256,18 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     """A picture of each route where models were trained; the sweeps' are in the findings on them."""
     if claim.claim in (2, 3):
         return []
-    scratch = [study for study in evidence.studies if study.pretrained is None and _speaks(study, claim)]
+    scratch = [
+        study
+        for study in evidence.studies
+        if study.pretrained is None
+        if any(claim.is_judged(judged) and judged.verdict != "not tested" for judged in study.claims)
+    ]
     telling = max(scratch, key=_tells, default=None)
     shown = study_figures(telling)[:1] if telling is not None else []
     healed = [graft for graft in evidence.grafts.values() if "healed" in graft.points]
     fewest = min(healed, key=lambda graft: graft.points["healed"].sink_ratio, default=None)
     grafts = [figure for figure in graft_figures(fewest) if "sink" in figure.name] if fewest is not None else []
     return [*(grafts[:1] if claim.claim == 1 else []), *shown]
-
-
-def _speaks(study: StudyRecord, claim: PaperClaim) -> bool:
-    asked = (claim.claim, claim.part)
-    return any((judged.claim, judged.part) == asked and judged.verdict != "not tested" for judged in study.claims)
 
 
 def _tells(study: StudyRecord) -> tuple[bool, int]:
