@@ -52,7 +52,9 @@ def record(variant: str, seed: int, *, status: str = "finished", **figures: floa
     measured = None
     if status == "finished":
         given = {"heads": 6, "sink_heads": 1, "has_spikes": True, "has_sinks": True, "massive_count": 1, **figures}
-        measured = Measured.model_validate({name: given.get(name, 1.0) for name in Measured.model_fields})
+        named = {name: given.get(name, 1.0) for name in Measured.model_fields}
+        # Plain attention has no other place than tokens.
+        measured = Measured.model_validate({**named, "virtual_mass": figures.get("virtual_mass")})
     return CellRecord(
         study="s", preset="tiny", variant=variant, seed=seed, status=status,
         error=None if status == "finished" else "lost", recipe={}, recipe_sha256="0", parameters=7, tokens=11,

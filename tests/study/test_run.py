@@ -18,6 +18,7 @@ from spikesink.records.study import CellRecord
 from spikesink.study import verdict
 from spikesink.study.cell import failed, run_cell
 from spikesink.study.executors import Local
+from spikesink.study.grid import Grid
 from spikesink.study.run import Study
 from spikesink.train.streams import source_sha256
 
@@ -61,6 +62,16 @@ def test_the_record_is_what_a_scan_of_the_model_finds(undisturbed):
     assert row.values["spike"] == [pytest.approx(summary.spike, rel=1e-6)]
     assert row.values["perplexity"] == [pytest.approx(summary.perplexity, rel=1e-6)]
     assert row.values["sink_ratio"] == [pytest.approx(summary.sink_ratio_sun2026, abs=1e-9)]
+
+
+def test_a_cell_says_how_much_attention_lies_on_no_token(tmp_path):
+    from spikesink.records import Anatomy
+
+    grid = Grid.parse({**GRID.model_dump(mode="json"), "claims": [], "variants": {
+        "plain": {"summary": "as it is", "set": {"model.normaliser": "learned_sink"}}}})  # fmt: skip
+    (row,) = Study("grid", grid, base(), tmp_path, seeds=1).run(InProcess(), tmp_path / "work", quiet).rows
+    sinks = Anatomy.read(tmp_path / "work" / "grid-tiny" / "plain-0" / "scan").sinks
+    assert row.values["virtual_mass"] == [pytest.approx(sinks.virtual_mass, rel=1e-6)] and 0 < sinks.virtual_mass < 1
 
 
 def command(out, *more):

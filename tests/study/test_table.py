@@ -41,6 +41,14 @@ def test_text_of_the_table(study):
     assert body[1][-3:] == ["-", "-", "-"]
 
 
+def test_attention_on_no_token_is_shown_where_there_is_such_a_place(study):
+    assert "attention on no token" not in table.texts(study.summarise())[0]
+    record("wide", 1, virtual_mass=0.66).write(study.records / "wide-1.json")
+    header, body = table.texts(study.summarise())
+    place = header.index("attention on no token")
+    assert [row[place] for row in body] == ["-", "66.0 % (1)"]
+
+
 def test_files(study):
     lines = (study.out / "s-tiny.md").read_text().splitlines()
     assert "| plain | 5.000 ± 3.606 (3) |" in lines[6]

@@ -4,6 +4,7 @@ Ratios are fractions; losses are in nats; intervals are over seeds: Student's t 
 version 2, a percentile bootstrap in records of version 1.
 """
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -67,6 +68,9 @@ class Measured(Frozen):
     """T of the sequences that spikes were measured on."""
     uniform_importance: float | None = None
     """alpha_1 of a head that attends uniformly, at the length that sinks were measured at."""
+    virtual_mass: float | None = None
+    """Share of attention that lies on no token (a learned sink, a key-value bias, softmax off by one), mean over heads;
+    None where there is no such place, and in records from before 27 November 2026."""
 
 
 class CellFunction(Frozen):
@@ -270,3 +274,8 @@ class StudyRecord(JsonRecord):
     cells: list[CellCurves]
     provenance: Provenance
     timing: Timing
+
+    def columns(self, names: Iterable[str]) -> list[str]:
+        """Those of the figures that this study's table shows: what no variant can have is left out."""
+        has_virtual = any("virtual_mass" in row.measured for row in self.rows)
+        return [name for name in names if name != "virtual_mass" or has_virtual]

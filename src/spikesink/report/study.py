@@ -16,6 +16,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "spike": ("spike", lambda value: number(value, 4)),
     "max_over_median": ("max / median", number),
     "first_token_importance": ("first token", number),
+    "virtual_mass": ("on no token", percent),
 }
 
 UNBOUNDED = 1e30
@@ -115,20 +116,22 @@ def _sections(study: StudyRecord, several: bool) -> list[Part]:
 
 def _table(study: StudyRecord) -> Table:
     columns = ["variant"]
-    for name, (title, _) in METRICS.items():
-        columns += [title, "paper"] if name in PAPER else [title]
+    names = study.columns(METRICS)
+    for name in names:
+        columns += [METRICS[name][0], "paper"] if name in PAPER else [METRICS[name][0]]
     return Table(
-        "Mean ± standard deviation (seeds)", columns, [_row(row) for row in study.rows],
+        "Mean ± standard deviation (seeds)", columns, [_row(row, names) for row in study.rows],
         ["strong" if row.variant == study.baseline else "" for row in study.rows],
         note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
     )  # fmt: skip
 
 
-def _row(row: VariantRow) -> list[str]:
+def _row(row: VariantRow, names: Sequence[str]) -> list[str]:
     """Each figure of ours, and behind it the paper's where it has one."""
     lost = "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
     cells = [row.variant + lost]
-    for name, (_, show) in METRICS.items():
+    for name in names:
+        show = METRICS[name][1]
         cells.append(_spread(row.measured.get(name), show))
         if name in PAPER:
             cells.append(show(getattr(row.paper, name)) if row.paper else NONE)

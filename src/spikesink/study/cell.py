@@ -151,6 +151,7 @@ def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, Any
         massive_count=spikes.massive_count,
         held_out_loss_nats=float(np.log(spikes.perplexity)),
         uniform_importance=sinks.sinks.uniform_first_key,
+        virtual_mass=sinks.sinks.virtual_mass,
         **shape,
     )
 

@@ -16,9 +16,10 @@ COLUMNS = {
     "spike": "spike",
     "max_over_median": "max / median",
     "first_token_importance": "first-token importance",
+    "virtual_mass": "attention on no token",
 }
 """Titles of the figures that the table shows."""
-PERCENT = ("sink_ratio",)
+PERCENT = ("sink_ratio", "virtual_mass")
 PAPER = ("perplexity", "sink_ratio", "spike")
 
 
@@ -80,10 +81,11 @@ def _decimals(value: float) -> int:
 
 def texts(study: StudyRecord) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text: measured, then the paper's."""
-    header = ["variant", *COLUMNS.values(), *(f"paper: {COLUMNS[name]}" for name in PAPER)]
+    columns = study.columns(COLUMNS)
+    header = ["variant", *(COLUMNS[name] for name in columns), *(f"paper: {COLUMNS[name]}" for name in PAPER)]
     body = []
     for row in study.rows:
-        measured = [cell_text(name, row.measured.get(name)) for name in COLUMNS]
+        measured = [cell_text(name, row.measured.get(name)) for name in columns]
         paper = [paper_text(name, getattr(row.paper, name)) if row.paper else "-" for name in PAPER]
         body.append([row.variant + lost(row), *measured, *paper])
     return header, body
