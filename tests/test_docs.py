@@ -400,4 +400,6 @@ def test_the_measure_and_the_norm_that_the_architecture_page_adds(tmp_path):
         "assert 'Tilt' in page and 'Tilt' in record._repr_html_()\n"
         "print_record(record)",
     )
+    again = f"import spikesink; print(spikesink.Anatomy.read({str(tmp_path / 'run')!r}).tilt.by_block[2] > 0)"
+    assert ran_with(source, again) == "True\n", "a record that is read knows the section by its file alone"
     assert "Tilt" in out and "2 0." in out

@@ -1,9 +1,11 @@
-"""Sections of the record that further measures fill, a module each; a record that is read knows those imported here.
+"""Sections of the record that further measures fill, a module each; all are known to a record that is read.
 
 Ratios and shares are fractions; block numbers are 1-based; heads, channels and positions are 0-based. A number that
 has no meaning is null, and `reason` or the field's comment says why.
 """
 
-from spikesink.records.sections import amplifier, geometry, heads, normalisation, properties, trigger
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["amplifier", "geometry", "heads", "normalisation", "properties", "trigger"]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
