@@ -163,7 +163,9 @@ class SeedInterval:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}], n = {self.n}"
+        # As `intervene` says costs: what lies below a ten-thousandth is none.
+        mean, low, high = (f"{round(value, 4) + 0.0:+.3g}" for value in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
 
 
 def judged(
@@ -209,8 +211,8 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
     asked = [cell for cell in cells if cell.same_context is not None and cell.same_context <= rules.same_context_max]
     freeze, zero, random = (over_seeds(asked, name, rules) for name in COSTS)
     if freeze is None or zero is None or random is None:
-        return "not tested", f"{ONE_CONTEXT.format(rules.function_seeds_min)} {_in_nats(*every)}"
-    evidence = _in_nats(freeze, zero, random)
+        return "not tested", f"{ONE_CONTEXT.format(rules.function_seeds_min)} {_in_words(*every)}"
+    evidence = _in_words(freeze, zero, random)
     if freeze.high <= rules.free_max and zero.low >= rules.costly_min and random.low > freeze.high:
         return "supported", evidence
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
@@ -218,8 +220,12 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
     return ("contradicted" if against else "undecided"), evidence
 
 
-def _in_nats(freeze: SeedInterval | None, zero: SeedInterval | None, random: SeedInterval | None) -> str:
-    return f"Nats: one constant {freeze}; zero {zero}; a random constant {random}."
+def _in_words(freeze: SeedInterval | None, zero: SeedInterval | None, random: SeedInterval | None) -> str:
+    n = f" (n = {freeze.n})" if freeze else ""
+    return (
+        f"In place of every spike token's state one constant costs {freeze} nats, zero {zero} and a random constant "
+        f"{random}{n}."
+    )
 
 
 def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
@@ -229,10 +235,13 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
     if write is None or reach is None:
         reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
-    evidence = f"Correlation of sink mass and write {write}; distance without the sink over the uniform one {reach}"
+    evidence = (
+        f"Within heads, sink mass and norm of the write correlate at {write}. With the sink taken out, sink heads look "
+        f"{str(reach).replace('+', '')} as far as uniform attention does"
+    )
     further = over_seeds(cells, "distance_with_mass", rules)
     if further is None:
-        return "undecided", f"{evidence}; heads without a sink were not compared."
-    evidence += f"; rank correlation of sink mass and that distance over the heads of a layer {further}."
+        return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared."
+    evidence += f"; within layers, sink mass and that distance have rank correlation {further} (n = {write.n})."
     look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
     return on_sides(side(write.low, write.high), look), evidence
