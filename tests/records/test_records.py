@@ -16,6 +16,7 @@ from spikesink.access import access
 from spikesink.errors import OutputError, RecordError
 from spikesink.records import Timing, files
 from spikesink.records.files import write_files
+from spikesink.records.intervals import signed
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,21 @@ def test_a_time_is_taken_in_one_place():
     assert (timing.load_s, timing.forward_s, timing.total_s) == (0.0, 1.5, 2.5)
     sources = Path(spikesink.__file__).parent.rglob("*.py")
     assert [path.name for path in sources if "datetime.now(" in path.read_text()] == ["base.py"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.74, "+12.7"),
+        (-0.12345, "-0.123"),
+        (0.61848, "+0.618"),
+        (0.0996, "+0.0996"),
+        (0.05, "+0.0500"),
+        (-5.19e-5, "-0.0001"),
+        (4e-5, "+0"),
+        (0.0, "+0"),
+    ],
+)
+def test_a_signed_number_is_rounded_once(value, text):
+    """Of -0.61848 four decimals and then three digits would be -0.619."""
+    assert signed(value) == text

@@ -18,3 +18,10 @@ class Interval(Frozen):
     low: float | None
     high: float | None
     n: int
+
+
+def signed(value: float) -> str:
+    """With its sign, to three digits and four decimals at most: +12.7, +0.0123, -0.0005, +0."""
+    if abs(value) < 0.00005:
+        return "+0"
+    return f"{value:+.3g}" if abs(value) >= 0.0995 else f"{value:+.4f}"

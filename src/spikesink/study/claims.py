@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from spikesink.records.intervals import signed
 from spikesink.records.study import CellFunction, CellRecord, ClaimVerdict, VariantVerdict, on_sides, side
 from spikesink.zoo.choice import Choice
 
@@ -163,9 +164,7 @@ class SeedInterval:
     n: int
 
     def __str__(self) -> str:
-        # As `intervene` says costs: what lies below a ten-thousandth is none.
-        mean, low, high = (f"{round(value, 4) + 0.0:+.3g}" for value in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]"
+        return f"{signed(self.mean)} [{signed(self.low)}, {signed(self.high)}]"
 
 
 def judged(
