@@ -75,7 +75,7 @@ def sweep_lines(evidence: Evidence, targets: Sequence[str]) -> list[Line]:
     return lines
 
 
-def shortly(dose: Dose) -> str:
+def _shortly(dose: Dose) -> str:
     """What a sweep says, without the limits, which docs/interventions.md states."""
     return dose.sentence.partition(" (Stay")[0]
 
@@ -89,7 +89,7 @@ def _finding(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Finding:
     lines = [
         Line(
             ROUTES[0], source(name, record), counted(record.provenance.settings["evaluated_sequences"], "sequence"),
-            shortly(dose), _judged(claim, record, dose),
+            _shortly(dose), _judged(claim, record, dose),
         )
         for name, record, dose in sweeps
     ]  # fmt: skip
