@@ -15,8 +15,8 @@ from spikesink.records.files import write_files
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.report.drawing import Figure
-from spikesink.report.evidence import Evidence, read_evidence
-from spikesink.report.findings import Line, findings
+from spikesink.report.evidence import OWN, Evidence, Line, read_evidence
+from spikesink.report.findings import findings
 from spikesink.report.format import NONE, interval, number, percent, signed
 from spikesink.report.graft import NAMES
 from spikesink.report.write import drawn
@@ -75,7 +75,7 @@ def findings_markdown(evidence: Evidence, pictures: str) -> str:
         drawn = [f"![{figure.alternative}]({pictures}/{figure.name}.svg)" for figure in new]
         parts.append(
             "\n\n".join(
-                [f"## {one.title}: {one.verdict}", f"**{one.text}**", "\n".join(lines), *drawn,
+                [f"## {one.heading}", *([] if one.title == OWN else [f"**{one.text}**"]), "\n".join(lines), *drawn,
                  f"What would change it: {one.change}", f"The paper: {one.paper}"]
             )
         )  # fmt: skip
