@@ -79,6 +79,17 @@ def test_every_command_line_is_one(page, arguments):
         assert context.command is command
 
 
+def test_the_committed_studies_and_sweeps_say_what_their_records_say(tmp_path):
+    """In the words and by the rules of now: `python tools/rejudge.py results` would change none of them."""
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "rejudge.py"), str(tmp_path / "results")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("says the same") > 20 and "judged anew" not in done.stdout, done.stdout
+
+
 def test_the_tutorial_shows_what_its_commands_printed():
     page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     places = list(tutorial.PLACE.finditer(page))
