@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -44,13 +44,18 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 13), st.integers(0, 1000))
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, st.integers(1, 6))
+@example((1, 9, 226), 1)
 def test_the_closed_form_is_the_naive_norm(size, rows):
+    """In float32 the square is as good as that of its terms added up without their signs: in one channel of d = 1 they
+    may cancel nearly all."""
     d, d_ffn, seed = size
     ffn = random_ffn(d, d_ffn, seed)
     naive = naive_amplifiers(ffn).flatten(1).norm(dim=1)
     assert torch.allclose(channel_norms(ffn, rows=rows), naive, rtol=1e-9, atol=1e-9)
     single = ffn.to(torch.float32)
-    assert torch.allclose(channel_norms(single, rows=rows).double(), naive, rtol=1e-5, atol=1e-5)
+    terms = ffn.down.abs() @ (ffn.gate.norm(dim=1) * ffn.up.norm(dim=1))
+    wrong = (channel_norms(single, rows=rows).double().square() - naive.square()).abs()
+    assert bool((wrong <= 2e-6 * terms.square()).all())
     wide = channel_norms(single, accumulate=torch.float64, rows=rows)
     assert wide.dtype == torch.float64
     assert torch.allclose(wide, naive_amplifiers(single).flatten(1).norm(dim=1), rtol=1e-12, atol=1e-12)
