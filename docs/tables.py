@@ -15,7 +15,7 @@ from spikesink.records.files import write_files
 from spikesink.records.study import StudyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.report.drawing import Figure
-from spikesink.report.evidence import OWN, Evidence, Line, read_evidence
+from spikesink.report.evidence import Evidence, Line, read_evidence
 from spikesink.report.findings import findings
 from spikesink.report.format import NONE, interval, number, percent, signed
 from spikesink.report.graft import NAMES
@@ -75,7 +75,7 @@ def findings_markdown(evidence: Evidence, pictures: str) -> str:
         drawn = [f"![{figure.alternative}]({pictures}/{figure.name}.svg)" for figure in new]
         parts.append(
             "\n\n".join(
-                [f"## {one.heading}", *([] if one.title == OWN else [f"**{one.text}**"]), "\n".join(lines), *drawn,
+                [f"## {one.heading}", *([f"**{one.intro}**"] if one.intro else []), "\n".join(lines), *drawn,
                  f"What would change it: {one.change}", f"The paper: {one.paper}"]
             )
         )  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 
 from spikesink.analyse.verdict import dissociation
-from spikesink.records.intervals import Estimate, signed
+from spikesink.records.intervals import Estimate, to_three_digits
 from spikesink.records.interventions import InterventionRow
 
 
@@ -88,7 +88,7 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
     assert judged(*rows, same_context=0.5).constant_suffices.answer == answer
     alike = judged(*rows, same_context=0.514).constant_suffices
     assert alike.answer == "not applicable" and "51% of the spike tokens found are one token" in alike.reason
-    assert f"freezing costs {signed(frozen)} nats" in alike.reason
+    assert f"freezing costs {to_three_digits(frozen)} nats" in alike.reason
 
 
 def test_the_rules_are_in_the_record():

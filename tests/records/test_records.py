@@ -16,7 +16,7 @@ from spikesink.access import access
 from spikesink.errors import OutputError, RecordError
 from spikesink.records import Timing, files
 from spikesink.records.files import write_files
-from spikesink.records.intervals import signed
+from spikesink.records.intervals import to_three_digits
 
 
 @pytest.fixture(scope="module")
@@ -148,4 +148,4 @@ def test_a_time_is_taken_in_one_place():
 )
 def test_a_signed_number_is_rounded_once(value, text):
     """Of -0.61848 four decimals and then three digits would be -0.619."""
-    assert signed(value) == text
+    assert to_three_digits(value) == text

@@ -10,10 +10,7 @@ from spikesink.access.checks import CHECKS, LayerCheck, Passes, larger
 from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.model import AccessedModel
 from spikesink.errors import InputError, VerificationError
-from spikesink.observer import (
-    Progress,
-    notebook_progress,
-)
+from spikesink.observer import Progress, notebook_progress
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
 LONG_TOKENS = 512

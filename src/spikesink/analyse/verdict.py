@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from spikesink.records.intervals import Estimate, signed
+from spikesink.records.intervals import Estimate, to_three_digits
 from spikesink.records.interventions import Answer, Dissociation, InterventionRow
 
 VARIED = {
@@ -169,7 +169,7 @@ def _numbers(row: InterventionRow, other: str) -> str:
 
 def _price(row: InterventionRow) -> str:
     cost = row.loss_difference_nats
-    return f", at {signed(cost.value)} nats" if cost else ""
+    return f", at {to_three_digits(cost.value)} nats" if cost else ""
 
 
 def removes(row: InterventionRow, thresholds: Thresholds) -> bool:
@@ -240,7 +240,7 @@ def _constant(
         return Answer(
             question=question, answer="undecided", evidence=[], reason="freeze_spikes and zero_spikes were not both run"
         )
-    numbers = [signed(row.value) for row in (frozen, zeroed, random)]
+    numbers = [to_three_digits(row.value) for row in (frozen, zeroed, random)]
     costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
     if same_context is not None and same_context > thresholds.same_context_max:
         reason = f"{ONE_CONTEXT.format(same_context)} ({costs})"

@@ -20,7 +20,7 @@ class Interval(Frozen):
     n: int
 
 
-def signed(value: float) -> str:
+def to_three_digits(value: float) -> str:
     """With its sign, to three digits and four decimals at most: +12.7, +0.0123, -0.0005, +0."""
     if abs(value) < 0.00005:
         return "+0"

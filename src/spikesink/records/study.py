@@ -270,7 +270,7 @@ class StudyRecord(JsonRecord):
     errors: list[str]
     """One line for each cell that diverged or failed."""
     left_out: dict[str, str] = Field(default_factory=dict)
-    """Variants of the grid that the base recipe is too small for, and why; earlier files do not say."""
+    """Variants of the grid that cannot be made of the base recipe, and why; earlier files do not say."""
     cells: list[CellCurves]
     provenance: Provenance
     timing: Timing

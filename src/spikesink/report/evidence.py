@@ -46,7 +46,12 @@ class Finding:
     @property
     def heading(self) -> str:
         """The claim by its number; a finding of our own by what it says, since it has no other name."""
-        return f"{self.title if self.title != OWN else self.text.rstrip('.')}: {self.verdict}"
+        return f"{self.title if self.intro else self.text.rstrip('.')}: {self.verdict}"
+
+    @property
+    def intro(self) -> str:
+        """The text, unless it is the heading."""
+        return self.text if self.title != OWN else ""
 
 
 @dataclass

@@ -147,20 +147,24 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
     told: list[tuple[VariantRow, Line]] = []
     for study in sorted(evidence.studies, key=lambda study: study.pretrained is None):
         baseline = next(row for row in study.rows if row.variant == study.baseline)
-        for judged in study.claims:
-            if not wanted(judged) or judged.verdict == "not tested":
-                continue
+        for judged in _tested(study, wanted):
             before = [line for row, line in told if judged.by_baseline and row.values == baseline.values]
             if before:
                 before[0].source += f"; {study.study} at {study.preset}, the same models"
                 continue
             seeds = sorted({len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-            says, speaking = _with_effects(judged.evidence, study)
+            speaking = _named(judged, study)
+            says = _with_effects(judged.evidence, speaking, study.rules)
             route = ROUTES[2 if study.pretrained is None else 1]
             lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
             told.append((baseline, lines[-1]))
     return lines
+
+
+def _tested(study: StudyRecord, wanted: Callable[[ClaimVerdict], bool]) -> list[ClaimVerdict]:
+    """What the study says of a claim; nothing where it did not test it."""
+    return [judged for judged in study.claims if wanted(judged) and judged.verdict != "not tested"]
 
 
 def _own(evidence: Evidence) -> list[Finding]:
@@ -185,8 +189,8 @@ def _paper(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> str:
     tables: dict[int, dict[str, PaperResult]] = {}
     for study in evidence.studies:
         papers = {row.variant: row.paper for row in study.rows if row.paper is not None}
-        for judged in filter(wanted, study.claims):
-            for one in _with_effects(judged.evidence, study)[1]:
+        for judged in _tested(study, wanted):
+            for one in _named(judged, study):
                 if one.variant in papers and study.baseline in papers:
                     paper = papers[one.variant]
                     tables.setdefault(paper.table, {study.baseline: papers[study.baseline]})[one.variant] = paper
@@ -201,17 +205,23 @@ def _cells(row: tuple[str, PaperResult]) -> str:
     return f"{name} {percent(paper.sink_ratio)}, {number(paper.spike)}, {number(paper.perplexity)}"
 
 
-def _with_effects(evidence: str, study: StudyRecord) -> tuple[str, list[VariantVerdict]]:
-    """The evidence with three intervals behind every variant that it names, and those variants."""
-    speaking = []
-    for judged in study.verdicts:
-        named = re.compile(rf"(?<![\w=.]){re.escape(judged.variant)}(?![\w=])(?: \(([^)]*)\))?")
-        found = named.search(evidence)
-        if found is not None:
-            speaking.append(judged)
-            shown = [found[1] or judged.verdict, *_effects(judged, study.rules)]
-            evidence = f"{evidence[: found.start()]}{judged.variant} ({'; '.join(shown)}){evidence[found.end() :]}"
-    return evidence, speaking
+def _mention(variant: str) -> re.Pattern[str]:
+    """A variant's name in a sentence, with what stands in brackets behind it."""
+    return re.compile(rf"(?<![\w=.]){re.escape(variant)}(?![\w=])(?: \(([^)]*)\))?")
+
+
+def _named(judged: ClaimVerdict, study: StudyRecord) -> list[VariantVerdict]:
+    """The variants that the evidence names."""
+    return [one for one in study.verdicts if _mention(one.variant).search(judged.evidence)]
+
+
+def _with_effects(evidence: str, speaking: list[VariantVerdict], rules: dict[str, float]) -> str:
+    """The evidence with three intervals behind every variant that it names."""
+    for one in speaking:
+        if found := _mention(one.variant).search(evidence):
+            shown = "; ".join([found[1] or one.verdict, *_effects(one, rules)])
+            evidence = f"{evidence[: found.start()]}{one.variant} ({shown}){evidence[found.end() :]}"
+    return evidence
 
 
 def _effects(judged: VariantVerdict, rules: dict[str, float]) -> list[str]:
@@ -256,12 +266,7 @@ def _figures(claim: PaperClaim, evidence: Evidence) -> list[Figure]:
     """A picture of each route where models were trained; the sweeps' are in the findings on them."""
     if claim.claim in (2, 3):
         return []
-    scratch = [
-        study
-        for study in evidence.studies
-        if study.pretrained is None
-        if any(claim.is_judged(judged) and judged.verdict != "not tested" for judged in study.claims)
-    ]
+    scratch = [study for study in evidence.studies if study.pretrained is None and _tested(study, claim.is_judged)]
     telling = max(scratch, key=_tells, default=None)
     shown = study_figures(telling)[:1] if telling is not None else []
     healed = [graft for graft in evidence.grafts.values() if "healed" in graft.points]
@@ -303,7 +308,7 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
     return Part(
         f"finding-{index + 1}",
         finding.heading,
-        "" if finding.title == OWN else finding.text,
+        finding.intro,
         figures=figures,
         tables=[
             Table(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from spikesink.records.intervals import signed
+from spikesink.records.intervals import to_three_digits
 from spikesink.records.study import CellFunction, CellRecord, ClaimVerdict, VariantVerdict, on_sides, side
 from spikesink.zoo.choice import Choice
 
@@ -164,7 +164,7 @@ class SeedInterval:
     n: int
 
     def __str__(self) -> str:
-        return f"{signed(self.mean)} [{signed(self.low)}, {signed(self.high)}]"
+        return f"{to_three_digits(self.mean)} [{to_three_digits(self.low)}, {to_three_digits(self.high)}]"
 
 
 def judged(

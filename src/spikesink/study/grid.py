@@ -132,7 +132,7 @@ def cells(
 
 
 def impossible(grid: Grid, base: Recipe) -> dict[str, str]:
-    """Variants that cannot be made of the base, as it is too small for them, and why."""
+    """Variants that cannot be made of the base, and why."""
     reasons = {}
     for name, variant in grid.variants.items():
         try:
