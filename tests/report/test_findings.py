@@ -39,8 +39,8 @@ def test_parts_that_count_from_1_say_so(evidence):
     """Beside studies whose rules do not."""
     claim = next(one for one in findings(evidence) if one.title == "Claim 1")
     said = {line.source.split()[-1]: line.says for line in claim.lines}
-    assert "no cost; norm ratio beyond 1 x 0.116 [" in said["sinks-700-restarts-fresh"]
-    assert "(sinks stay; norm ratio x 0.37 [" in said["sinks-700-restarts"]
+    assert "no cost; norm ratio beyond 1 × 0.12 [" in said["sinks-700-restarts-fresh"]
+    assert "(sinks stay; norm ratio × 0.37 [" in said["sinks-700-restarts"]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_intervals_stand_behind_every_variant_that_the_evidence_names(evidence):
         for line in one.lines
         if line.source.endswith("700-gpu")
     )
-    assert line.says.startswith("Decides nothing: sandwich (undecided; norm ratio x 0.68 [")
+    assert line.says.startswith("Decides nothing: sandwich (undecided; norm ratio × 0.68 [")
     speaking = {"sandwich", "sandwich_qk", "post_norm", "no_input_norm", "dynamic_tanh_lr_x0.25"}
     verdicts = {judged.variant: judged.verdict for judged in study.verdicts}
-    assert line.says.count("norm ratio x ") == len(speaking) < len(verdicts)
+    assert line.says.count("norm ratio × ") == len(speaking) < len(verdicts)
     assert all(f"{name} ({verdicts[name]}; norm" in line.says for name in speaking)
 
 

@@ -105,6 +105,18 @@ def test_claim_1(row, expected):
     assert claim.verdict == expected
 
 
+def test_who_says_what_of_a_claim():
+    """Variants that show the same stand together; names are kept beside the words."""
+    row = [said("a", "falls", "stays"), said("b", "falls", "stays"), said("c", "falls", "rises", "some"),
+           said("d", "stays", "stays"), said("e", "unclear", "stays"), said("other", "falls", "stays")]  # fmt: skip
+    (claim, *_) = claims([Claim.parse({"claim": 1, "speak": list("abcdef")})], row)
+    assert claim.speak == {"a": "for", "b": "for", "c": "for", "d": "against", "e": "nothing"}
+    assert claim.evidence == (
+        "For: a, b (spikes fall, sinks stay, no cost). For: c (spikes fall, sinks rise, a cost in perplexity). "
+        "Against: d (spikes stay, sinks stay, no cost). Decides nothing: e."
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [

@@ -13,6 +13,20 @@ from spikesink.records.base import Frozen, JsonRecord, Provenance, Timing
 
 SPEAKS_SINCE = 3
 """Version of the rules from which on studies speak for claims beside each other."""
+PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
+"""What a spike is: extreme, in few tokens, in few channels; and the token's norm over the others'. Free of scale."""
+TITLES = {
+    "spike": "spike", "spike_max_over_median": "max / median", "max_over_median": "max / median of any block",
+    "tokens_per_spike": "tokens a spike token", "within_token": "within token", "norm_ratio": "norm ratio",
+    "sink_ratio": "sink ratio", "first_token_importance": "first-token importance",
+    "virtual_mass": "attention on no token", "perplexity": "perplexity",
+}  # fmt: skip
+"""What the figures are called in tables and sentences; without a block named, at that of the largest residual."""
+SHOWN = ("perplexity", "sink_ratio", "spike", "spike_max_over_median", "max_over_median", "first_token_importance",
+         "virtual_mass")  # fmt: skip
+"""Figures of a study's table, in its order."""
+UNBOUNDED = 1e30
+"""An interval's upper end from here on has no bound: a single seed, or a resample of the baseline that was 0."""
 Sided = Literal["supported", "contradicted", "mixed", "undecided"]
 Status = Literal["finished", "diverged", "failed"]
 """diverged: the loss stopped being finite, which is a result; failed: anything else, after a second try."""
@@ -177,6 +191,12 @@ class VariantRow(Frozen):
     """What the spike of this arrangement can reach while its writes are independent and the norms' gain is 1:
     sqrt(2 L d) where every write is normed, sqrt(d) where the residual is; None where nothing bounds it."""
 
+    @property
+    def lost(self) -> str:
+        """How many cells have no figures, and why, behind the name: `, 1 diverged`; empty where all have."""
+        counts = {"diverged": self.diverged, "failed": self.failed}
+        return "".join(f", {count} {what}" for what, count in counts.items() if count)
+
 
 Change = Literal["falls", "stays", "rises", "unclear"]
 
@@ -200,6 +220,23 @@ class Effect(Frozen):
     seeds_needed: int | None = None
     """Seeds a variant at which nine in ten studies of this difference and spread would decide; None beyond 1,000."""
 
+    @property
+    def times(self) -> str:
+        """× 0.21 [0.18, 0.25]; of perplexity, whose changes are small, to four digits."""
+        digits = 4 if self.metric == "perplexity" else 2
+        high = f"{self.high:.{digits}g}" if self.high < UNBOUNDED else "unbounded"
+        return f"× {self.ratio:.{digits}g} [{self.low:.{digits}g}, {high}]"
+
+    @property
+    def outcome(self) -> str:
+        """× 0.43 [0.27, 0.64] unclear, 128 seeds needed."""
+        needed = f", {self.seeds_needed} seeds needed" if self.change == "unclear" and self.seeds_needed else ""
+        return f"{self.times} {self.change}{needed}"
+
+
+def _plural(change: str | None) -> str | None:
+    return {"falls": "fall", "stays": "stay", "rises": "rise"}.get(change or "", change)
+
 
 class VariantVerdict(Frozen):
     """What the rules say of one variant against the baseline."""
@@ -209,6 +246,7 @@ class VariantVerdict(Frozen):
     """spikes go, sinks stay; sinks go, spikes stay; both go; neither goes; undecided; diverged; and where one is
     decided alone: spikes go; spikes stay; sinks go; sinks stay."""
     sentence: str
+    """The verdict, why, and of how many seeds; of rules version 1 with the effects."""
     effects: list[Effect]
     spikes: Change | Literal["not testable"] | None = None
     sinks: Change | None = None
@@ -216,6 +254,21 @@ class VariantVerdict(Frozen):
     """In perplexity."""
     version_1: str | None = None
     """The verdict under the rules before these."""
+
+    def outcomes(self, metrics: Iterable[str], missing: str) -> list[str]:
+        """Each of these changes in words."""
+        outcomes = {effect.metric: effect.outcome for effect in self.effects}
+        return [outcomes.get(metric, missing) for metric in metrics]
+
+    @property
+    def halves(self) -> str:
+        """spikes stay, sinks fall, no cost."""
+        cost = {"none": "no cost", "some": "a cost in perplexity"}.get(self.cost or "", "cost unclear")
+        return f"spikes {_plural(self.spikes)}, sinks {_plural(self.sinks)}, {cost}"
+
+
+Side = Literal["for", "against", "nothing"]
+SIDES: dict[Side, str] = {"for": "For", "against": "Against", "nothing": "Decides nothing"}
 
 
 class ClaimVerdict(Frozen):
@@ -228,6 +281,9 @@ class ClaimVerdict(Frozen):
     verdict: Literal["supported", "contradicted", "mixed", "undecided", "not tested"]
     """Contradicted: a decided opposite; mixed: both were seen."""
     evidence: str
+    speak: dict[str, Side] = Field(default_factory=dict)
+    """What each variant that speaks for it shows; empty of claims 2 and 3, which the baseline decides, and in records
+    from before 28 November 2026."""
 
     @property
     def title(self) -> str:
@@ -275,7 +331,29 @@ class StudyRecord(JsonRecord):
     provenance: Provenance
     timing: Timing
 
-    def columns(self, names: Iterable[str]) -> list[str]:
-        """Those of the figures that this study's table shows: what no variant can have is left out."""
-        has_virtual = any("virtual_mass" in row.measured for row in self.rows)
-        return [name for name in names if name != "virtual_mass" or has_virtual]
+    @property
+    def columns(self) -> list[str]:
+        """The figures that the table shows: those that a variant has, and one max / median: at the block of the
+        largest residual where all have it, which is what the rules ask for."""
+        finished = [row.measured for row in self.rows if row.seeds]
+        at_block, of_any = "spike_max_over_median", "max_over_median"
+        second = of_any if all(at_block in measured for measured in finished) else at_block
+        return [name for name in SHOWN if name != second and any(name in measured for measured in finished)]
+
+    @property
+    def compared(self) -> list[str]:
+        """The metrics of the changes against the baseline."""
+        metrics = {effect.metric for judged in self.verdicts for effect in judged.effects}
+        return [metric for metric in (*TITLES, *sorted(metrics - {*TITLES})) if metric in metrics]
+
+    def effect_title(self, metric: str) -> str:
+        """What a change is of, in words: under some rules a part of the spike counts from 1."""
+        least = self.rules.get("part_least")
+        return TITLES.get(metric, metric) + (f" beyond {least:g}" if least and metric in PARTS else "")
+
+    @property
+    def bounds(self) -> str:
+        """A sentence on the variants whose spike cannot grow freely; empty where all can."""
+        bounds = [f"{row.variant} {row.ceiling:.3g}" for row in self.rows if row.ceiling]
+        text = "Spikes bounded by construction (what independent writes of gain 1 reach): "
+        return f"{text}{', '.join(bounds)}. " if bounds else ""

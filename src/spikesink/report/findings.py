@@ -1,7 +1,6 @@
 """What a folder of records says about each claim of the study: one verdict, three routes of evidence, contradictions
 first."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,16 @@ from spikesink import bootstrap
 from spikesink.records import Anatomy
 from spikesink.records.intervals import Estimate
 from spikesink.records.sections.heads import Heads
-from spikesink.records.study import ClaimVerdict, PaperResult, StudyRecord, VariantRow, VariantVerdict, on_sides, side
+from spikesink.records.study import (
+    SIDES,
+    ClaimVerdict,
+    PaperResult,
+    StudyRecord,
+    VariantRow,
+    VariantVerdict,
+    on_sides,
+    side,
+)
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import Figure
 from spikesink.report.evidence import HEADS, OWN, ROUTES, Evidence, Finding, Line, combined, read_evidence, source
@@ -154,10 +162,9 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
                 continue
             seeds = sorted({len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-            speaking = _named(judged, study)
-            says = _with_effects(judged.evidence, speaking, study.rules)
-            route = ROUTES[2 if study.pretrained is None else 1]
-            lines.append(Line(route, f"{study.study} at {study.preset}", n, says, judged.verdict, _needed(speaking)))
+            route, needed = ROUTES[2 if study.pretrained is None else 1], _needed(_named(judged, study))
+            source = f"{study.study} at {study.preset}"
+            lines.append(Line(route, source, n, _says(judged, study), judged.verdict, needed))
             told.append((baseline, lines[-1]))
     return lines
 
@@ -205,34 +212,30 @@ def _cells(row: tuple[str, PaperResult]) -> str:
     return f"{name} {percent(paper.sink_ratio)}, {number(paper.spike)}, {number(paper.perplexity)}"
 
 
-def _mention(variant: str) -> re.Pattern[str]:
-    """A variant's name in a sentence, with what stands in brackets behind it."""
-    return re.compile(rf"(?<![\w=.]){re.escape(variant)}(?![\w=])(?: \(([^)]*)\))?")
-
-
 def _named(judged: ClaimVerdict, study: StudyRecord) -> list[VariantVerdict]:
-    """The variants that the evidence names."""
-    return [one for one in study.verdicts if _mention(one.variant).search(judged.evidence)]
+    """The variants that speak for the claim."""
+    return [one for one in study.verdicts if one.variant in judged.speak]
 
 
-def _with_effects(evidence: str, speaking: list[VariantVerdict], rules: dict[str, float]) -> str:
-    """The evidence with three intervals behind every variant that it names."""
-    for one in speaking:
-        if found := _mention(one.variant).search(evidence):
-            shown = "; ".join([found[1] or one.verdict, *_effects(one, rules)])
-            evidence = f"{evidence[: found.start()]}{one.variant} ({shown}){evidence[found.end() :]}"
-    return evidence
+def _says(judged: ClaimVerdict, study: StudyRecord) -> str:
+    """The evidence, with the intervals of every variant that speaks."""
+    said = []
+    for which, title in SIDES.items():
+        shown = [
+            f"{one.variant} ({'; '.join([one.verdict if which == 'nothing' else one.halves, *_effects(one, study)])})"
+            for one in _named(judged, study)
+            if judged.speak[one.variant] == which
+        ]
+        said += [f"{title}: {', '.join(shown)}."] if shown else []
+    return " ".join(said) or judged.evidence
 
 
-def _effects(judged: VariantVerdict, rules: dict[str, float]) -> list[str]:
+def _effects(judged: VariantVerdict, study: StudyRecord) -> list[str]:
     """Three of its intervals; none with a single seed."""
-    least = rules.get("part_least", 0)
-    part = f"norm ratio beyond {least:g}" if least else "norm ratio"
-    names = {"norm_ratio": part, "sink_ratio": "sink ratio", "perplexity": "perplexity"}
     return [
-        f"{names[effect.metric]} x {number(effect.ratio)} [{number(effect.low)}, {number(effect.high)}]"
+        f"{study.effect_title(effect.metric)} {effect.times}"
         for effect in judged.effects
-        if effect.metric in names and effect.size is not None
+        if effect.metric in ("norm_ratio", "sink_ratio", "perplexity") and effect.size is not None
     ]
 
 

@@ -3,24 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from spikesink.records.study import Effect, Spread, StudyRecord, VariantRow, VariantVerdict
+from spikesink.records.study import PARTS, TITLES, Spread, StudyRecord, VariantRow, VariantVerdict
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table
 from spikesink.report.format import NONE, counted, listed, number, percent
 from spikesink.report.next_step import next_step
 from spikesink.report.study_figures import PAPER, conditions, name_of, study_figures
 
-METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "perplexity": ("perplexity", lambda value: number(value, 4)),
-    "sink_ratio": ("sink ratio", percent),
-    "spike": ("spike", lambda value: number(value, 4)),
-    "max_over_median": ("max / median", number),
-    "first_token_importance": ("first token", number),
-    "virtual_mass": ("on no token", percent),
+FORMS: dict[str, Callable[[float], str]] = {
+    "perplexity": lambda value: number(value, 4),
+    "spike": lambda value: number(value, 4),
+    "sink_ratio": percent,
+    "virtual_mass": percent,
 }
-
-UNBOUNDED = 1e30
-"""An interval's upper end from here on has no bound: some resample of the baseline was 0."""
+"""How a figure of the table is shown, if not to three digits."""
 
 
 def study_document(studies: Sequence[StudyRecord]) -> Document:
@@ -45,7 +41,7 @@ def study_statements(study: StudyRecord, several: bool = False) -> list[Statemen
     counts = Counter(judged.verdict for judged in study.verdicts)
     statements = []
     for verdict in counts:
-        names = [_effects_in_words(judged) for judged in study.verdicts if judged.verdict == verdict]
+        names = [_effects_in_words(judged, study) for judged in study.verdicts if judged.verdict == verdict]
         text = f"{listed(names, 12)}; {counts[verdict]} of {counted(len(study.verdicts), 'variant')}, against "
         text += f"{study.baseline}."
         statements.append(
@@ -70,15 +66,18 @@ def _plain(text: str) -> str:
     return text.replace("`", "")
 
 
-def _effects_in_words(verdict: VariantVerdict) -> str:
-    """sandwich (spike × 0.037 falls, sink ratio × 0.67 unclear)."""
-    effects = {effect.metric: effect for effect in verdict.effects}
-    parts = [
-        f"{METRICS[name][0]} × {number(effects[name].ratio, 2)} {effects[name].change}"
-        for name in ("spike", "sink_ratio")
+def _effects_in_words(judged: VariantVerdict, study: StudyRecord) -> str:
+    """sandwich (norm ratio beyond 1 × 0.12 falls, sink ratio × 1.0 stays): what decided, or most nearly did."""
+    effects = {effect.metric: effect for effect in judged.effects}
+    parts = [name for name in PARTS if name in effects]
+    lost = [name for name in parts if effects[name].change == "falls"]
+    shown = [*(lost or parts or ["spike"])[:1], "sink_ratio"]
+    said = [
+        f"{study.effect_title(name)} {effects[name].times.partition(' [')[0]} {effects[name].change}"
+        for name in shown
         if name in effects
     ]
-    return f"{verdict.variant} ({', '.join(parts)})" if parts else verdict.variant
+    return f"{judged.variant} ({', '.join(said)})" if said else judged.variant
 
 
 def _merits(studies: Sequence[StudyRecord]) -> list[Merit]:
@@ -116,11 +115,10 @@ def _sections(study: StudyRecord, several: bool) -> list[Part]:
 
 def _table(study: StudyRecord) -> Table:
     columns = ["variant"]
-    names = study.columns(METRICS)
-    for name in names:
-        columns += [METRICS[name][0], "paper"] if name in PAPER else [METRICS[name][0]]
+    for name in study.columns:
+        columns += [TITLES[name], "paper"] if name in PAPER else [TITLES[name]]
     return Table(
-        "Mean ± standard deviation (seeds)", columns, [_row(row, names) for row in study.rows],
+        "Mean ± standard deviation (seeds)", columns, [_row(row, study.columns) for row in study.rows],
         ["strong" if row.variant == study.baseline else "" for row in study.rows],
         note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
     )  # fmt: skip
@@ -128,10 +126,9 @@ def _table(study: StudyRecord) -> Table:
 
 def _row(row: VariantRow, names: Sequence[str]) -> list[str]:
     """Each figure of ours, and behind it the paper's where it has one."""
-    lost = "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
-    cells = [row.variant + lost]
+    cells = [row.variant + row.lost]
     for name in names:
-        show = METRICS[name][1]
+        show = FORMS.get(name, number)
         cells.append(_spread(row.measured.get(name), show))
         if name in PAPER:
             cells.append(show(getattr(row.paper, name)) if row.paper else NONE)
@@ -157,34 +154,15 @@ def _lines(study: StudyRecord) -> list[Table]:
 
 
 def _verdicts(study: StudyRecord) -> list[Table]:
-    names = list(dict.fromkeys(effect.metric for judged in study.verdicts for effect in judged.effects))
-    rows = [
-        [judged.variant, judged.verdict, *[_effect(judged.effects, name) for name in names]]
-        for judged in study.verdicts
-    ]
-    summaries = {row.variant: row for row in study.rows}
-    changes = [
-        [row.variant, _plain(row.summary), "; ".join(row.changes) or "as the preset"] for row in summaries.values()
-    ]
+    rows = [[judged.variant, judged.verdict, *judged.outcomes(study.compared, NONE)] for judged in study.verdicts]
+    changes = [[row.variant, _plain(row.summary), "; ".join(row.changes) or "as the preset"] for row in study.rows]
     rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
     claims = [[f"{claim.title}: {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
     tables = []
     if rows:
-        header = (
-            "variant",
-            "verdict",
-            *[METRICS[name][0] if name in METRICS else name.replace("_", " ") for name in names],
-        )
+        header = ("variant", "verdict", *map(study.effect_title, study.compared))
         title = "Variant over baseline, with its 95 % interval over seeds"
-        tables.append(Table(title, header, rows, words=len(header), note=f"Rules: {rules}."))
+        tables.append(Table(title, header, rows, words=len(header), note=f"{study.bounds}Rules: {rules}."))
     if claims:
         tables.append(Table("The paper's claims", ("claim", "verdict", "evidence"), claims, words=3))
     return [*tables, Table("What each variant changes", ("variant", "what", "change"), changes, words=3)]
-
-
-def _effect(effects: Sequence[Effect], metric: str) -> str:
-    chosen = next((effect for effect in effects if effect.metric == metric), None)
-    if chosen is None:
-        return NONE
-    high = number(chosen.high) if chosen.high < UNBOUNDED else "unbounded"
-    return f"× {number(chosen.ratio)} [{number(chosen.low)}, {high}] {chosen.change}"

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spikesink.records.intervals import to_three_digits
-from spikesink.records.study import CellFunction, CellRecord, ClaimVerdict, VariantVerdict, on_sides, side
+from spikesink.records.study import (
+    SIDES,
+    CellFunction,
+    CellRecord,
+    ClaimVerdict,
+    Side,
+    VariantVerdict,
+    on_sides,
+    side,
+)
 from spikesink.zoo.choice import Choice
 
 Quantity = Literal["spikes", "sinks", "cost"]
@@ -90,17 +99,23 @@ def claims(tested: list[Claim], verdicts: list[VariantVerdict]) -> list[ClaimVer
 
 def _judged(claim: Claim, verdicts: list[VariantVerdict]) -> ClaimVerdict:
     speaking = [row for row in verdicts if row.variant in claim.speak]
-    meeting = [row for row in speaking if _shows(row, claim.expect)]
-    opposing = [row for row in speaking if _opposes(row, claim)]
-    verdict = _from_counts(claim, len(speaking), len(meeting), len(opposing))
-    evidence = [f"For: {_briefly(row)}." for row in meeting] + [f"Against: {_briefly(row)}." for row in opposing]
-    silent = [row.variant for row in speaking if row not in meeting and row not in opposing]
-    if silent:
-        evidence.append(f"Decides nothing: {', '.join(silent)}.")
+    sides: dict[str, Side] = {row.variant: _side(row, claim) for row in speaking}
+    evidence = []
+    for which, title in SIDES.items():
+        by_halves: dict[str, list[str]] = {}
+        for row in speaking:
+            if sides[row.variant] == which:
+                by_halves.setdefault("" if which == "nothing" else f" ({row.halves})", []).append(row.variant)
+        evidence += [f"{title}: {', '.join(variants)}{halves}." for halves, variants in by_halves.items()]
     return ClaimVerdict(
-        claim=claim.claim, part=claim.part, text=claim.text, verdict=verdict,
+        claim=claim.claim, part=claim.part, text=claim.text, speak=sides,
+        verdict=_from_counts(claim, len(sides), *(list(sides.values()).count(which) for which in ("for", "against"))),
         evidence=" ".join(evidence) or f"None of {', '.join(claim.speak)} has finished.",
     )  # fmt: skip
+
+
+def _side(row: VariantVerdict, claim: Claim) -> Side:
+    return "for" if _shows(row, claim.expect) else "against" if _opposes(row, claim) else "nothing"
 
 
 def _from_counts(
@@ -123,15 +138,6 @@ def _opposes(change: VariantVerdict, claim: Claim) -> bool:
 
 def _shows(change: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
     return all(getattr(change, quantity) in MEETS[expected] for quantity, expected in pattern.items())
-
-
-PLURAL = {"falls": "fall", "stays": "stay", "rises": "rise"}
-
-
-def _briefly(change: VariantVerdict) -> str:
-    cost = {"none": "no cost", "some": "a cost in perplexity"}.get(change.cost or "", "cost unclear")
-    spikes, sinks = (PLURAL.get(str(answer), answer) for answer in (change.spikes, change.sinks))
-    return f"{change.variant} (spikes {spikes}, sinks {sinks}, {cost})"
 
 
 ONE_CONTEXT = (

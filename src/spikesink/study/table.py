@@ -4,21 +4,13 @@ import csv
 import io
 import math
 import statistics
+from collections.abc import Iterable
 
-from spikesink.records.study import CellRecord, Measured, Spread, StudyRecord, VariantRow
+from spikesink.records.study import TITLES, CellRecord, ClaimVerdict, Measured, Spread, StudyRecord, VariantRow
 from spikesink.study.grid import Grid, variant_changes, variant_recipe
 from spikesink.study.verdict import ceiling
 from spikesink.train.recipe import Recipe
 
-COLUMNS = {
-    "perplexity": "perplexity",
-    "sink_ratio": "sink ratio",
-    "spike": "spike",
-    "max_over_median": "max / median",
-    "first_token_importance": "first-token importance",
-    "virtual_mass": "attention on no token",
-}
-"""Titles of the figures that the table shows."""
 PERCENT = ("sink_ratio", "virtual_mass")
 PAPER = ("perplexity", "sink_ratio", "spike")
 
@@ -81,19 +73,14 @@ def _decimals(value: float) -> int:
 
 def texts(study: StudyRecord) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text: measured, then the paper's."""
-    columns = study.columns(COLUMNS)
-    header = ["variant", *(COLUMNS[name] for name in columns), *(f"paper: {COLUMNS[name]}" for name in PAPER)]
+    columns = study.columns
+    header = ["variant", *(TITLES[name] for name in columns), *(f"paper: {TITLES[name]}" for name in PAPER)]
     body = []
     for row in study.rows:
         measured = [cell_text(name, row.measured.get(name)) for name in columns]
         paper = [paper_text(name, getattr(row.paper, name)) if row.paper else "-" for name in PAPER]
-        body.append([row.variant + lost(row), *measured, *paper])
+        body.append([row.variant + row.lost, *measured, *paper])
     return header, body
-
-
-def lost(row: VariantRow) -> str:
-    """How many cells have no figures, and why; empty where all have."""
-    return "".join(f", {count} {what}" for what, count in (("diverged", row.diverged), ("failed", row.failed)) if count)
 
 
 def left_out_lines(left_out: dict[str, str]) -> list[str]:
@@ -103,19 +90,50 @@ def left_out_lines(left_out: dict[str, str]) -> list[str]:
 
 def table_markdown(study: StudyRecord) -> str:
     """The table alone as markdown."""
-    header, body = texts(study)
     note = "Mean ± standard deviation (n seeds); paper: 7B parameters, 100B tokens, one run."
-    return "\n".join([_pipes(header), _pipes(["---"] * len(header)), *map(_pipes, body), "", note, ""])
+    return f"{_table(*texts(study))}\n\n{note}\n"
+
+
+def _changes(study: StudyRecord) -> str:
+    """Every variant against the baseline: each change with its interval, and what it is called."""
+    header = [f"over {study.baseline}", *map(study.effect_title, study.compared)]
+    body = [[judged.variant, *judged.outcomes(study.compared, "-")] for judged in study.verdicts]
+    return f"{_table(header, body)}\n\n{study.bounds}".rstrip()
 
 
 def markdown(study: StudyRecord) -> str:
     """The table, the verdicts and the claims as markdown."""
-    verdicts = [f"- {verdict.sentence}" for verdict in study.verdicts]
-    claims = [f"- {claim.title}: {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in study.claims]
-    errors = ["", *(f"- {error}" for error in study.errors)] if study.errors else []
-    left_out = ["", *(f"- {line}" for line in left_out_lines(study.left_out))] if study.left_out else []
-    results = "\n".join([*verdicts, "", *claims, *errors, *left_out])
-    return f"# {study.study} at {study.preset}\n\n{study.about}\n\n{table_markdown(study)}\n{results}\n"
+    parts = [
+        table_markdown(study).rstrip(),
+        _list(verdict.sentence for verdict in study.verdicts),
+        _changes(study) if study.compared else "",
+        _list(_claims(study.claims)),
+        _list(study.errors),
+        _list(left_out_lines(study.left_out)),
+    ]
+    return "\n\n".join([f"# {study.study} at {study.preset}", study.about, *filter(None, parts)]) + "\n"
+
+
+def _claims(claims: list[ClaimVerdict]) -> list[str]:
+    """A line for each claim, of those that were not tested one for each reason."""
+    untested: dict[str, list[str]] = {}
+    for claim in claims:
+        if claim.verdict == "not tested":
+            name = claim.title if claim.claim is not None else claim.text.rstrip(".")
+            untested.setdefault(claim.evidence, []).append(name)
+    tested = [claim for claim in claims if claim.verdict != "not tested"]
+    return [
+        *(f"{claim.title}: {claim.text} **{claim.verdict}**. {claim.evidence}" for claim in tested),
+        *(f"**Not tested**: {', '.join(names)}. {why}" for why, names in untested.items()),
+    ]
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(header: list[str], body: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
 
 
 def comma_separated(study: StudyRecord) -> str:
@@ -137,10 +155,6 @@ def latex(study: StudyRecord) -> str:
     columns = "l" + "r" * (len(header) - 1)
     rules = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
     return "\n".join([*rules, r"\end{tabular}"]) + "\n"
-
-
-def _pipes(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _tex(text: str) -> str:

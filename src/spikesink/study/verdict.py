@@ -1,19 +1,16 @@
 """Do spikes and sinks come apart? Rules written down before the runs they were for; docs/study.md states them."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from spikesink.bootstrap import holm
-from spikesink.records.study import CellRecord, Change, Effect, VariantRow, VariantVerdict
+from spikesink.records.study import PARTS, TITLES, CellRecord, Change, Effect, VariantRow, VariantVerdict
 from spikesink.study import verdict_v1
 from spikesink.study.claims import FunctionRules
 from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, welch
 
-PARTS = ("spike_max_over_median", "tokens_per_spike", "within_token", "norm_ratio")
-"""What a spike is: extreme, in few tokens, in few channels; and the token's norm over the others'. Free of scale."""
 SINKS = ("sink_ratio", "first_token_importance")
 SPIKES_GO, SINKS_GO, BOTH_GO = verdict_v1.SPIKES_GO, verdict_v1.SINKS_GO, verdict_v1.BOTH_GO
 NEITHER, UNDECIDED, DIVERGED = verdict_v1.NEITHER, verdict_v1.UNDECIDED, verdict_v1.DIVERGED
@@ -24,10 +21,6 @@ NAMES = {
     (None, None): UNDECIDED,
 }  # fmt: skip
 """Verdict by whether spikes and sinks go; None where that is unclear, or the baseline has none."""
-TITLES = {
-    "spike_max_over_median": "max / median", "tokens_per_spike": "tokens a spike token", "within_token": "within token",
-    "norm_ratio": "norm ratio", "first_token_importance": "first-token importance", "sink_ratio": "sink ratio",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,8 @@ class _Comparison:
     rises: float
     """Limits of the ratio."""
     tested: bool = True
+    two_sided: bool = False
+    """It stays only where it has not risen beyond the limit either."""
 
     def p_falls(self) -> float:
         return self.difference.p_below(self.scale.limit(self.falls, self.baseline)) if self.tested else 1.0
@@ -134,7 +129,7 @@ def _comparison(
     return _Comparison(
         metric, welch(scale.to(ours), at), scale, float(np.mean(at)),
         max(ours) < min(theirs) or min(ours) > max(theirs), falls, stays, rises,
-        tested=metric != "spike" or high_enough,
+        tested=metric != "spike" or high_enough, two_sided=metric == "perplexity",
     )  # fmt: skip
 
 
@@ -161,7 +156,8 @@ def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, 
 
 def _effect(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> Effect:
     low, high = one.difference.interval(rules.confidence)
-    limits = {one.scale.limit(ratio, one.baseline) for ratio in (one.falls, one.stays)}
+    ratios = (one.falls, one.stays, one.rises) if one.two_sided else (one.falls, one.stays)
+    limits = {one.scale.limit(ratio, one.baseline) for ratio in ratios}
     return Effect(
         metric=one.metric,
         ratio=one.scale.ratio(one.difference.value, one.baseline),
@@ -183,10 +179,10 @@ def _change(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> C
         return "falls"
     if p_stays > alpha:
         return "unclear"
-    rises = (
-        isinstance(one.scale, LogScale) and one.difference.p_above(one.scale.limit(one.rises, one.baseline)) <= alpha
-    )
-    return "rises" if rises else "stays"
+    upper = one.scale.limit(one.rises, one.baseline)
+    if isinstance(one.scale, LogScale) and one.difference.p_above(upper) <= alpha:
+        return "rises"
+    return "unclear" if one.two_sided and one.difference.p_below(upper) > alpha else "stays"
 
 
 def spikes_change(effects: dict[str, Effect]) -> Change:
@@ -247,7 +243,7 @@ def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], 
         {
             "variant": row.variant, "verdict": verdict, "effects": list(effects.values()), "version_1": before,
             "spikes": spikes, "sinks": sinks, "cost": "unclear" if why else _cost(effects, rules),
-            "sentence": _sentence(row, verdict, why or unclear or _moved(effects, spikes), effects.values(), rules),
+            "sentence": _sentence(row, verdict, why or unclear or _moved(effects)),
         }
     )  # fmt: skip
 
@@ -269,7 +265,7 @@ def _named(spikes: str, sinks: Change) -> tuple[str, str]:
     return NAMES[GOES.get(spikes), GOES.get(sinks)], "; ".join(missing)
 
 
-def _moved(effects: dict[str, Effect], spikes: str) -> str:
+def _moved(effects: dict[str, Effect]) -> str:
     """Which parts of the spike moved."""
     if not any(name in effects for name in PARTS):
         return "by absolute magnitude alone"
@@ -278,22 +274,10 @@ def _moved(effects: dict[str, Effect], spikes: str) -> str:
     return ", ".join(moved) or "no part of the spike moved"
 
 
-def _sentence(row: VariantRow, verdict: str, why: str, effects: Iterable[Effect], rules: Rules) -> str:
-    parts = [_in_words(effect, row, rules) for effect in effects]
+def _sentence(row: VariantRow, verdict: str, why: str) -> str:
     lost = f"; {row.diverged} diverged" if row.diverged else ""
     lost += f"; {row.failed} failed" if row.failed else ""
-    return f"{row.variant}: {verdict} ({why}), n = {len(row.seeds)}{lost}: {', '.join(parts) or 'nothing measured'}."
-
-
-def _in_words(effect: Effect, row: VariantRow, rules: Rules) -> str:
-    high = f"{effect.high:.2g}" if effect.high < 1e30 else "unbounded"
-    bounded = ""
-    if effect.metric == "spike" and row.ceiling:
-        bounded = f" (bounded by construction: independent writes of gain 1 reach {row.ceiling:.3g})"
-    needed = f", {effect.seeds_needed} seeds needed" if effect.change == "unclear" and effect.seeds_needed else ""
-    title = TITLES.get(effect.metric, effect.metric)
-    title += f" beyond {rules.part_least:g}" if effect.metric in PARTS and rules.part_least else ""
-    return f"{title}{bounded} x {effect.ratio:.2g} [{effect.low:.2g}, {high}] {effect.change}{needed}"
+    return f"{row.variant}: {verdict} ({why}), n = {len(row.seeds)}{lost}."
 
 
 def rules_as_numbers(rules: Rules | FunctionRules = Rules()) -> dict[str, float]:
