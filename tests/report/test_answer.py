@@ -177,7 +177,7 @@ def test_no_block_named_where_the_rule_does_not_apply():
 @pytest.mark.parametrize(
     ("value", "text"),
     [(26671.3, "26,671"), (2913173.6, "2.91 million"), (0.0, "0"), (0.0474, "0.0474"), (None, "–"), (4e-6, "4e-06"),
-     (12.345, "12.3"), (3.2e12, "3.2e+12"), (999.6, "1,000")],
+     (12.345, "12.3"), (3.2e12, "3.2e+12"), (999.6, "1,000"), (999.6e6, "1e+09"), (999.4e6, "999 million")],
 )  # fmt: skip
 def test_numbers(value, text):
     assert number(value) == text

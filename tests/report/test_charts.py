@@ -4,12 +4,14 @@ import json
 import re
 
 import altair as alt
+import numpy as np
 import pytest
 from made import anatomy, interventions, study, training
 
 from spikesink.report.build import record_document
 from spikesink.report.compare import compare_figures, steps_of
 from spikesink.report.drawing import PALETTE, ROWS, colours, dashes
+from spikesink.report.format import number
 from spikesink.report.page import TEMPLATES
 from spikesink.report.sinks import importance_rows
 from spikesink.report.study_figures import study_figures
@@ -218,3 +220,18 @@ def test_a_measure_that_does_not_apply_has_no_chart():
     content = record.model_dump() | {"heads": {"applicable": False, "reason": "made so"}, "arrays": record.arrays}
     names = {figure.name for figure in figures_of(type(record).model_validate(content))}
     assert names == {"lifecycle_residual", "lifecycle_write", "lifecycle_shares", "sink_map", "head_importance"}
+
+
+@pytest.mark.parametrize("count", [1, 399, 400, 401, 1200, 12_001])
+def test_a_long_curve_keeps_its_last_point(count):
+    """At most some points more are drawn than asked for, evenly; the caption's end is the record's."""
+    run = training()
+    name = "spikesink/spike"
+    arrays = {**run.arrays, name: np.arange(count) + 1.0, f"{name}.step": 10 * np.arange(count)}
+    longer = training_figures([("a", run.model_copy(update={"arrays": arrays}))])
+    figure = by_name(longer)["training_spike"]
+    steps = [row["step"] for row in figure.rows]
+    assert steps[-1] == 10 * (count - 1) and len(steps) <= 400
+    assert len(set(np.diff(steps))) <= 1
+    assert f"over {10 * (count - 1):,} steps" in figure.alternative
+    assert figure.caption == f"At the end: a {number(float(count))}."

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tables import summary_markdown
 
+from spikesink.records.study import CellRecord
 from spikesink.report.answer import answer
 from spikesink.report.build import runs_document
 from spikesink.report.evidence import read_evidence
@@ -33,6 +34,33 @@ def test_only_the_newest_rules_speak(evidence):
     assert {study.rules_version for study in evidence.studies} <= set(verdict.RULES)
     assert {study.preset for study in evidence.left_out} == {"nano", "python"}
     assert "gating-nano (version 1), " in runs_document([RESULTS]).lead
+
+
+def test_runs_are_counted_once(evidence):
+    """A baseline in five studies was trained once; grafts are counted as grafts."""
+    every = [CellRecord.read_file(path) for path in sorted(RESULTS.glob("*-*/*.json"))]
+    titles = {f"{study.study}-{study.preset}" for study in evidence.studies if study.pretrained is None}
+    trained = {
+        (one.measured.spike, one.measured.perplexity)
+        for one in every
+        if one.measured is not None and f"{one.study}-{one.preset}" in titles
+    }
+    assert runs_document([RESULTS]).lead.startswith(f"{len(trained)} training runs under rules that count, ")
+    assert len(trained) < sum(len(row.seeds) for study in evidence.studies for row in study.rows)
+
+
+def test_records_that_do_not_say_who_speaks_name_them(evidence):
+    """From before they did, in the evidence: the paper's figures still stand beside them."""
+    before = [
+        study.model_copy(update={"claims": [claim.model_copy(update={"speak": {}}) for claim in study.claims]})
+        for study in evidence.studies
+    ]
+    old = findings(type(evidence)(before, evidence.doses, evidence.grafts))
+    new = findings(type(evidence)(evidence.studies, evidence.doses, evidence.grafts))
+    assert {one.text: one.paper for one in old} == {one.text: one.paper for one in new}
+    assert {one.text: [line.seeds_needed for line in one.lines] for one in old} == {
+        one.text: [line.seeds_needed for line in one.lines] for one in new
+    }
 
 
 def test_parts_that_count_from_1_say_so(evidence):

@@ -1,5 +1,6 @@
 """Grafts judged as a study, from the records of results/ and against a naive comparison."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -56,9 +57,12 @@ def test_effects_are_those_of_a_welch_test_on_seeds(records):
 
 
 def test_what_a_short_healing_does_not_bring_back_contradicts_nothing_alone(records):
-    """Five replacements speak for claim 1; one of them shows the opposite."""
-    claim = next(claim for claim in study_of(records).claims if claim.claim == 1)
+    """Five replacements speak for claim 1; one of them shows the opposite, as one of three of the finding on sinks."""
+    claims = study_of(records).claims
+    claim = next(claim for claim in claims if claim.claim == 1)
     assert (claim.verdict, claim.evidence[:31]) == ("undecided", "Against: arrangement=sandwich (")
+    finding = next(claim for claim in claims if claim.claim is None)
+    assert (finding.verdict, finding.evidence[:26]) == ("undecided", "Against: gate=conditional ")
     few = [record for record in records if record.provenance.settings["recipe"]["data"]["seed"] < 2]
     assert all(one.verdict == "undecided" for one in study_of(few).verdicts)
 
@@ -74,6 +78,23 @@ def test_grafts_that_cannot_be_compared_are_refused(records):
     alone = {"points": {"healed": records[0].points["healed"]}}
     with pytest.raises(InputError, match="No graft has a healed model and a control"):
         study_of([records[0].model_copy(update=alone)])
+
+
+def test_two_grafts_of_one_name_and_other_training_are_refused(records):
+    """Per head and per channel are one kind by name; another learning rate is another training, healed or not."""
+    gates = [record for record in records if "gate" in record.changed]
+    changed = copy.deepcopy(gates[0].changed)
+    changed["gate"][1]["per"] = "channel"
+    with pytest.raises(InputError, match="two grafts 'gate=conditional' with other options"):
+        study_of([gates[0].model_copy(update={"changed": changed}), *gates[1:]])
+    with pytest.raises(InputError, match="two grafts 'gate=conditional' of seed 0"):
+        study_of([gates[0], *gates])
+    settings = copy.deepcopy(gates[0].provenance.settings)
+    settings["recipe"]["optimiser"]["lr"] *= 2
+    faster = gates[0].provenance.model_copy(update={"settings": settings})
+    alone = {"provenance": faster, "points": {"healed": gates[0].points["healed"]}}
+    with pytest.raises(InputError, match=r"optimiser.* \(2 kinds of run\)"):
+        study_of([gates[0].model_copy(update=alone), *gates[1:]])
 
 
 def test_a_training_that_diverged_is_counted(records):

@@ -254,6 +254,8 @@ class VariantVerdict(Frozen):
     """In perplexity."""
     version_1: str | None = None
     """The verdict under the rules before these."""
+    diverged: int = 0
+    """Seeds without a result, since their loss stopped being finite."""
 
     def outcomes(self, metrics: Iterable[str], missing: str) -> list[str]:
         """Each of these changes in words."""
@@ -264,7 +266,8 @@ class VariantVerdict(Frozen):
     def halves(self) -> str:
         """spikes stay, sinks fall, no cost."""
         cost = {"none": "no cost", "some": "a cost in perplexity"}.get(self.cost or "", "cost unclear")
-        return f"spikes {_plural(self.spikes)}, sinks {_plural(self.sinks)}, {cost}"
+        lost = f", {self.diverged} seed{'' if self.diverged == 1 else 's'} diverged" if self.diverged else ""
+        return f"spikes {_plural(self.spikes)}, sinks {_plural(self.sinks)}, {cost}{lost}"
 
 
 Side = Literal["for", "against", "nothing"]
@@ -347,7 +350,10 @@ class StudyRecord(JsonRecord):
         return [metric for metric in (*TITLES, *sorted(metrics - {*TITLES})) if metric in metrics]
 
     def effect_title(self, metric: str) -> str:
-        """What a change is of, in words: under some rules a part of the spike counts from 1."""
+        """What a change is of, in words: importance counts from uniform attention's, and under some rules a part of the
+        spike from 1."""
+        if metric == "first_token_importance" and any("uniform_importance" in row.measured for row in self.rows):
+            return f"{TITLES[metric]} beyond uniform"
         least = self.rules.get("part_least")
         return TITLES.get(metric, metric) + (f" beyond {least:g}" if least and metric in PARTS else "")
 

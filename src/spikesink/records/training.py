@@ -34,6 +34,12 @@ class TrainingRun(Record):
     timing: Timing
 
 
+def thinned(count: int, most: int) -> slice:
+    """Of so many points of a curve about so many to show: every n-th, such that the last stays."""
+    stride = max(1, -(-count // most))
+    return slice((count - 1) % stride, None, stride)
+
+
 SPIKE_RATIO_MIN = 10.0
 """Norm of the first token over the median token's from which a grafted model is said to have a spike token."""
 

@@ -213,8 +213,9 @@ def _cells(row: tuple[str, PaperResult]) -> str:
 
 
 def _named(judged: ClaimVerdict, study: StudyRecord) -> list[VariantVerdict]:
-    """The variants that speak for the claim."""
-    return [one for one in study.verdicts if one.variant in judged.speak]
+    """The variants that speak for the claim; records from before 28 November 2026 name them in the evidence alone."""
+    names = judged.speak or {word.strip(".,:()") for word in judged.evidence.split()}
+    return [one for one in study.verdicts if one.variant in names]
 
 
 def _says(judged: ClaimVerdict, study: StudyRecord) -> str:
@@ -224,7 +225,7 @@ def _says(judged: ClaimVerdict, study: StudyRecord) -> str:
         shown = [
             f"{one.variant} ({'; '.join([one.verdict if which == 'nothing' else one.halves, *_effects(one, study)])})"
             for one in _named(judged, study)
-            if judged.speak[one.variant] == which
+            if judged.speak.get(one.variant) == which
         ]
         said += [f"{title}: {', '.join(shown)}."] if shown else []
     return " ".join(said) or judged.evidence
@@ -289,12 +290,19 @@ def findings_document(folder: Path) -> Document:
     """Of a folder of studies, grafts and sweeps."""
     evidence = read_evidence(folder)
     every = findings(evidence)
-    runs = sum(len(row.seeds) for study in evidence.studies for row in study.rows)
+    # A baseline that several studies share was trained once; a graft is counted as one.
+    runs = {
+        figures
+        for study in evidence.studies
+        for row in study.rows
+        if study.pretrained is None and row.seeds
+        for figures in zip(row.values["perplexity"], row.values["spike"], strict=True)
+    }
     shown: set[str] = set()
     return Document(
         kind="findings",
         title="What is decided about spikes and sinks",
-        lead=f"{counted(runs, 'training run')} under rules that count, {counted(len(evidence.grafts), 'graft')}, "
+        lead=f"{counted(len(runs), 'training run')} under rules that count, {counted(len(evidence.grafts), 'graft')}, "
         f"{counted(len(evidence.doses), 'sweep')} of a finished model. {evidence.without}".strip(),
         statements=[
             Statement(f"{one.title}: {one.verdict}", one.text, measured=one.verdict not in ("undecided", "not tested"))

@@ -14,7 +14,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return NONE
     size = abs(value)
-    if size >= 1e9 or 0 < size < 1e-3:
+    if size >= 999.5e6 or 0 < size < 1e-3:
         return f"{value:.{max(digits - 1, 1)}g}"
     if size >= 1e6:
         return f"{value / 1e6:.{digits}g} million"

@@ -42,11 +42,11 @@ def graft_document(record: GraftRecord) -> Document:
 
 
 def spike_words(record: GraftRecord) -> str | None:
-    """Whether the first token still stands out; None without a trained model."""
-    after = record.points.get("healed")
-    if after is None:
+    """Whether the first token still stands out; None where one of the two was not measured."""
+    after, original = record.points.get("healed"), record.points.get("original")
+    if after is None or original is None:
         return None
-    before = record.points["original"].norm_ratio
+    before = original.norm_ratio
     rule = f"the first token's residual is {number(after.norm_ratio)} × the median token's (was {number(before)})"
     if before < SPIKE_RATIO_MIN:
         return f"There was no spike to lose: {rule}."

@@ -88,7 +88,8 @@ def _compared(record: BosPair) -> Statement:
 
 def _studied(record: StudyRecord) -> Statement:
     seeds = int(record.rules.get("seeds_min", 0))
-    run = [len(row.seeds) for row in record.rows]
+    # A seed that diverged has a result, and is not run again.
+    run = [len(row.seeds) + row.diverged for row in record.rows]
     if run and min(run) < seeds:
         missing = sum(max(0, seeds - n) for n in run)
         lasts = lasting(record.timing.forward_s / max(sum(run), 1) * missing)

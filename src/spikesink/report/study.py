@@ -106,11 +106,15 @@ def _sections(study: StudyRecord, several: bool) -> list[Part]:
         for part in (
             section("table", "The table, beside the paper's", study.about, tables=[_table(study), *_lines(study)]),
             section("charts", "Where the variants stand", "", figures=shown),
-            section("verdicts", "Verdicts", "By rules that were fixed before the first run.", tables=_verdicts(study)),
+            section("verdicts", "Verdicts", _rules(study), tables=_verdicts(study)),
             section("curves", "Learning curves", "", figures=curves),
         )
         if not part.empty
     ]
+
+
+def _rules(study: StudyRecord) -> str:
+    return f"By rules of version {study.rules_version}, which a study keeps; docs/study.md says what was known then."
 
 
 def _table(study: StudyRecord) -> Table:
@@ -149,7 +153,7 @@ def _lines(study: StudyRecord) -> list[Table]:
         tables.append(Table("Runs without a result", ("what happened",), [[line] for line in study.errors]))
     if study.left_out:
         rows = [[variant, reason] for variant, reason in study.left_out.items()]
-        tables.append(Table("Left out: the recipe is too small for them", ("variant", "reason"), rows))
+        tables.append(Table("Left out: they cannot be made of this recipe", ("variant", "reason"), rows))
     return tables
 
 

@@ -7,6 +7,7 @@ import altair as alt
 import numpy as np
 
 from spikesink.records.study import StudyRecord, VariantRow
+from spikesink.records.training import thinned
 from spikesink.report.drawing import (
     BLUE,
     GREY,
@@ -206,7 +207,7 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
         title=title,
         chart=layered(*layers),
         rows=table(rows),
-        caption=f"Mean over seeds{banded}.",
+        caption=f"Mean over seeds{banded}; each model on held-out sequences of the data that it was trained on.",
         conditions=conditions(study),
         alternative=f"Learning curves of {counted(len(variants), 'variant')}: {axis} over steps.",
     )
@@ -221,12 +222,11 @@ def _mean(study: StudyRecord, variant: str, name: str) -> Rows:
             for step, value in zip(curve.step, curve.value, strict=True):
                 by_step.setdefault(step, []).append(value)
     steps = sorted(by_step)
-    every = max(1, len(steps) // POINTS)
     reduce: dict[str, Callable[[list[float]], float]] = {"value": lambda x: float(np.mean(x)), "low": min, "high": max}
     return [
         {"variant": variant, "step": step, "seeds": len(by_step[step])}
         | {field: of(by_step[step]) for field, of in reduce.items()}
-        for step in steps[::every]
+        for step in steps[thinned(len(steps), POINTS)]
     ]
 
 

@@ -3,8 +3,20 @@
 import altair as alt
 
 from spikesink.records import TrainingRun
+from spikesink.records.training import thinned
 from spikesink.report.document import Part, Statement
-from spikesink.report.drawing import HEIGHT, Figure, Rows, lines, log_scale, magnitude_axis, table
+from spikesink.report.drawing import (
+    HEIGHT,
+    RAMP,
+    Figure,
+    Rows,
+    drawing,
+    layered,
+    lines,
+    log_scale,
+    magnitude_axis,
+    table,
+)
 from spikesink.report.format import listed, number, percent
 
 CURVES = {
@@ -15,7 +27,7 @@ CURVES = {
     "spikesink/sink_ratio": ("Sink ratio", "sink ratio", False),
 }
 POINTS = 400
-"""Of a curve that are drawn; every n-th where there are more."""
+"""Of a curve that are drawn; every n-th where there are more, and the last."""
 
 Runs = list[tuple[str, TrainingRun]]
 
@@ -55,11 +67,8 @@ def _points(record: TrainingRun, name: str) -> Rows:
     if name not in record.arrays:
         return []
     steps, values = record.arrays[f"{name}.step"], record.arrays[name]
-    every = max(1, len(steps) // POINTS)
-    return [
-        {"step": int(step), "value": float(value)}
-        for step, value in zip(steps[::every], values[::every], strict=True)
-    ]  # fmt: skip
+    shown = thinned(len(steps), POINTS)
+    return [{"step": int(step), "value": float(value)} for step, value in zip(steps[shown], values[shown], strict=True)]
 
 
 def _curve(runs: Runs, name: str) -> Figure | None:
@@ -86,16 +95,26 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     rows: Rows = []
     layer = 0
     while points := _points(record, f"spikesink/layer_{layer}/{name}"):
-        rows += [{"layer": f"layer {layer}", **point} for point in points]
+        rows += [{"layer": layer, **point} for point in points]
         layer += 1
     if not rows:
         return None
+    base = drawing().encode(
+        alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
+        alt.Y("value:Q", title=name.replace("_", " "), scale=alt.Scale(zero=False, nice=True)),
+        alt.Color("layer:Q", title="layer", scale=alt.Scale(scheme=RAMP, domain=[0, max(1, layer - 1)])),
+    )
+    tips = ["layer:Q", "step:Q", alt.Tooltip("value:Q", format=".5~g")]
     return Figure(
         name=f"training_layers_{name}",
         title=title,
-        chart=step_lines("layer", [f"layer {index}" for index in range(layer)], name.replace("_", " "), rows, False),
+        chart=layered(
+            base.mark_line(strokeWidth=2).encode(alt.Detail("layer:Q")),
+            base.mark_point(filled=True, size=14, opacity=0.01).encode(tooltip=tips),
+            height=HEIGHT - 60,
+        ),
         rows=table(rows),
-        caption="One line a layer, counted from 0.",
+        caption="One line a layer, counted from 0: dark the first, light the last.",
         conditions=_conditions([(run, record)]),
         alternative=f"Line chart of {title.lower()} over training.",
     )

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from spikesink.atomic import write_atomically
 from spikesink.errors import NumericError, RecordError
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.study import CellFunction, CellRecord, Curve, Measured
+from spikesink.records.training import thinned
 from spikesink.study.grid import Cell
 from spikesink.train.recipe import Recipe
 
 SINK_TOKENS = 64
 """Sinks are measured at this length, as in the paper."""
+BEGUN = "cell.json"
+"""What the run of a cell's folder is made of."""
 CURVE_POINTS = 150
 CURVES = {
     "loss": "loss_nats",
@@ -66,7 +71,7 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
     # The lock goes with its holder, however that ends.
     with FileLock(folder / ".lock"):
         try:
-            run = _trained(cell.recipe, folder, progress)
+            run = _trained(cell.recipe, folder, str(trained_on["device"]), progress)
             measured = _measured(cell, folder, progress)
             function = measured_function(cell, folder, progress)
         except NumericError as error:
@@ -82,18 +87,25 @@ def run_cell(cell: Cell, folder: Path, progress: Progress) -> CellRecord:
         )  # fmt: skip
 
 
-def _trained(recipe: Recipe, folder: Path, progress: Progress) -> TrainingRun:
-    """The training record of the folder, made or finished where it is not there yet."""
+def _trained(recipe: Recipe, folder: Path, device: str, progress: Progress) -> TrainingRun:
+    """The training record of the folder, made or finished where it is not there yet; what was begun by another recipe,
+    on another text or device or with another number of threads is no part of this cell, and begun anew."""
     from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, train
+    from spikesink.train.streams import source_sha256
 
-    try:
-        done = TrainingRun.read(folder)
-        if done.recipe_sha256 == recipe.sha256() and (folder / MODEL).is_dir():
-            return done
+    made_of = {
+        "recipe_sha256": recipe.sha256(), "source_sha256": source_sha256(recipe), "device": device,
+        "threads": recipe.running.threads,
+    }  # fmt: skip
+    identity, begun = json.dumps(made_of), folder / BEGUN
+    if not begun.exists() or begun.read_text(encoding="utf-8") != identity:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        (folder / RECIPE).unlink(missing_ok=True)
-    except RecordError:
-        pass
+        for file in (RECIPE, TrainingRun.file):
+            (folder / file).unlink(missing_ok=True)
+        write_atomically(begun, identity.encode())
+    if (folder / TrainingRun.file).exists() and (folder / MODEL).is_dir():
+        with suppress(RecordError):
+            return TrainingRun.read(folder)
     return train(recipe, folder, resume=(folder / RECIPE).exists(), progress=progress)
 
 
@@ -182,8 +194,7 @@ def _curves(arrays: dict[str, np.ndarray]) -> dict[str, Curve]:
     for name, ours in CURVES.items():
         if name not in arrays:
             continue
-        stride = -(-len(arrays[name]) // CURVE_POINTS)
-        kept = slice((len(arrays[name]) - 1) % stride, None, stride)
+        kept = thinned(len(arrays[name]), CURVE_POINTS)
         value = [float(f"{number:.5g}") for number in arrays[name][kept]]
         curves[ours] = Curve(step=arrays[f"{name}.step"][kept].tolist(), value=value)
     return curves

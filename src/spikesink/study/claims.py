@@ -115,6 +115,9 @@ def _judged(claim: Claim, verdicts: list[VariantVerdict]) -> ClaimVerdict:
 
 
 def _side(row: VariantVerdict, claim: Claim) -> Side:
+    """What is expected of spikes says nothing where the baseline has none."""
+    if "spikes" in claim.expect and row.spikes == "not testable":
+        return "nothing"
     return "for" if _shows(row, claim.expect) else "against" if _opposes(row, claim) else "nothing"
 
 

@@ -1,5 +1,6 @@
 """Grafts of one model as a study: every replacement a variant, the control the baseline, judged by the same rules."""
 
+import json
 import time
 from collections import defaultdict
 
@@ -22,6 +23,7 @@ TESTED = [
     {"claim": 1, "one_is_enough": True, "speak": NORMS},
     {"claim": 4, "part": "spikes", "speak": NORMS},
     {
+        "one_is_enough": True,
         "text": "A short healing is enough for heads to leave their sinks where they have somewhere else to attend.",
         "speak": ELSEWHERE,
         "expect": {"sinks": "fall"},
@@ -42,10 +44,8 @@ def study_of(records: list[GraftRecord], preset: str | None = None, version: int
     whole = [record for record in records if {"healed", CONTROL} <= set(record.points)]
     if not whole:
         raise InputError("No graft has a healed model and a control; expected some that were trained with both.")
-    _check_alike(whole)
-    kinds: dict[str, dict[int, GraftRecord]] = defaultdict(dict)
-    for record in records:
-        kinds[_kind(record)][_seed(record)] = record
+    _check_alike(records)
+    kinds = _by_kind(records)
     controls = {_seed(record): record for record in reversed(whole)}
     rows = [
         _row(CONTROL, "the original, trained alike", controls, CONTROL),
@@ -80,19 +80,32 @@ def study_of(records: list[GraftRecord], preset: str | None = None, version: int
 
 
 def _check_alike(records: list[GraftRecord]) -> None:
-    """One model, one text, as many steps in one precision, the same held-out sequences. Raises InputError."""
+    """One model, one text, one training but for its seed, the same held-out sequences. Raises InputError."""
     alike = {
         (
-            one.model, one.steps, one.tokens, _precision(one), one.provenance.tokens["source_sha256"],
-            *one.provenance.tokens["evaluated"],
+            one.model, one.steps, one.tokens, _precision(one), _optimiser(one),
+            one.provenance.tokens["source_sha256"], *one.provenance.tokens["evaluated"],
         )
         for one in records
     }  # fmt: skip
     if len(alike) > 1:
         raise InputError(
-            f"The grafts differ in model, steps, tokens, precision, text or held-out sequences ({len(alike)} kinds of "
-            "run); expected grafts that were made alike. Give them folder by folder."
+            "The grafts differ in model, steps, tokens, precision, optimiser, text or held-out sequences "
+            f"({len(alike)} kinds of run); expected grafts that were made alike. Give them folder by folder."
         )
+
+
+def _by_kind(records: list[GraftRecord]) -> dict[str, dict[int, GraftRecord]]:
+    """By what was replaced and by seed. Raises InputError for two that would be one."""
+    kinds: dict[str, dict[int, GraftRecord]] = defaultdict(dict)
+    for record in records:
+        kind, seed = kinds[_kind(record)], _seed(record)
+        other = next(iter(kind.values()), record)
+        if seed in kind or other.changed != record.changed:
+            what = f"of seed {seed}" if seed in kind else "with other options"
+            raise InputError(f"There are two grafts '{_kind(record)}' {what}. Give them folder by folder.")
+        kind[seed] = record
+    return dict(kinds)
 
 
 def _kind(record: GraftRecord) -> str:
@@ -104,6 +117,10 @@ def _precision(record: GraftRecord) -> str:
     """Of the training; records from before `auto` say it in the recipe alone."""
     settings = record.provenance.settings
     return settings.get("precision") or settings["recipe"]["training"]["precision"]
+
+
+def _optimiser(record: GraftRecord) -> str:
+    return json.dumps(record.provenance.settings["recipe"]["optimiser"], sort_keys=True)
 
 
 def _seed(record: GraftRecord) -> int:

@@ -47,6 +47,8 @@ class Study:
         check_output(work / self.title, "", force=True, option="--work")
         where = (executor.threads, executor.device)
         todo = [cell for cell in self.cells if not self._has_result(cell, *where)]
+        for cell in self._others():
+            self._has_result(cell, *where)
         shared = {cell.name: record for cell in todo if (record := self._from_another_study(cell, *where)) is not None}
         for record in shared.values():
             self._keep(record)
@@ -127,6 +129,17 @@ class Study:
         known = [record for record in records if record.variant in order]
         return sorted(known, key=lambda record: (order.index(record.variant), record.seed))
 
+    def _others(self) -> list[Cell]:
+        """The cells of records that stand in the table without being asked for now."""
+        asked = {cell.name for cell in self.cells}
+        kept = {(record.variant, record.seed) for record in self.finished()}
+        return [
+            one
+            for variant, seed in sorted(kept)
+            for one in cells(self.name, self.grid, self.base, 1, [variant], seed)
+            if one.variant == variant and one.name not in asked
+        ]
+
     def _path(self, cell: Cell) -> Path:
         return self.records / f"{cell.name}.json"
 
@@ -148,6 +161,12 @@ class Study:
             )
         if record.status == "failed":
             return False
+        measured_on = record.provenance.tokens.get("evaluation_sha256")
+        if measured_on not in (None, evaluation_sha256(cell.base)):
+            raise InputError(
+                f"'{self._path(cell)}' was measured on other held-out sequences than this study's (data of another "
+                "preset); choose another --out, or another name with --set name=NAME."
+            )
         if not self._same_text(record, cell):
             raise InputError(
                 f"'{self._path(cell)}' was made on another text than data.source gives now (a file that changed, or "

@@ -82,7 +82,17 @@ class _Comparison:
         return self.difference.p_below(self.scale.limit(self.falls, self.baseline)) if self.tested else 1.0
 
     def p_stays(self) -> float:
-        return self.difference.p_above(self.scale.limit(self.stays, self.baseline)) if self.tested else 1.0
+        return self.difference.p_above(self.scale.limit(self.stays, self.baseline))
+
+    def seeds_needed(self, confidence: float, falls_of: int, stays_of: int) -> int | None:
+        """Seeds at which nine in ten studies would decide it, corrected for how many tests there are; None where more
+        seeds decide nothing: between falling and staying, or a fall that is not tested."""
+        falls, stays, rises = (self.scale.limit(ratio, self.baseline) for ratio in (self.falls, self.stays, self.rises))
+        fallen = self.difference.value <= falls
+        if not self.tested if fallen else self.difference.value < stays:
+            return None
+        limits = [falls, stays, *([rises] if self.two_sided else [])]
+        return self.difference.seeds_needed(limits, 1 - (1 - confidence) / (falls_of if fallen else stays_of))
 
 
 def verdicts(rows: list[VariantRow], baseline: str, rules: Rules = Rules()) -> list[VariantVerdict]:
@@ -136,15 +146,15 @@ def _comparison(
 def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, dict[str, Effect]]:
     """By variant and metric. Any part that is lost takes the spike away, so all parts count together for a fall."""
     places = [(variant, index) for variant, comparisons in compared.items() for index in range(len(comparisons))]
-    falls: dict[tuple[str, int], float] = {}
-    stays: dict[tuple[str, int], float] = {}
+    falls: dict[tuple[str, int], _Corrected] = {}
+    stays: dict[tuple[str, int], _Corrected] = {}
     families = [PARTS, *((metric,) for metric in ("spike", *SINKS, "perplexity"))]
     for family in families:
         inside = [place for place in places if compared[place[0]][place[1]].metric in family]
-        falls |= dict(zip(inside, holm([compared[v][i].p_falls() for v, i in inside]), strict=True))
+        falls |= dict(zip(inside, _corrected([compared[v][i].p_falls() for v, i in inside]), strict=True))
     for metric in {compared[v][i].metric for v, i in places}:
         inside = [place for place in places if compared[place[0]][place[1]].metric == metric]
-        stays |= dict(zip(inside, holm([compared[v][i].p_stays() for v, i in inside]), strict=True))
+        stays |= dict(zip(inside, _corrected([compared[v][i].p_stays() for v, i in inside]), strict=True))
     return {
         variant: {
             one.metric: _effect(one, falls[variant, index], stays[variant, index], rules)
@@ -154,10 +164,17 @@ def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, 
     }
 
 
-def _effect(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> Effect:
+_Corrected = tuple[float, int]
+"""A p after Holm, and of how many tests."""
+
+
+def _corrected(ps: list[float]) -> list[_Corrected]:
+    return [(p, len(ps)) for p in holm(ps)]
+
+
+def _effect(one: _Comparison, falls: _Corrected, stays: _Corrected, rules: Rules) -> Effect:
+    (p_falls, falls_of), (p_stays, stays_of) = falls, stays
     low, high = one.difference.interval(rules.confidence)
-    ratios = (one.falls, one.stays, one.rises) if one.two_sided else (one.falls, one.stays)
-    limits = {one.scale.limit(ratio, one.baseline) for ratio in ratios}
     return Effect(
         metric=one.metric,
         ratio=one.scale.ratio(one.difference.value, one.baseline),
@@ -168,7 +185,7 @@ def _effect(one: _Comparison, p_falls: float, p_stays: float, rules: Rules) -> E
         size=one.difference.size(),
         p_falls=p_falls,
         p_stays=p_stays,
-        seeds_needed=one.difference.seeds_needed(sorted(limits), rules.confidence),
+        seeds_needed=one.seeds_needed(rules.confidence, falls_of, stays_of),
     )
 
 
@@ -234,7 +251,10 @@ def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], 
     before = verdict_v1.verdict(row, baseline)
     if row.diverged and not row.seeds:
         sentence = f"{row.variant} does not train: all {row.diverged} seeds diverged."
-        return VariantVerdict(variant=row.variant, verdict=DIVERGED, sentence=sentence, effects=[], version_1=before)
+        return VariantVerdict(
+            variant=row.variant, verdict=DIVERGED, sentence=sentence, effects=[], version_1=before,
+            diverged=row.diverged,
+        )  # fmt: skip
     why = _nothing_to_decide(row, baseline, rules)
     spikes = "not testable" if not has_spikes(baseline, rules) else "unclear" if why else spikes_change(effects)
     sinks: Change = "unclear" if why else sinks_change(effects)
@@ -242,8 +262,8 @@ def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], 
     return VariantVerdict.model_validate(
         {
             "variant": row.variant, "verdict": verdict, "effects": list(effects.values()), "version_1": before,
-            "spikes": spikes, "sinks": sinks, "cost": "unclear" if why else _cost(effects, rules),
-            "sentence": _sentence(row, verdict, why or unclear or _moved(effects)),
+            "spikes": spikes, "sinks": sinks, "cost": "unclear" if why or row.diverged else _cost(effects, rules),
+            "sentence": _sentence(row, verdict, why or unclear or _moved(effects)), "diverged": row.diverged,
         }
     )  # fmt: skip
 
@@ -252,6 +272,9 @@ def _nothing_to_decide(row: VariantRow, baseline: VariantRow, rules: Rules) -> s
     seeds = min(len(row.seeds), len(baseline.seeds))
     if seeds < rules.seeds_min:
         return f"{seeds} seed{'' if seeds == 1 else 's'}, at least {rules.seeds_min} decide"
+    lost = next((one for one in (row, baseline) if one.diverged >= len(one.seeds)), None)
+    if lost is not None:
+        return f"{lost.diverged} of {lost.diverged + len(lost.seeds)} seeds of {lost.variant} diverged"
     if float(np.mean(baseline.values["sink_ratio"])) < rules.baseline_sink_ratio_min:
         return "the baseline has no sinks that could fall or stay"
     return ""
