@@ -25,6 +25,10 @@ MODULES = {
     "gpt_neox": ("gpt_neox.layers", "attention", "mlp", None),
     "gpt_neox-sequential": ("gpt_neox.layers", "attention", "mlp", "post_attention_layernorm"),
     "gptj": ("transformer.h", "attn", "mlp", None),
+    "cohere": ("model.layers", "self_attn", "mlp", None),
+    "phi": ("model.layers", "self_attn", "mlp", None),
+    "stablelm-parallel": ("model.layers", "self_attn", "mlp", None),
+    "vaultgemma": ("model.layers", "self_attn", "mlp", "pre_feedforward_layernorm"),
     "opt": ("model.decoder.layers", "self_attn", "fc2", "final_layer_norm"),
     "opt-post-norm": ("model.decoder.layers", "self_attn", "fc2", "fc1"),
 }

@@ -45,6 +45,11 @@ FAMILIES: dict[str, dict] = {
 VARIANTS: dict[str, tuple[str, dict]] = {
     "opt-post-norm": ("opt", {"ffn_dim": 40, "word_embed_proj_dim": 24, "do_layer_norm_before": False}),
     "gpt_neox-sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    # Not listed in access/families.py: guessed, three of them parallel with one norm.
+    "cohere": ("cohere", {}),
+    "phi": ("phi", {"hidden_size": 32, "num_key_value_heads": 4, "head_dim": 8}),
+    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+    "vaultgemma": ("vaultgemma", {"sliding_window": 5}),
 }
 
 

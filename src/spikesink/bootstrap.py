@@ -85,8 +85,9 @@ def difference(losses: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.n
 
 
 def share(values: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Mean as a share of the baseline's mean."""
-    return values.mean(axis) / np.maximum(baseline.mean(axis), np.finfo(np.float64).tiny)
+    """Mean as a share of the baseline's mean; no value (NaN) where that is 0."""
+    of = baseline.mean(axis)
+    return values.mean(axis) / np.where(of == 0, np.nan, of)
 
 
 def mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

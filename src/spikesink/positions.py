@@ -1,5 +1,8 @@
 """Positions of tokens in their sequence without padding (torch or numpy), and of blocks in their layer."""
 
+from collections.abc import Iterable
+from functools import cache
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -23,9 +26,16 @@ def first_half(valid: Any) -> Any:
     return valid & (ranks(valid) < half_of(valid.sum(-1)[..., None]))
 
 
+@cache
 def uniform_first_key(tokens: int) -> float:
     """alpha_1 of a head that attends uniformly to the keys it sees: (1/T) sum_t 1/t."""
     return float(np.mean(1.0 / np.arange(1, tokens + 1)))
+
+
+def mean_uniform_first_key(lengths: Iterable[int]) -> float:
+    """The same averaged over sequences of these lengths: far more than that of the longest where some are short."""
+    # Exact fractions: sequences of one length give what one of them gives, to the last digit.
+    return mean(map(uniform_first_key, lengths))
 
 
 def block_kind(block: int) -> str:

@@ -1,6 +1,7 @@
 """Adapters are merged into their base by peft; what is measured is what the adapted model computes."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -132,21 +133,89 @@ def test_pickled_adapters_only_if_asked_for(tmp_path):
     assert numbers(load(tmp_path / "adapter", allow_pickle=True)) == expected
 
 
-def test_a_hub_id_in_the_cache(tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The folder of an empty hub cache, without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def publish(folder, hub, name, commit="0" * 40, ref="main"):
+    repository = hub / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / ref).write_text(commit)
+
+
+def says(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_hub_id_in_the_cache(tmp_path, hub):
     adapted(tmp_path, CONFIGS["lora"])
     expected = numbers(load(tmp_path / "adapter"))
-    hub = tmp_path / "hub"
-    repository = hub / "models--someone--adapter"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots").mkdir()
-    (tmp_path / "adapter").rename(repository / "snapshots" / ("0" * 40))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub))
+    # A training script leaves the base's config beside it.
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "adapter")
+    publish(tmp_path / "adapter", hub, "someone/adapter")
     accessed = load("someone/adapter")
     assert accessed.name == "someone/adapter"
     assert numbers(accessed) == expected
-    assert json.loads((repository / "snapshots" / ("0" * 40) / "adapter_config.json").read_text())
+    assert (accessed.provenance["base"], accessed.provenance["adapter"]["commit"]) == ("base", "0" * 40)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_an_adapter_beside_a_whole_model_is_refused(tmp_path, hub, weights):
+    adapted(tmp_path, CONFIGS["lora"])
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "adapter")
+    shutil.copy(tmp_path / "base" / "model.safetensors", tmp_path / "adapter" / weights)
+    publish(tmp_path / "adapter", hub, "someone/both")
+    for name in ("someone/both", tmp_path / "adapter"):
+        with pytest.raises(ModelError, match=rf"holds an adapter .* and the weights of a whole model \({weights}\)"):
+            load(name)
+
+
+def test_the_revision_of_the_base_that_the_adapter_names(tmp_path, hub):
+    adapted(tmp_path, CONFIGS["lora"])
+    expected = numbers(load(tmp_path / "adapter"))
+    tiny("llama", seed=5).save_pretrained(tmp_path / "newer")
+    publish(tmp_path / "newer", hub, "someone/base")
+    publish(tmp_path / "base", hub, "someone/base", "1" * 40, "v2")
+    says(tmp_path / "adapter", base_model_name_or_path="someone/base", revision="v2")
+    accessed = load(tmp_path / "adapter")
+    assert numbers(accessed) == expected
+    assert (accessed.provenance["revision"], accessed.provenance["commit"]) == ("v2", "1" * 40)
+    # A folder has none.
+    assert numbers(load(tmp_path / "adapter", base=tmp_path / "base")) == expected
+    says(tmp_path / "adapter", revision=2)
+    with pytest.raises(ModelError, match="says revision = 2"):
+        load(tmp_path / "adapter")
+
+
+def test_a_base_that_is_an_adapter_is_refused(tmp_path):
+    adapted(tmp_path, CONFIGS["lora"])
+    with pytest.raises(ModelError, match="It is an adapter itself"):
+        load(tmp_path / "adapter", base=tmp_path / "adapter")
+
+
+def test_what_peft_does_not_know_is_refused(tmp_path):
+    adapted(tmp_path, CONFIGS["lora"])
+    says(tmp_path / "adapter", unused_future_thing=None, use_other_thing=False)
+    load(tmp_path / "adapter")
+    says(tmp_path / "adapter", use_future_thing=True)
+    with pytest.raises(ModelError, match=r"says use_future_thing = True, which peft .* does not know"):
+        load(tmp_path / "adapter")
+
+
+def test_a_tokenizer_beside_the_adapter_is_its_own(tmp_path, word_tokenizer):
+    adapted(tmp_path, CONFIGS["lora"])
+    word_tokenizer.save_pretrained(tmp_path / "base")
+    accessed = load(tmp_path / "adapter")
+    assert accessed.tokenizer is not None and accessed.no_tokenizer is None
+    (tmp_path / "adapter" / "tokenizer.json").write_text("{")
+    accessed = load(tmp_path / "adapter")
+    assert accessed.tokenizer is None and accessed.no_tokenizer
 
 
 def test_a_gguf_that_is_not_there_is_not_asked_of_the_hub(monkeypatch):

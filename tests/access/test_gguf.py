@@ -135,3 +135,22 @@ def test_shards_of_two_files(tmp_path):
         write_gguf(tmp_path / SHARDS[number], "llama", keys, dict(part), split=(number, 2, len(tensors)))
     with pytest.raises(ModelError, match=rf"hold {len(tensors) - 1} tensors, expected {len(tensors)}"):
         load(tmp_path / SHARDS[0])
+
+
+@pytest.mark.parametrize(("pre", "known"), [("llama-bpe", True), ("smollm", True), ("gpt-2", True), ("frob", False)])
+def test_a_way_to_split_text_that_is_not_known(tmp_path, pre, known):
+    path = file_of(tmp_path / "made.gguf", model_of("llama"), "llama", {"tokenizer.ggml.pre": pre})
+    accessed = load(path)
+    # Ids are measured all the same.
+    assert numbers(accessed)[0] > 1
+    assert (accessed.tokenizer is not None) is known
+    assert known or "tokenizer.ggml.pre = frob" in accessed.no_tokenizer
+
+
+def test_what_lies_beside_a_file_is_not_read(tmp_path):
+    path = file_of(tmp_path / "made.gguf", model_of("llama"), "llama")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere", "peft_type": "LORA"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    accessed = load(path)
+    assert accessed.tokenizer.chat_template is None
+    assert sorted(file.name for file in accessed.path.iterdir() if file.is_symlink()) == []

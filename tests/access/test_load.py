@@ -141,3 +141,11 @@ def test_a_truncated_gguf_of_a_real_model(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match=r"cut\.gguf' cannot be read"):
             load(tmp_path / "cut.gguf")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_why_there_is_no_tokenizer(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    assert load(folder).no_tokenizer is None
+    (folder / "tokenizer.json").write_text('{"version": ')
+    accessed = load(folder)
+    assert accessed.tokenizer is None and "line 1 column 13" in accessed.no_tokenizer

@@ -338,3 +338,58 @@ def test_a_folder_may_be_called_like_a_gguf(folder):
     named = folder.with_name("x.gguf")
     saved(named)
     assert load(named).name == "x.gguf"
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "words"),
+    [
+        ("llama", {"sliding_window": 4}, r"says sliding_window = 4, which 'llama' does not have"),
+        ("llama", {"attn_logit_softcapping": 1.0}, "attn_logit_softcapping = 1.0"),
+        ("llama", {"logit_scale": 5.0}, "logit_scale = 5.0"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("qwen2", {"residual_multiplier": 0.5}, "residual_multiplier = 0.5, which 'qwen2' does not have"),
+        ("llama", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar = 24"),
+        ("llama", {"rope_theta": 500.0}, r"says rope_theta = 500.0, and in another place 10000.0"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "says rope_type = default, and .* linear"),
+        ("llama", {"text_config": {"hidden_size": 5}}, "has a text_config, for which its model type 'llama'"),
+    ],
+)
+def test_keys_of_other_architectures(folder, family, config, words):
+    saved(folder, family)
+    config_says(folder, **config)
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", {"sliding_window": None, "attn_logit_softcapping": 0.0, "logit_scale": 1.0, "alibi": False}),
+        ("llama", {"sliding_window": 4096, "query_pre_attn_scalar": 6, "attention_multiplier": 6**-0.5}),
+        ("llama", {"sliding_window": 4, "use_sliding_window": False, "_name_or_path": "x", "torch_dtype": "float32"}),
+        ("llama", {"rope_theta": 10000, "new_harmless_key": 3, "attention_dropout": 0.5}),
+        ("gpt_neox", {"use_parallel_residual": True}),
+        ("granite", {"residual_multiplier": 0.6}),
+    ],
+)
+def test_keys_that_change_nothing(folder, family, config):
+    saved(folder, family)
+    expected = numbers(load(folder))
+    config_says(folder, **config)
+    assert numbers(load(folder)) == expected
+
+
+def test_old_and_new_names_of_one_rotation(folder):
+    saved(folder)
+    linear = {"rope_type": "linear", "factor": 2.0}
+    config_says(folder, rope_parameters={**linear, "rope_theta": 10000.0})
+    expected = numbers(load(folder))
+    config_says(folder, rope_scaling=linear, rope_theta=10000.0)
+    assert numbers(load(folder)) == expected
+
+
+def test_a_tied_head_that_is_stored_as_another(folder):
+    saved(folder)
+    config_says(folder, tie_word_embeddings=True)
+    with pytest.raises(ModelError, match=r"ties the head to the embedding .* store another 'lm_head.weight'"):
+        load(folder)

@@ -1,12 +1,14 @@
 """The load-time self-check refuses what it must, naming the layer, the difference and the limit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny, token_ids
 from torch import nn
 
 from spikesink.access import access, families
-from spikesink.access.families import FAMILIES, GPT_NEOX, SANDWICH, SEQUENTIAL
+from spikesink.access.families import FAMILIES, GPT_NEOX, ONE_NORM, SANDWICH, SEQUENTIAL, Layout
 from spikesink.errors import UnsupportedModelError, VerificationError
 
 
@@ -48,6 +50,51 @@ def test_a_wrong_layout_is_refused(monkeypatch, family, wrong):
     monkeypatch.setitem(FAMILIES, family, wrong)
     with pytest.raises(UnsupportedModelError):
         access(tiny(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "changes"),
+    [
+        ("cohere", "self_attn", {}),
+        ("cohere2", "self_attn", {}),
+        ("phi", "self_attn", {}),
+        ("persimmon", "self_attn", {"hidden_size": 32}),
+        ("stablelm", "self_attn", {"use_parallel_residual": False}),
+        ("stablelm", "self_attn", {"use_parallel_residual": True}),
+        ("gpt_neox", "attention", {}),
+        ("gpt_neox-sequential", "attention", {}),
+        ("gptj", "attn", {}),
+        ("vaultgemma", "self_attn", {}),
+        ("llama", "self_attn", {}),
+    ],
+)
+def test_a_layer_is_parallel_where_its_ffn_does_not_see_its_attention(family, attention, changes):
+    """By doing: another write of attention changes what the FFN of the same layer reads, or does not."""
+    model = tiny(family, **changes)
+    layer = access(model).layers[0]
+    ours = layer.parallel
+    read = []
+    keep = layer.layer.mlp.register_forward_pre_hook(lambda _module, args: read.append(args[0].clone()))
+    model(token_ids())
+    change = layer.layer.get_submodule(attention).register_forward_hook(lambda *given: (given[2][0] + 1, *given[2][1:]))
+    model(token_ids())
+    keep.remove(), change.remove()
+    assert ours == torch.equal(*read)
+
+
+def test_residuals_without_their_write_are_refused(monkeypatch):
+    """Read at the one norm of a parallel layer, the residual after attention is the embedding, which needs no write."""
+    monkeypatch.setattr(Layout, "parallel", lambda *_: False)
+    with pytest.raises(VerificationError, match=r"Block 1 \(layer 0, attention\): .*difference inf"):
+        access(tiny("cohere"))
+
+
+@pytest.mark.parametrize("layout", [ONE_NORM, replace(SEQUENTIAL, two_norms_parallel=lambda _: True)])
+def test_a_sequential_layer_is_not_taken_for_a_parallel_one(monkeypatch, layout):
+    """Both writes of a layer add up in either; what its FFN reads does not."""
+    monkeypatch.setitem(FAMILIES, "llama", layout)
+    with pytest.raises(VerificationError, match=r"Block 2 \(layer 0, FFN\): .*difference [0-9.]+, limit 1e-05"):
+        access(tiny("llama"))
 
 
 def test_attention_that_is_not_the_model_s_own(monkeypatch):

@@ -29,7 +29,9 @@ from spikesink.records import Anatomy, NotApplicable, Section
 from spikesink.report.terminal import print_record
 
 UNGATED = dict.fromkeys(("gpt2", "gpt_neox", "gptj", "opt", "opt-post-norm", "gpt_neox-sequential"), "not gated") | {
-    "gpt_oss": "linear term"
+    "gpt_oss": "linear term",
+    "phi": "not gated",
+    "stablelm-parallel": "linear terms",
 }
 
 

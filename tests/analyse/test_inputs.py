@@ -106,6 +106,7 @@ def test_masks_of_any_kind(model):
         (np.ones((3, 12)), r"shape \(3, 12\); expected that of the token ids, \(3, 13\)"),
         (2 * np.ones((3, 13)), "other values than 0 and 1"),
         (np.array([[1] * 13, [0] * 13, [1] * 13]), "no token of sequence 1"),
+        (np.tile(np.arange(13) % 3 == 0, (3, 1)), "no two tokens in a row"),
     ],
 )
 def test_masks_that_are_none(model, valid, words):

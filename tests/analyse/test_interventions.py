@@ -11,20 +11,26 @@ from naive import perplexity
 from tiny import MARKED, VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
+from spikesink.analyse.dissociation import dissociation_rows
 from spikesink.analyse.dose import doses, judged, parse_dose
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import find
 from spikesink.analyse.interventions import dissociate, parse_which, split
 from spikesink.analyse.kv_cache import _note
 from spikesink.analyse.resume import FinishedPasses
+from spikesink.analyse.scan import scan
+from spikesink.analyse.verdict import dissociation
+from spikesink.bootstrap import estimate, share
 from spikesink.cli.intervene import _long_tokens
 from spikesink.cli.options import Text
 from spikesink.data.tokens import Tokens
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene import INTERVENTIONS
 from spikesink.measure.sinks import SinkCriteria
 from spikesink.records.intervals import Estimate
 from spikesink.records.interventions import Interventions
+from spikesink.report.dose import dose_figure
+from spikesink.report.interventions import intervention_figures
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +175,52 @@ def test_draws_are_kept_apart_and_paired():
     assert control.loss_difference_nats.value == pytest.approx(mean - base, abs=1e-9)
 
 
+def test_spike_tokens_are_a_share_with_its_interval():
+    """Four copies of BOS spike in front of every sequence."""
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
+    ids[:, 3] = 2
+    by_name = rows(dissociate(lively, ids, which="repeat_bos", held_out=3, draws=1))
+    before = (ids[:4] < MARKED).sum(1).numpy()
+    kept = by_name["repeat_bos"].spike_tokens_kept
+    assert kept.value == pytest.approx((before + 4).mean() / before.mean())
+    drawn = np.random.default_rng(0).integers(0, 4, (2000, 4))
+    resampled = (before + 4)[drawn].mean(1) / before[drawn].mean(1)
+    assert (kept.low, kept.high) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
+    assert kept.low < kept.value < kept.high
+
+
+def test_of_no_sinks_nothing_is_a_share():
+    """Nothing is 0 % of nothing: no share in any row, no chart of shares, and no answer."""
+    lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
+    targets = replace(find(lively, ids[4:]), has_sinks=True, sink_positions=(0,))
+    evaluator = Evaluator(access(lively), ids[:4], targets, FinishedPasses(), SinkCriteria(epsilon=0.999))
+    chosen = [INTERVENTIONS[name] for name in ("zero_spikes", "mask_sinks_everywhere")]
+    table = dissociation_rows(evaluator, chosen, 1)
+    assert len(table) == 6 and all(row.applicable for row in table)
+    assert {row.sink_ratio.value for row in table} == {0}
+    assert {row.sink_ratio_kept for row in table} | {row.downstream_sink_ratio_kept for row in table} == {None}
+    assert all(row.plateau_kept is not None for row in table)
+    verdict = dissociation(table, has_spikes=True, has_sinks=True)
+    assert {verdict.sinks_need_spikes.answer, verdict.spikes_need_sinks.answer} == {"undecided"}
+    assert "no head behind the spikes sinks on the evaluated sequences" in verdict.sinks_need_spikes.reason
+    assert "no head sinks on the evaluated sequences" in verdict.spikes_need_sinks.reason
+    (dose,) = doses(evaluator, parse_dose(["shrink_spikes=10"]))
+    assert (dose.stays_to, dose.falls_from) == (None, None) and "no head behind the spikes sinks" in dose.sentence
+    made = dissociate(lively, ids, which="none", held_out=3).model_copy(update={"interventions": table, "dose": [dose]})
+    assert [figure.name for figure in intervention_figures(made)] == ["interventions_cost"]
+    dose_figure(made, dose)
+
+
+def test_a_share_of_a_sparse_baseline_leaves_out_resamples_without_it():
+    sparse = [0.0] * 7 + [0.5]
+    assert estimate(share, sparse, sparse) == Estimate(value=1, low=1, high=1)
+
+
+def test_controls_are_not_left_out():
+    with pytest.raises(InputError, match="draws is 0; expected at least 1"):
+        dissociate(spiking(), token_ids(sequences=7, tokens=21), which="zero_spikes", draws=0)
+
+
 def test_a_sweep_says_where_the_other_stays_and_falls():
     """Attention of a random model is nearly uniform, and then the first keys are sinks, whatever spikes."""
     lively, ids = spiking(num_hidden_layers=4), token_ids(sequences=7, tokens=21)
@@ -280,6 +332,68 @@ def test_constants_are_means_over_the_held_out_tokens():
     assert targets.spike_tokens == int(spikes.sum())
     assert torch.allclose(targets.spike_states[targets.edit_block], hidden[spikes].mean(0), rtol=1e-3, atol=1e-2)
     assert int(ids.max()) < VOCAB
+
+
+def quiet(family):
+    """A tiny model whose random weights are too small for spikes."""
+    model = tiny(family)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.div_(6.0)
+    return model
+
+
+def add(module, position, channel, size):
+    """Let a module add to what it writes at these positions."""
+
+    def hook(_module, _arguments, output):
+        written = (output[0] if isinstance(output, tuple) else output).clone()
+        written[:, position, channel] += size
+        return (written, *output[1:]) if isinstance(output, tuple) else written
+
+    module.register_forward_hook(hook)
+
+
+def test_a_spike_that_attention_of_a_parallel_layer_writes():
+    """There is no residual behind attention alone: constants are those behind the layer, by its own output."""
+    model, ids = quiet("gpt_neox"), token_ids(8, 24)
+    add(model.gpt_neox.layers[0].attention, 0, 3, 500.0)
+    after = []
+    keep = model.gpt_neox.layers[0].register_forward_hook(lambda *given: after.append(given[2].clone()))
+    with torch.no_grad():
+        model(ids)
+    keep.remove()
+    accessed = access(model)
+    targets = find(accessed, ids)
+    assert (targets.step_up_block, targets.edit_block, targets.channels, targets.spike_tokens) == (1, 2, (3,), 8)
+    assert torch.allclose(targets.spike_states[2], after[0][:, 0].mean(0), rtol=1e-4, atol=1e-4)
+    assert targets.magnitude_min == pytest.approx(0.1 * float(after[0].abs().max()))
+    by_name = rows(dissociate(accessed, ids, which="zero_spikes,cut_amplifier", held_out=4))
+    assert by_name["zero_spikes"].spike_tokens == 0
+    assert "not by an FFN" in by_name["cut_amplifier"].reason
+
+
+def test_without_step_blocks_the_verdict_says_where_spikes_are():
+    """Post-norm: no steps. The last block gives every token 3,000 in one channel: the largest, and no spike."""
+    model, ids = quiet("opt-post-norm"), token_ids(8, 24)
+    layers = model.model.decoder.layers
+    add(layers[0].final_layer_norm, 0, 3, 500.0)
+    add(layers[-1].final_layer_norm, slice(None), 11, 3000.0)
+    accessed = access(model)
+    summary, targets = scan(accessed, ids).summary, find(accessed, ids)
+    assert (summary.spike_block, summary.spike_channels, summary.step_up_blocks) == (6, [3], [])
+    assert (targets.edit_block, targets.channels, targets.spike_tokens) == (2, (3,), 8)
+
+
+def test_a_magnitude_that_no_token_reaches_has_no_amplifier():
+    accessed, ids = access(spiking()), token_ids(8, 40)
+    ids[:, 0], ids[:, 1:] = 2, ids[:, 1:].clamp(min=MARKED)
+    assert find(accessed, ids).amplifier == ((3, 0),)
+    targets = find(accessed, ids, magnitude=1e6)
+    assert (targets.spike_tokens, targets.amplifier) == (0, ())
+    with pytest.raises(DoesNotApplyError, match="no entries of W_down"):
+        INTERVENTIONS["cut_amplifier"](accessed, targets)
 
 
 def test_spike_tokens_are_counted_by_their_contexts():

@@ -1,5 +1,7 @@
 """Remedies as deployed: rows against plain code, a prefix against a cache, and what exports take from the record."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,13 @@ from tiny import MARKED, spiking, tiny, token_ids
 import spikesink
 from spikesink.access import access
 from spikesink.access.linears import editing_inputs, find_linears
+from spikesink.analyse.evaluation import Evaluator
+from spikesink.analyse.finding import find
+from spikesink.analyse.remedies import _prefix, _spikes_behind
+from spikesink.analyse.resume import FinishedPasses
 from spikesink.intervene.prefix import load_prefix, prefix_states
 from spikesink.intervene.quantise import fake_quantise
+from spikesink.measure.sinks import SinkCriteria
 
 IDS = token_ids(14, 17)
 HELD_OUT = 5
@@ -83,6 +90,64 @@ def test_the_page_and_the_terminal_show_them(record):
     rows = [(row[0], row[1]) for row in part.tables[0].rows]
     assert rows == [(name, scales) for name in ("none", "prefix", "smoothing", "rotation") for scales in SCALES]
     assert f"Behind the prefix {record.remedies.prefix_ids[0]}" in part.note
+
+
+def first_spikes(family="llama", **changes):
+    """A model in which the first token spikes, whatever it is, and no other."""
+    model = tiny(family, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.div_(6)
+    first = torch.zeros(24).index_fill(0, torch.tensor(3), 500.0)
+    layers = model.model.layers if family == "llama" else model.transformer.h
+    layers[0].mlp.register_forward_hook(
+        lambda _, args, out: torch.cat([out[:, :1] + first, out[:, 1:]], 1) if out.ndim == 3 else None
+    )
+    return model
+
+
+def evaluator_of(accessed, ids, batch_size=None):
+    """Of all but the last four sequences, which the spikes were found on."""
+    targets = find(accessed, ids[-4:])
+    return Evaluator(accessed, ids[:-4], targets, FinishedPasses(), SinkCriteria(), batch_size)
+
+
+@pytest.mark.parametrize("begins", ["all", "some", "none"])
+def test_a_prefixs_own_spike_is_not_the_texts(begins, word_tokenizer):
+    """Behind one token nothing spikes, whether the text begins with that token or not, in batches of any size."""
+    ids = token_ids(8, 12).clamp(min=MARKED)
+    ids[{"all": slice(None), "some": slice(None, None, 2), "none": slice(0)}[begins], 0] = 1
+    accessed = replace(access(first_spikes()), tokenizer=word_tokenizer)
+    evaluator = evaluator_of(accessed, ids, batch_size=1)
+    facts, chosen = _prefix(evaluator, ids[-4:])
+    assert chosen == (1,)
+    assert (facts["spike_tokens"], facts["first_token_spikes"]) == (1, 1)
+    assert (facts["spike_tokens_behind_prefix"], facts["first_token_spikes_behind_prefix"]) == (0, 0)
+
+
+def test_which_tokens_spike_behind_a_prefix(word_tokenizer):
+    """Marked tokens do, wherever they stand, but for BOS that the prefix already has."""
+    ids = token_ids(8, 12, seed=3)
+    ids[:, 0], ids[1, 5], ids[2, 1] = 1, 2, 4
+    accessed = replace(access(spiking()), tokenizer=word_tokenizer)
+    evaluator = evaluator_of(accessed, ids)
+    expected = ids[:-4] < MARKED
+    assert torch.equal(_spikes_behind(evaluator, ids[:-4], (9, 1)), expected)
+    expected[:, 0] = False
+    assert torch.equal(_spikes_behind(evaluator, ids[:-4], (1, 2)), expected)
+    assert expected.sum() == 2
+
+
+@pytest.mark.parametrize(("room", "prefix"), [(0, 0), (1, 1)])
+def test_a_prefix_is_no_longer_than_the_models_positions_allow(room, prefix):
+    ids = token_ids(8, 16)
+    positions = {"n_positions": 16 + room, "max_position_embeddings": 16 + room}
+    section = spikesink.dissociate(
+        access(first_spikes("gpt2", **positions)), ids, which="none,remedies", held_out=4
+    ).remedies
+    assert len(section.prefix_ids) == prefix
+    assert section.skipped[0].startswith("prefix: sequences would have 17 tokens") == (room == 0)
 
 
 def test_what_does_not_apply_is_left_out_with_the_reason():

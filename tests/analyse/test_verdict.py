@@ -2,7 +2,9 @@
 
 import pytest
 
-from spikesink.analyse.verdict import dissociation
+from spikesink.analyse.dose import judged as swept
+from spikesink.analyse.verdict import dissociation, kept
+from spikesink.intervene import INTERVENTIONS
 from spikesink.records.intervals import Estimate, to_three_digits
 from spikesink.records.interventions import InterventionRow
 
@@ -20,9 +22,17 @@ def row(name, target, sinks, plateau, *, cost=0.0, control_of=None, spread=0.02,
     )  # fmt: skip
 
 
+def control(made, left=0.97, **facts):
+    """A control of the row, which leaves this much of what the row does not aim at."""
+    shares = (left, 1.0) if made.target == "spikes" else (1.0, left)
+    facts = {"strength": made.strength, "cannot_answer": made.cannot_answer, **facts}
+    return row(f"{made.name}/random", made.target, *shares, control_of=made.name, **facts)
+
+
 def twice(made):
-    """The row and another like it, so that no answer hangs on one."""
-    return made, made.model_copy(update={"name": f"{made.name} again"})
+    """The row and another like it, so that no answer hangs on one; each with a control that leaves everything."""
+    again = made.model_copy(update={"name": f"{made.name} again"})
+    return made, control(made), again, control(again)
 
 
 def judged(*rows, has_spikes=True, has_sinks=True, **known):
@@ -59,11 +69,17 @@ def test_one_removal_that_leaves_the_other_is_enough():
     assert "cut_amplifier leaves 95% [93%, 97%] of the sinks, at +0 nats" in made.sinks_need_spikes.reason
 
 
-def test_a_control_that_moves_sinks_too_leaves_it_open():
-    control = row("cut_amplifier/random_entries", "spikes", 0.3, 1.0, control_of="cut_amplifier")
-    assert judged(*twice(TAKES), control, MASK_LEAVES).sinks_need_spikes.answer == "undecided"
-    harmless = row("cut_amplifier/random_entries", "spikes", 0.97, 1.0, control_of="cut_amplifier")
-    assert judged(*twice(TAKES), harmless, MASK_LEAVES).sinks_need_spikes.answer == "yes"
+def test_a_control_that_moves_sinks_too_or_was_not_run_leaves_it_open():
+    assert judged(*twice(TAKES), control(TAKES), MASK_LEAVES).sinks_need_spikes.answer == "yes"
+    moved = judged(*twice(TAKES), control(TAKES, left=0.3), MASK_LEAVES).sinks_need_spikes
+    assert moved.answer == "undecided"
+    assert moved.reason.endswith("at +0 nats, but cut_amplifier/random leaves 30%")
+    refused = control(TAKES, applicable=False, reason="values that are not finite")
+    said = judged(*twice(TAKES), refused, MASK_LEAVES).sinks_need_spikes
+    assert said.answer == "undecided"
+    assert said.reason.endswith("but cut_amplifier/random was not run (values that are not finite)")
+    none = judged(TAKES, TAKES.model_copy(update={"name": "again"}), MASK_LEAVES).sinks_need_spikes
+    assert none.answer == "undecided" and "but no control was run" in none.reason
 
 
 def test_nothing_to_dissociate():
@@ -100,7 +116,7 @@ def test_the_rules_are_in_the_record():
 
 
 def test_an_answer_that_hangs_on_one_row_is_undecided():
-    said = judged(TAKES, *twice(MASK_LEAVES)).sinks_need_spikes
+    said = judged(TAKES, control(TAKES), *twice(MASK_LEAVES)).sinks_need_spikes
     assert said.answer == "undecided"
     assert said.sensitivity == {"cut_amplifier left out": "undecided"}
     assert "the rules alone say yes" in said.reason
@@ -114,10 +130,10 @@ def test_an_answer_that_hangs_on_a_threshold_is_undecided():
 
 
 def test_spikes_are_gone_only_where_tokens_size_and_norm_ratio_are():
-    for kept in ({"spike_tokens_kept": 0.5}, {"plateau_ratio_kept": estimate(0.6)}, {"plateau_kept": estimate(0.6)}):
-        changed = TAKES.model_copy(update=kept)
+    for share, value in (("spike_tokens_kept", 0.5), ("plateau_ratio_kept", 0.6), ("plateau_kept", 0.6)):
+        changed = TAKES.model_copy(update={share: estimate(value)})
         answer = judged(*twice(changed), *twice(MASK_LEAVES)).sinks_need_spikes
-        assert answer.reason.startswith("no intervention removed the spikes"), kept
+        assert answer.reason.startswith("no intervention removed the spikes"), share
 
 
 def test_sinks_are_counted_behind_the_edit():
@@ -142,5 +158,49 @@ def test_rows_that_edit_sinks_behind_the_spikes_do_not_answer():
 
 
 def test_as_many_spike_tokens_must_be_left_as_size():
-    fewer = MASK_LEAVES.model_copy(update={"spike_tokens_kept": 0.3})
+    fewer = MASK_LEAVES.model_copy(update={"spike_tokens_kept": estimate(0.3)})
     assert judged(*twice(LEAVES), *twice(fewer)).spikes_need_sinks.answer == "yes"
+
+
+def test_the_number_of_spike_tokens_has_an_interval():
+    """0.9 of them says nothing where it may be 0.6."""
+    said = judged(*twice(LEAVES), *twice(MASK_LEAVES.model_copy(update={"spike_tokens_kept": estimate(0.9, 0.3)})))
+    assert said.spikes_need_sinks.answer == "undecided"
+    assert "leaves 90% [60%, 120%] of the spikes" in said.spikes_need_sinks.reason
+    more = MASK_LEAVES.model_copy(update={"spike_tokens_kept": estimate(1.9, 0.5)})
+    assert kept(more) == MASK_LEAVES.plateau_kept
+    old = InterventionRow.model_validate({**MASK_LEAVES.model_dump(), "spike_tokens_kept": 0.25})
+    assert old.spike_tokens_kept == estimate(0.25), "a number in a record of an earlier version"
+
+
+def levels(name, target, *shares, left=0.97, **facts):
+    """A sweep: at each level this much of the other quantity, and a control that leaves so much of it."""
+    rows = []
+    for level, share in shares:
+        pair = (share, 0.05) if target == "spikes" else (0.2, share)
+        real = row(name, target, *pair, strength=level, **facts)
+        rows += [real, control(real, left=left)]
+    return rows
+
+
+def test_a_sweep_whose_rows_cannot_answer_claims_nothing():
+    why = "it edits sinks after block 2"
+    sweep = levels("mask_sinks", "sinks", (0.5, 1.0), (1.0, 1.0), cannot_answer=why)
+    dose = swept(INTERVENTIONS["mask_sinks"], sweep)
+    assert (dose.applicable, dose.stays_to, dose.falls_from) == (True, None, None)
+    assert dose.sentence == f"It does not say up to where the spikes stay: {why}."
+    said = [row.model_copy(update={"cannot_answer": None}) for row in sweep]
+    assert swept(INTERVENTIONS["mask_sinks"], said).stays_to == 1.0
+
+
+def test_a_sweep_asks_the_controls_of_a_level_whether_it_was_the_spikes():
+    made, shares = INTERVENTIONS["shrink_spikes"], ((5.0, 0.95), (10.0, 0.4), (100.0, 0.1))
+    assert (swept(made, levels("shrink_spikes", "spikes", *shares)).falls_from) == 10
+    assert swept(made, levels("shrink_spikes", "spikes", *shares)).stays_to == 5
+    moved = swept(made, levels("shrink_spikes", "spikes", *shares, left=0.3))
+    assert moved.falls_from is None
+    assert "at the last level tried, a divisor of 100, they fall, but shrink_spikes/random leaves 30%" in moved.sentence
+    mixed = levels("shrink_spikes", "spikes", *shares[:2], left=0.3) + levels("shrink_spikes", "spikes", shares[2])
+    assert swept(made, mixed).falls_from == 100, "a control of a weaker level says nothing of this one"
+    alone = [row for row in levels("shrink_spikes", "spikes", *shares) if row.control_of is None]
+    assert swept(made, alone).falls_from is None and "but no control was run" in swept(made, alone).sentence

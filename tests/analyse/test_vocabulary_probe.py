@@ -91,6 +91,8 @@ def test_early_attention_left_out_row_by_row():
         (1, 1): pytest.approx(expected[1,]),
     }
     assert len(set(expected.values())) == 4
+    with pytest.raises(DoesNotApplyError, match="None of 97 items alone at position 0 exceeds 999 after block 4"):
+        attention_ablation(scanned, 4, 999.0, lambda *_: None)
 
 
 @pytest.mark.parametrize(

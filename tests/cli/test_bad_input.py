@@ -235,6 +235,9 @@ class TestText:
         for path in folder.glob("token*"):
             path.unlink()
         refused(cli("scan", folder, "--text", text_file), "no tokenizer", "--tokens")
+        (folder / "tokenizer.json").write_text('{"version": }')
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        refused(cli("scan", folder, "--text", text_file), "no tokenizer", "line 1 column 13", "--tokens")
 
     def test_beyond_the_positions(self, cli, checkpoint):
         refused(cli("scan", checkpoint, "--seq-len", 129), "129", "128")
@@ -314,6 +317,16 @@ class TestOutput:
         assert "--force" in ran.err
         assert (tmp_path / "out" / "anatomy.json").read_bytes() == before
         assert cli(*arguments, "--force").code == 0
+
+    @pytest.mark.parametrize("there", ["with-bos/anatomy.json", "without-bos/anatomy.json", "bos.json"])
+    def test_any_part_of_an_existing_pair(self, cli, tmp_path, monkeypatch, there):
+        """Not half of it after everything is measured."""
+        monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+        (tmp_path / "out" / there).parent.mkdir(parents=True)
+        (tmp_path / "out" / there).write_text("mine")
+        ran = cli("scan", "--bos", "both", "--out", "out")
+        assert ran.code == 2 and f"already holds a record ({Path(there).name}); pass --force" in ran.err
+        assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / there]
 
     def test_a_file_in_the_way(self, cli, checkpoint, tmp_path):
         (tmp_path / "out").write_text("")

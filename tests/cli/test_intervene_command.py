@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from tiny import spiking, token_ids
+from tiny import spiking, tiny, token_ids
 
 from spikesink.records.interventions import Interventions
 
@@ -95,6 +95,45 @@ def test_refusals_before_anything_is_loaded(cli, checkpoint, options, message, m
     monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
     refused = cli("intervene", checkpoint, *options)
     assert refused.code == 2 and message in refused.err
+
+
+CACHE = ("--seq-len", 20, "--which", "kv_cache", "--sequences", 4, "--held-out", 2, "--json")
+
+
+@pytest.fixture
+def talkative(cli, tmp_path, word_tokenizer, text_file):
+    """`intervene` on a model with a tokenizer and 128 positions (gpt2: learned ones), and a text of 300 tokens."""
+
+    def run(family, *options):
+        tiny(family, max_position_embeddings=128).save_pretrained(tmp_path / family)
+        word_tokenizer.save_pretrained(tmp_path / family)
+        return cli("intervene", tmp_path / family, "--text", text_file, *CACHE, *options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("llama", ("--cache-seq-len", 100_000), "KV cache: No sequence of 100000 tokens in 'text.txt'"),
+        ("llama", ("--cache-sequences", 2), "Use --cache-seq-len 310 or less"),
+        ("gpt2", ("--cache-seq-len", 129), "KV cache: --cache-seq-len 129 is beyond the model's 128 positions"),
+    ],
+)
+def test_a_cache_that_is_asked_for_and_cannot_be_had_is_refused(talkative, family, options, message):
+    ran = talkative(family, *options)
+    assert ran.code == 2 and ran.out == "" and message in ran.err
+
+
+def test_what_the_cache_is_measured_on_instead_is_told(talkative):
+    ran = talkative("llama")
+    assert (
+        ran.code == 0 and "KV cache: No sequence of 512 tokens" in ran.err and "sequences that are evaluated" in ran.err
+    )
+    assert json.loads(ran.out)["kv_cache"]["reason"].startswith("sequences of 20 tokens")
+    ran = talkative("llama", "--cache-seq-len", 130, "--cache-sequences", 500)
+    assert ran.code == 0 and "text.txt makes 2 sequences; 500 were asked for." in ran.err
+    assert json.loads(ran.out)["provenance"]["settings"]["cache_tokens"]["seq_len"] == 130
 
 
 def test_a_refusal_is_one_message(checkpoint):

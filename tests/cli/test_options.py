@@ -108,6 +108,10 @@ IDS = ("--tokens", "ids.npy")
         (("study", "normalisation", "--list", "--seeds", 3), "--seeds"),
         (("study", "--list", "--json"), "--json"),
         (("scan", "--measure", "help", "--json"), "--json"),
+        (("scan", "--measure", "help", "--out", "q", "--sequences", 5), "--out and --sequences"),
+        (("scan", "--json", "--force"), "--force"),
+        (("intervene", "--force"), "--force"),
+        (("verify", "--force"), "--force"),
     ],
 )
 def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_default(cli, monkeypatch, arguments, idle):
@@ -115,6 +119,45 @@ def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_defau
     np.save("ids.npy", np.zeros((4, 8), dtype=np.int64))
     ran = cli(*arguments)
     assert ran.code == 2 and idle in ran.err and "out" in ran.err.split(".")[-2] and len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("scan", ""), "'' after scan"),
+        (("scan", "--dtype", ""), "'' after --dtype"),
+        (("scan", "--measure", " "), "' ' after --measure"),
+        (("scan", "--out="), "'' after --out"),
+        (("intervene", "--which", ""), "'' after --which"),
+        (("survey", "embedded", "--revisions", ""), "'' after --revisions"),
+        (("survey", "embedded", "--bos", ","), "',' after --bos"),
+        (("study", "normalisation", "--only", ""), "'' after --only"),
+    ],
+)
+def test_a_value_that_is_empty_is_refused(cli, monkeypatch, arguments, named):
+    """As a variable of the shell that is not set makes it, which must not run the default."""
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+    ran = cli(*arguments)
+    assert ran.code == 2 and f"Got {named}, which is empty" in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_a_prompt_may_be_of_commas(cli, checkpoint):
+    assert cli("scan", checkpoint, "--prompt", ", , , ,", "--json").code == 0
+
+
+@pytest.mark.parametrize("command", ["intervene", "graft"])
+def test_with_bos_and_without_is_of_scan_alone(cli, monkeypatch, command):
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+    ran = cli(command, *(("--set", "norm=dyt") if command == "graft" else ()), "--bos", "both")
+    assert ran.code == 2 and "Got --bos 'both'; known: auto, always, never." in ran.err
+    assert "both" not in words(cli(command, "--help")).partition("--bos")[2][:120]
+
+
+def test_verify_says_that_it_writes_nothing_by_itself(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    said = words(cli("verify", "--help"))
+    assert "without it none is written" in said and "runs/MODEL-TIME" not in said
+    assert "runs/MODEL-TIME" in words(cli("scan", "--help"))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16"), ("half", "float16")])

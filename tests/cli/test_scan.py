@@ -1,6 +1,7 @@
 """`spikesink scan` as a user runs it: terminal, record, JSON, prompt, Ctrl-C."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -134,6 +135,33 @@ def test_the_same_command_twice_gives_the_same_record(cli, checkpoint, text_file
     for record in records:
         del record["timing"]
     assert records[0] == records[1] == records[2]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_our_signs_is_readable_and_json_loses_nothing(
+    cli, checkpoint, text_file, monkeypatch, encoding
+):
+    named = text_file.rename(text_file.with_name("größe 🙂.txt"))
+
+    def printed(*options):
+        made = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", made)
+        assert cli("scan", checkpoint, "--text", named, "--seq-len", 20, *options).code == 0
+        made.flush()
+        return made.buffer.getvalue().decode(encoding)
+
+    assert json.loads(printed("--json"))["provenance"]["tokens"]["source"] == "größe 🙂.txt"
+    said = printed("--out", "made")
+    times = "x" if encoding == "ascii" else "\N{MULTIPLICATION SIGN}"
+    assert f"10 {times} 20 tokens of" in said and "?" not in said
+    assert (named.parent / "made" / "report.html").is_file()
+
+
+def test_a_closed_stdout_is_one_message(cli, monkeypatch):
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+    monkeypatch.setattr(sys, "stdout", None)
+    ran = cli("scan", "--json")
+    assert ran.code == 2 and ran.err.startswith("error: Standard output is closed") and len(ran.err.splitlines()) == 1
 
 
 def test_a_prompt_is_shown_token_by_token(cli, checkpoint):

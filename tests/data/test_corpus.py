@@ -13,6 +13,7 @@ import pytest
 
 from spikesink.data import default_corpus, prompt_corpus, read_corpus
 from spikesink.data.corpus import as_corpus, hub_corpus
+from spikesink.data.files import Conversation
 from spikesink.errors import InputError
 
 DOCUMENTS = ["The first.", "Größe 東京 🙂", "a\\b \"c\" 'd'"]
@@ -151,6 +152,28 @@ def test_every_format_gives_the_same_documents(tmp_path, name, field):
         list(read_corpus(path, "other").documents())
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text\none, two\n", r"line 2, has 2 value\(s\); expected 1, one a column.*Quote values that hold commas"),
+        ("id,text,label\n0,a,b\n1,hello\nworld,c\n", r"line 3, has 2 value\(s\); expected 3"),
+        ('id,text\n0,"a\nb"\n1,a,b\n', r"line 4, has 3 value\(s\)"),
+        ("text,id,text\na,0,b\n", "has 2 columns 'text'; expected one"),
+        ("", "no column 'text'; its columns are: none"),
+    ],
+    ids=["comma", "line end", "below a line end", "twice", "empty"],
+)
+def test_a_csv_of_which_something_would_be_cut_off(tmp_path, content, words):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError, match=words):
+        list(read_corpus(tmp_path / "a.csv").documents())
+
+
+def test_blank_lines_of_a_csv_are_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('\ntext\n\n"one, two"\n\nthree\n')
+    assert list(read_corpus(tmp_path / "a.csv").documents()) == ["one, two", "three"]
+
+
 def test_packed_text(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(DOCUMENTS).encode()))
     assert list(read_corpus(tmp_path / "a.txt.gz").documents()) == DOCUMENTS
@@ -189,14 +212,40 @@ def test_other_encodings_are_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "folder"])
 def test_conversations(tmp_path, rows, name):
     corpus = read_corpus(rows_in(tmp_path / name, [rows, rows]))
-    assert list(corpus.texts_and_conversations()) == [CONVERSATION, CONVERSATION]
+    assert list(corpus.texts_and_conversations()) == [Conversation(CONVERSATION)] * 2
     with pytest.raises(InputError, match=r"holds conversations; expected plain text here.*--field NAME"):
         list(corpus.documents())
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": "1 2"}}
+TOOL_TALK = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "name": "add"},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "folder"])
+def test_conversations_are_whole(tmp_path, name):
+    """With what a message has beside its content, without what is null, as every missing key is in a parquet file."""
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    row = {"messages": [TOOL_TALK[0], {**TOOL_TALK[1], "content": None}, TOOL_TALK[2]], "tools": tools}
+    corpus = read_corpus(rows_in(tmp_path / name, [row, {**row, "tools": None}]))
+    assert list(corpus.texts_and_conversations()) == [Conversation(TOOL_TALK, tools), Conversation(TOOL_TALK)]
+
+
+def test_tools_as_json_in_a_string(tmp_path):
+    rows = [{"conversations": SHAREGPT, "tools": tools} for tools in ('[{"name": "add"}]', "")]
+    corpus = read_corpus(rows_in(tmp_path / "a.jsonl", rows))
+    expected = [Conversation(CONVERSATION, [{"name": "add"}]), Conversation(CONVERSATION)]
+    assert list(corpus.texts_and_conversations()) == expected
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ({"messages": CONVERSATION, "tools": {"name": "add"}}, "'tools' of type dict; expected a list of objects"),
+        ({"messages": CONVERSATION, "tools": "add"}, "field 'tools' is not valid JSON"),
         ({"messages": [{"role": "user"}]}, "message 1 of 'messages' has no role and content"),
         ({"messages": ["hello"]}, "message 1 of 'messages' is a str"),
         ({"messages": 3}, "field 'messages' of type int"),

@@ -178,6 +178,33 @@ def test_conversations_go_through_the_template(tmp_path):
     assert tokenise(["Hi"], made, seq_len=2, sequences=1).chat_template is False
 
 
+def test_tools_and_calls_reach_the_template_as_transformers_has_it(tmp_path):
+    """Of templates by name, the one for tools where a row has them."""
+    made = character_tokenizer(("<bos>", *string.printable))
+    written = (
+        "{% for t in tools or [] %}<{{ t.function.name }}>{% endfor %}{% for m in messages %}{{ m.role }}"
+        "{% if m.name is defined %}({{ m.name }}){% endif %}:{{ m.content }};"
+        "{% for c in m.tool_calls or [] %}[{{ c.function.name }}{{ c.function.arguments | tojson }}]{% endfor %}"
+        "{% endfor %}"
+    )
+    made.chat_template = {"default": written, "tool_use": "T" + written}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "add", "content": "3"},
+    ]
+    rows = [{"messages": talk, "tools": [{"type": "function", "function": {"name": "add"}}]}, {"messages": talk}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokens = tokenise(read_corpus(tmp_path / "a.jsonl"), made, seq_len=40, sequences=2)
+    expected = [
+        made.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    assert expected[0].startswith("T<add>user:Hi;") and '[add{"a": 1}]tool(add):3;' in expected[1]
+    assert [made.decode(row) for row in tokens.ids] == [text[:40] for text in expected]
+
+
 def test_conversations_without_a_template_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "w3 w4 w5"}]}))
     with pytest.raises(InputError, match=r"no chat template, which conversations and --chat-template need.*--field"):

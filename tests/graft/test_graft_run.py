@@ -113,10 +113,90 @@ def test_control_of_another_graft_and_resumption(sandwich, checkpoint, text, tmp
     assert whole.exported_as is None
 
 
-def test_without_healing(checkpoint, text, tmp_path):
-    record = graft_and_heal(settings(checkpoint, text, "normaliser=off_by_one", steps=0), tmp_path / "out")
+def test_without_healing_and_then_with_it(checkpoint, text, tmp_path):
+    """What was measured before a healing is not measured again for it, and never taken without being asked for."""
+    asked, out = settings(checkpoint, text, "normaliser=off_by_one", steps=0), tmp_path / "out"
+    record = graft_and_heal(asked, out)
     assert (set(record.points), record.steps, record.tokens) == ({"original", "grafted"}, 0, 0)
-    assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert (out / "model" / "config.json").exists()
+    with pytest.raises(OutputError, match="already holds a graft; pass --resume"):
+        graft_and_heal(asked, out)
+    (out / "graft.json").unlink()
+    healing, stages = settings(checkpoint, text, "normaliser=off_by_one"), set()
+    with pytest.raises(OutputError, match="already holds a graft; pass --resume"):
+        graft_and_heal(healing, out)
+    healed = graft_and_heal(healing, out, resume=True, control=False, progress=lambda stage, *_: stages.add(stage))
+    assert {name: healed.points[name] for name in record.points} == record.points
+    assert "measure healed" in stages and not {"measure original", "measure grafted"} & stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (("gate=conditional",), {}, r"grafted' was made of something else \(.*replacement.gate: none -> conditional"),
+        (("arrangement=sandwich", "training.seed=1"), {}, r"grafted' was made of something else \(seed: 0 -> 1\)"),
+        (("arrangement=sandwich", "data.seed=1"), {}, r"grafted' was .*\(first_samples.ids_sha256: "),
+        (("arrangement=sandwich",), {"sequences": 4}, r"original' was .* held_out.sequences: 5 -> 4\)"),
+        (("arrangement=sandwich",), {"steps": 13}, r"healed' was .*\(recipe.training.steps: 12 -> 13\)"),
+    ],
+)
+def test_a_part_of_another_graft_is_refused(sandwich, checkpoint, text, changes, options, message):
+    out = sandwich[0]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(InputError, match=f"{message}.*use another --out"):
+        graft_and_heal(settings(checkpoint, text, *changes, **options), out, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("what", "message"), [("text", r"\(.*text: "), ("weights", r"\(model.file_sha256.model\.")])
+def test_an_original_of_another_text_or_model_behind_the_same_path_is_refused(
+    checkpoint, text, tmp_path, what, message
+):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    shutil.copy(text, tmp_path / "text.txt")
+    asked = settings(tmp_path / "model", tmp_path / "text.txt", "gate=conditional", steps=0)
+    graft_and_heal(asked, tmp_path / "first")
+    graft_and_heal(asked, tmp_path / "second", control_from=tmp_path / "first")
+    assert not (tmp_path / "second" / "original").exists()
+    if what == "text":
+        (tmp_path / "text.txt").write_text(text.read_text().replace("cat", "mat"), encoding="utf-8")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        torch.nn.init.constant_(model.model.norm.weight, 2.0)
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match=rf"first/original' was made of .*{message}.*use another --control-from"):
+        graft_and_heal(asked, tmp_path / "third", control_from=tmp_path / "first")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_training_on_a_text_that_changed_since_it_was_opened_is_refused(checkpoint, text, tmp_path):
+    path, out = tmp_path / "text.txt", tmp_path / "out"
+    shutil.copy(text, path)
+    asked = settings(checkpoint, path, "gate=conditional")
+
+    def change(stage, *_):
+        if stage == "measure grafted":
+            path.write_text(text.read_text().replace("cat", "mat"), encoding="utf-8")
+
+    with pytest.raises(InputError, match=r"healed' was trained on a text of SHA-256 .*use another --out"):
+        graft_and_heal(asked, out, progress=change)
+    # As little may it be taken up where the first text is back.
+    shutil.copy(text, path)
+    with pytest.raises(InputError, match=r"healed' was trained on a text of SHA-256 .*use another --out"):
+        graft_and_heal(asked, out, resume=True)
+
+
+def test_parts_of_an_earlier_version_are_refused(checkpoint, text, tmp_path):
+    (tmp_path / "old" / "original").mkdir(parents=True)
+    (tmp_path / "old" / "original" / "point.json").write_text("{}")
+    asked = settings(checkpoint, text, "gate=conditional")
+    for options in (
+        {"out": tmp_path / "old", "resume": True},
+        {"out": tmp_path / "new", "control_from": tmp_path / "old"},
+    ):
+        with pytest.raises(InputError, match=r"original' does not say what it was made of, .* an earlier version"):
+            graft_and_heal(asked, **options)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_graft_whose_function_is_not_finite_is_a_result(checkpoint, text, tmp_path):

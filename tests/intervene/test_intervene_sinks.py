@@ -1,13 +1,15 @@
 """Every intervention on sinks and on the input against a Llama written out by hand with the same change."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hand_llama import Hand
 from planted import EDIT_BLOCK, close
+from tiny import tiny
 
-from spikesink.access import full_batch, observing, run
+from spikesink.access import access, full_batch, observing, run
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene import (
     drop_bos,
@@ -185,10 +187,19 @@ def test_random_heads_are_as_many_and_no_sink_heads(case):
     assert not masked[[1, 2]].any()
 
 
-def losses(case, context, ids):
-    measure = LossMeasure()
-    with context, observing(case.accessed, [measure]):
-        run(case.accessed, full_batch(ids))
+def test_where_there_are_not_as_many_other_heads_the_control_does_not_apply(case):
+    """Three of the four heads of block 3 sink: one other is no control of the same size."""
+    targets = replace(case.targets, sink_heads=((3, 0), (3, 1), (3, 2), (5, 1)))
+    context = mask_sinks_in_sink_heads(case.accessed, targets, control="random_heads", seed=2)
+    with pytest.raises(DoesNotApplyError, match=r"block 3 .* has 3 sink heads and only 1 other"):
+        case.logits(context)
+    assert close(case.logits(), case.plain), "and nothing is left of it"
+
+
+def losses(case, context, ids, accessed=None):
+    measure, accessed = LossMeasure(), accessed or case.accessed
+    with context, observing(accessed, [measure]):
+        run(accessed, full_batch(ids))
     return measure
 
 
@@ -210,6 +221,14 @@ def test_repeat_bos(case):
     longer = torch.cat([torch.ones(3, 3, dtype=torch.long), case.ids], 1)
     assert measured.predictions == [10, 10, 10]
     assert measured.loss_sums == pytest.approx(token_losses(case, longer, range(4, 14)), rel=1e-4)
+
+
+def test_copies_need_positions(case):
+    """GPT-2 has learned ones, and no seventeenth here."""
+    short = access(tiny("gpt2", n_positions=16, max_position_embeddings=16))
+    assert losses(case, repeat_bos(short, case.targets, copies=5), case.ids, short).predictions == [10, 10, 10]
+    with pytest.raises(DoesNotApplyError, match="would have 17 tokens, and the model has 16 positions"):
+        losses(case, repeat_bos(short, case.targets, copies=6), case.ids, short)
 
 
 def test_drop_bos(case):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hand_llama import Hand
 from planted import EDIT_BLOCK, STEP_DOWN, close
+from tiny import tiny, token_ids
 
-from spikesink.access import full_batch, observing, run
+from spikesink.access import access, full_batch, observing, run
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene import (
+    Targets,
     clip_spikes,
     cut_amplifier,
     freeze_spikes,
@@ -118,6 +120,26 @@ def test_project_out_direction(case):
     assert not close(ours, case.plain)
 
 
+def test_project_out_direction_leaves_attention_that_shares_the_norm():
+    """Cohere's attention and FFN read one norm: only the FFN's write changes, to what its module makes by hand."""
+    model = tiny("cohere")
+    accessed, ids, layer = access(model), token_ids(), model.model.layers[1]
+    axis = torch.nn.functional.normalize(torch.randn(24, generator=torch.Generator().manual_seed(0)), dim=0)
+    targets = Targets(True, 1.0, 4, 4, None, channels=(3,), magnitude_min=1.0, direction=axis)
+    before, after = Kept(), Kept()
+    with observing(accessed, [before]):
+        run(accessed, full_batch(ids))
+    with project_out_direction(accessed, targets), observing(accessed, [after]):
+        run(accessed, full_batch(ids))
+    entering = before.residuals[2].double()
+    centred = entering - entering.mean(-1, keepdim=True)
+    bare = centred / (centred.pow(2).mean(-1, keepdim=True) + layer.input_layernorm.variance_epsilon).sqrt()
+    with torch.no_grad():
+        expected = layer.mlp(((bare - (bare @ axis.double())[..., None] * axis) * layer.input_layernorm.weight).float())
+    assert all(torch.equal(before.writes[block], after.writes[block]) for block in (1, 2, 3))
+    assert close(after.writes[4], expected) and not close(after.writes[4], before.writes[4])
+
+
 def test_normalise_write(case):
     def write(block, written):
         if block != EDIT_BLOCK:
@@ -154,6 +176,19 @@ def test_shrink_spikes(case, control):
 def test_a_strength_that_means_nothing_is_refused(case, strength):
     with pytest.raises(InputError, match="expected 1 or more"):
         shrink_spikes(case.accessed, case.targets, strength=strength)
+
+
+class Kept:
+    """Keeps every residual and write."""
+
+    def __init__(self):
+        self.residuals, self.writes = {}, {}
+
+    def on_residual(self, block, hidden):
+        self.residuals[block] = hidden.clone()
+
+    def on_write(self, block, write):
+        self.writes[block] = write.clone()
 
 
 class Residual:

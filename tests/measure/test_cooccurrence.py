@@ -59,14 +59,15 @@ def test_sink_tokens_are_counted_over_heads_in_the_first_half():
     weights = weights / weights.sum(-1, keepdim=True)
     valid = torch.ones(B, T, dtype=torch.bool)
     valid[1, 4:] = False
-    measure = SinkTokenMeasure((B, T), 0.25)
+    least = (0.25, 0.45)
+    measure = SinkTokenMeasure((B, T), torch.tensor(least))
     feed(measure, weights, valid, rows=4, blocks=(1, 3))
     for b, length in enumerate((6, 4)):
         for k in range(T):
             expected = 0
             for h in range(H):
                 alpha = sum(float(weights[b, h, t, k]) for t in range(length)) / length
-                expected += 2 * (alpha > 0.25 and k < length // 2)
+                expected += 2 * (alpha > least[b] and k < length // 2)
             assert int(measure.heads[b, k]) == expected
     assert measure.head_count == 6
     found = measure.compute()
@@ -185,6 +186,16 @@ def test_units_of_one_group_are_drawn_together():
     assert heads.high - heads.low < 0.6 * (layers.high - layers.low)
     mean = bootstrap_mean(repeated[0], groups=groups)
     assert (mean.low, mean.high) == pytest.approx((bootstrap_mean(one).low, bootstrap_mean(one).high))
+
+
+def test_one_group_has_a_value_and_no_interval():
+    """Drawn again and again it is itself, which would be an interval of no width."""
+    ranks, layers = np.array([[1.0, 2, 3, 4], [2.0, 1, 3, 4]]), np.array([0, 0, 0, 0])
+    for estimate in (rank_correlation(*ranks, layers), bootstrap_mean(ranks[0], groups=layers)):
+        assert (estimate.low, estimate.high, estimate.n) == (None, None, 4)
+    assert rank_correlation(*ranks, layers).value == pytest.approx(0.8)
+    unknown = np.array([1.0, 2, 3, 4, np.nan])
+    assert rank_correlation(unknown, np.array([2.0, 1, 3, 4, 5]), np.array([0, 0, 0, 0, 1])).low is None
 
 
 def test_clustered_p_value():

@@ -47,6 +47,18 @@ def test_padding_is_not_predicted():
     assert measure.sequence_losses() == pytest.approx([sum(losses[:3]) / 3, losses[3]], rel=1e-5)
 
 
+def test_a_sequence_that_predicts_nothing_has_no_loss():
+    ids, valid = torch.tensor([[0, 1, 1], [1, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]])
+    logits = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    measure = LossMeasure()
+    measure.on_batch(Batch(ids, valid))
+    measure.on_logits(logits, 0)
+    losses = [-float(logits[0, t].log_softmax(-1)[ids[0, t + 1]]) for t in (0, 1)]
+    assert measure.predictions == [2, 0]
+    assert measure.sequence_losses() == pytest.approx([sum(losses) / 2, math.nan], rel=1e-5, nan_ok=True)
+    assert measure.compute() == pytest.approx(math.exp(sum(losses) / 2), rel=1e-5)
+
+
 def test_columns_of_the_vocabulary_give_the_same_losses():
     random = torch.Generator().manual_seed(3)
     ids, logits = torch.randint(0, 23, (3, 7), generator=random), torch.randn(3, 7, 23, generator=random) * 9

@@ -117,6 +117,27 @@ def test_a_length_at_which_every_model_has_sinks_is_named(tokens, said):
     assert (result.section().ratio_reason is not None) is said
 
 
+@pytest.mark.parametrize("lengths", [[6] * 10 + [64], [6] * 10, [64], [7] * 49])
+def test_uniform_attention_is_no_sink_in_text_of_any_lengths(lengths):
+    """The floor is that of the same sequences, one by one; of one length, that of this length to the last digit."""
+    tokens = max(lengths)
+    weights = torch.ones(len(lengths), 2, tokens, tokens).tril()
+    valid = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    measure = SinkMeasure()
+    feed(measure, weights / weights.sum(-1, keepdim=True), valid)
+    result = measure.compute()
+    expected = sum(sum(1 / t for t in range(1, length + 1)) / length for length in lengths) / len(lengths)
+    section = result.section()
+    assert section.uniform_first_key == pytest.approx(expected)
+    assert result.first[1].tolist() == pytest.approx([expected] * 2)
+    assert not result.is_sink(1).any()
+    assert (section.ratio_reason is not None) == (expected > 0.3)
+    if min(lengths) == tokens:
+        assert section.uniform_first_key == uniform_first_key(tokens)
+    elif section.ratio_reason:
+        assert "at 6 to 64 tokens" in section.ratio_reason
+
+
 def test_left_padding_shifts_no_key():
     """Two real queries of four, both on the first real key: its importance stands at rank 0."""
     weights = one_hot([0, 0, 2, 2], 4)

@@ -1,6 +1,7 @@
 """Files for other tools: parsed and matched by compressed-tensors, the library that reads the recipe's groups."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made import interventions
+from made import interventions, made, provenance
 from safetensors.numpy import load
 from tiny import tiny
 
-from spikesink.cli.export import CHECKPOINTS
+from spikesink.cli.export import CHECKPOINTS, _as_in, _check_same
+from spikesink.cli.options import Loading
 from spikesink.errors import InputError
+from spikesink.records import Anatomy
 from spikesink.records.deployment import Budget, KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
+from spikesink.report.runs import Source, group
 
 MODULES = ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]
 ARRAYS = {
@@ -191,15 +195,91 @@ def test_the_command(cli, record, tmp_path, checkpoint):
     assert (nowhere.code, "--out FOLDER" in nowhere.err) == (2, True)
     other = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "folder")
     assert (other.code, "has other files" in other.err, Path("folder").exists()) == (2, True, False)
+    nowhere = cli("export", tmp_path / "run", "--for", "json", "--out", "nodir/x.json")
+    assert (nowhere.code, "There is no folder 'nodir'" in nowhere.err) == (2, True)
+    folder = cli("export", tmp_path / "run", "--for", "json", "--out", tmp_path / "run", "--force")
+    assert (folder.code, "is a folder" in folder.err) == (2, True)
+    idle = cli("export", tmp_path / "run", "--for", "json", "--base", "x")
+    assert (idle.code, "--base would change nothing" in idle.err) == (2, True)
 
 
-def test_a_rotated_checkpoint_of_the_run(cli, record, tmp_path, checkpoint):
+def of_files(record, **model):
+    return record.model_copy(update={"provenance": record.provenance.model_copy(update={"model": model})})
+
+
+BASE = {"name": "base", "file_sha256": {"model.safetensors": "1"}}
+ADAPTED = {**BASE, "name": "a", "adapter": {"name": "a", "file_sha256": {"adapter_model.safetensors": "2"}}}
+
+
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [
+        (ADAPTED, True),
+        ({**ADAPTED, "name": "moved", "adapter": {**ADAPTED["adapter"], "name": "moved"}}, True),
+        (BASE, False),
+        ({**ADAPTED, "adapter": {"file_sha256": {"adapter_model.safetensors": "3"}}}, False),
+        ({**ADAPTED, "dequantised_from": "mxfp4"}, False),
+        ({**ADAPTED, "gguf_quantisation": "Q4_1"}, False),
+        # Records hash these since 28 November 2026: one that lacks them may be older; another hash is another file.
+        ({**ADAPTED, "file_sha256": {**BASE["file_sha256"], "chat_template.jinja": "4", "vocab.txt": "5"}}, True),
+        ({**ADAPTED, "file_sha256": {**BASE["file_sha256"], "tokenizer.json": "4"}}, False),
+        ({**ADAPTED, "file_sha256": {"model-00001-of-00002.safetensors": "1"}}, False),
+    ],
+)
+def test_models_are_the_same_by_all_that_they_are_made_of(record, model, same):
+    records = [made(Anatomy, provenance=provenance()), record]
+    sources = [Source(of_files(each, **of), Path()) for each, of in zip(records, (ADAPTED, model), strict=True)]
+    assert len(group(sources)) == (1 if same else 2)
+
+    class Accessed:
+        name, provenance = "x", model
+
+    if same:
+        _check_same(ADAPTED, Accessed)
+    else:
+        with pytest.raises(InputError, match="has other files"):
+            _check_same(ADAPTED, Accessed)
+
+
+def test_another_model_is_refused_before_it_is_loaded(checkpoint):
+    with pytest.raises(InputError, match=r"of 'base', and 'SmolLM2.*name it"):
+        _as_in(BASE, Loading())
+    with pytest.raises(InputError, match="has other files"):
+        _as_in({**BASE, "file_sha256": {"config.json": "1"}}, Loading(str(checkpoint)))
+    loading = _as_in({**BASE, "dtype": "bfloat16", "revision": "v2"}, Loading(str(checkpoint)))
+    assert (loading.dtype, loading.revision) == ("bfloat16", None)
+
+
+def test_only_another_checkpoint_is_replaced(cli, record, tmp_path, checkpoint):
+    from spikesink.access import load
+
+    model = shutil.copytree(checkpoint, tmp_path / "models" / "model")
+    of_files(record, **load(model).provenance).save(tmp_path / "run")
+    shutil.copy(model / "config.json", tmp_path / "models")
+    (tmp_path / "else").mkdir()
+    for out, words in (
+        (tmp_path / "run", "is no checkpoint"),
+        (tmp_path / "else", "is no checkpoint"),
+        (model, "would be lost"),
+        (tmp_path / "models", "would be lost"),
+    ):
+        before = sorted(out.rglob("*"))
+        ran = cli("export", tmp_path / "run", model, "--for", "rotated", "--out", out, "--force")
+        assert (ran.code, words in " ".join(ran.err.split()), sorted(out.rglob("*"))) == (2, True, before)
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    assert cli("export", tmp_path / "run", model, "--for", "rotated", "--out", other, "--force").code == 0
+    assert json.loads((other / "config.json").read_text())["architectures"]
+
+
+def test_a_rotated_checkpoint_of_the_run(cli, record, tmp_path, checkpoint, monkeypatch):
     from spikesink.access import full_batch, load, run
 
     accessed = load(checkpoint)
     facts = record.provenance.model_copy(update={"model": accessed.provenance})
     record.model_copy(update={"provenance": facts}).save(tmp_path / "run")
+    monkeypatch.setattr("spikesink.cli.progress.EVERY_S", 0.0)
     ran = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "folder")
     assert ran.code == 0, ran.err
+    assert "load model: 1 of 1" in ran.err and "write checkpoint: 0 of 1" in ran.err
     batch = full_batch(torch.arange(3, 14)[None])
     torch.testing.assert_close(run(load("folder"), batch), run(accessed, batch), rtol=1e-4, atol=1e-4)

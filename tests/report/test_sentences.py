@@ -60,6 +60,12 @@ def test_whether_attention_makes_them_spike(shares, free, ends):
     assert ends in note
 
 
+def test_from_items_that_do_not_spike_nothing_follows_about_attention():
+    none = ablation((0.05, 0.0, 0.0, 0.0), 1).model_copy(update={"spiking_share": 0.0})
+    note = trigger_part(RECORD, changed("trigger", attention_ablation=none)).note
+    assert note.startswith("None of 256 items alone at position 0 spikes, so leaving attention out says nothing.")
+
+
 @pytest.mark.parametrize(("count", "words"), [(1, "3.1."), (7, "3.1; the first 1 are listed.")])
 def test_that_not_all_exceptions_are_listed_is_said_where_it_is_so(count, words):
     probe = RECORD.trigger.probe.model_copy(update={"exception_count": count})

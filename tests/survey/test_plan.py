@@ -1,15 +1,19 @@
 """What is known before anything is downloaded, from a hub on this machine; and what of it is left afterwards."""
 
 import errno
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from huggingface_hub import constants, file_download
 from small_hub import serving
 from test_survey import surveyed
 from tiny import tiny, token_ids
+from tiny_gguf import write_tiny_gguf
 
 from spikesink.access.checkpoint import embedded_gguf
 from spikesink.errors import ModelError
@@ -130,6 +134,101 @@ def test_a_disk_that_fills_while_weights_come_is_a_sentence(hub, ids, tmp_path, 
     made = cell.Job.model_validate_json(job_of(ids, tmp_path).model_dump_json())
     with pytest.raises(ModelError, match="No space left on device"):
         cell.run_packed(made.model_dump_json(), tmp_path / "job", lambda *_: None)
+
+
+@pytest.mark.parametrize("source", ["embedded", "~/tiny.gguf"])
+@pytest.mark.parametrize("revision", ["step1", "all"])
+def test_what_has_no_revisions_refuses_them(source, revision, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert revisions_of(source, [revision]) == [revision]
+    with pytest.raises(ModelError, match=f"Got the revision '{revision}', but .* has none"):
+        planned(source, revision)
+
+
+def test_a_missing_folder_is_no_model_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for source, revision in (("./nowhere", None), ("run", "step9"), ("./nowhere", "all")):
+        with pytest.raises(ModelError, match="does not exist"):
+            planned(source, revision)
+
+
+def test_a_home_folder_and_every_shard_of_a_gguf_are_seen(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert planned("~/tiny.gguf", None) == planned(str(whole), None)
+    other = write_tiny_gguf(tmp_path / "other.gguf", seed=1)
+    assert planned(str(other), None).identity != planned(str(whole), None).identity
+    first, second = (str(tmp_path / f"split-0000{number}-of-00002.gguf") for number in (1, 2))
+    write_shard(first, 0, 3)
+    write_shard(second, 1, 3)
+    before = planned(first, None)
+    assert before.elements == 2 * 60 and planned(second, None) == replace(before, source=second)
+    write_shard(second, 1, 4)
+    assert planned(first, None).identity != before.identity
+
+
+def write_shard(path, number, value):
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, count in (("no", number), ("count", 2)):
+        writer.add_uint16(f"split.{name}", count)
+    writer.add_tensor(f"blk.{number}.attn_q.weight", np.full((6, 10), value, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["mine.py", "chat_template.jinja", "merges.txt", "config.json", "tokenizer.model"])
+def test_every_file_of_a_model_is_seen(folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "model")
+    plain = planned(str(tmp_path / "model"), None).identity
+    (tmp_path / "model" / "optimizer.pt").write_text("no part of it")
+    assert planned(str(tmp_path / "model"), None).identity == plain
+    with (tmp_path / "model" / name).open("a") as file:
+        file.write(" ")
+    assert planned(str(tmp_path / "model"), None).identity != plain
+
+
+def adapter_of(base, path, **config):
+    path.mkdir()
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base), **config}))
+    (path / "adapter_model.safetensors").write_bytes(b"weights")
+    return path
+
+
+def test_an_adapter_is_planned_with_its_base(folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    path = adapter_of(base, tmp_path / "adapter")
+    before = planned(str(path), None)
+    assert (before.source, before.elements) == (str(path), planned(str(base), None).elements)
+    tiny("llama", seed=5).save_pretrained(base, max_shard_size="20KB")
+    after = planned(str(path), None)
+    assert after.identity != before.identity
+    (path / "adapter_model.safetensors").write_bytes(b"others")
+    assert planned(str(path), None).identity not in (before.identity, after.identity)
+    shutil.rmtree(base)
+    with pytest.raises(
+        ModelError, match=r"'adapter' is an adapter of '.*base', which cannot be had: .* does not exist"
+    ):
+        planned(str(path), None)
+
+
+def test_an_adapter_on_the_hub_or_of_a_base_there(hub, folder, tmp_path, monkeypatch):
+    # Its weights are the base's: what is downloaded, and removed again, is of that commit.
+    local = planned(str(adapter_of(NAME, tmp_path / "adapter")), None)
+    plain = planned(NAME, None)
+    assert replace(local, source=NAME, identity=COMMIT, hub_revision=None) == plain
+    assert planned(str(adapter_of(NAME, tmp_path / "older", revision="step3")), None).commit == COMMIT
+    assert any(f"/api/models/{NAME}/revision/step3" in line for line in hub.asked)
+    hub.folder = adapter_of(folder, tmp_path / "remote")
+    remote = planned(NAME, "step20")
+    assert (remote.source, remote.hub_revision, remote.commit, remote.download) == (NAME, "step20", COMMIT, 0)
+    assert remote.elements == planned(str(folder), None).elements and remote.identity != COMMIT
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert planned(NAME, "step20") == remote
 
 
 def job_of(ids, tmp_path):

@@ -19,7 +19,7 @@ from spikesink.records.survey import ModelRows, SurveyRecord, moves
 from spikesink.survey import cell as cells
 from spikesink.survey import paper, run
 from spikesink.survey.cell import failed, run_packed
-from spikesink.survey.grid import Spec, asked, names, step_of
+from spikesink.survey.grid import Spec, asked, names, read_spec, step_of
 from spikesink.survey.plan import Room, planned
 from spikesink.survey.run import Survey
 
@@ -354,6 +354,89 @@ def test_an_option_of_the_command_goes_before_the_file(tmp_path):
     spec = _spec([str(path)], ["step3"], {"texts": ["mine.txt"]})
     assert [text.path for text in spec.texts] == ["mine.txt"] and spec.seq_len == (32,)
     assert [(model.name, model.revisions) for model in spec.models] == [(None, ("step3",)), ("two", ("step3",))]
+
+
+def test_an_option_goes_before_what_a_model_of_the_file_says(tmp_path):
+    path = tmp_path / "survey.yaml"
+    path.write_text("models: [a/one, {model: a/two, dtype: float32, texts: x.txt}]\n")
+    (kept,) = _spec([str(path)], [], {"dtype": ["float64"]}).models[1].texts
+    assert kept.path == "x.txt"
+    spec = _spec([str(path)], [], {"texts": ["mine.txt"], "dtype": ["float64"]})
+    cells = [asked(spec, model) for model in spec.models]
+    assert cells[0] == cells[1] and [(cell.text_name, cell.dtype) for cell in cells[1]] == [("mine.txt", "float64")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"path": "t.txt", "dataset": "nobody/x"}, "got the path 't.txt' and the dataset 'nobody/x'"),
+        ({"field": "body"}, "got the field 'body' without a path or dataset"),
+        ({"path": "ids.npy", "field": "body"}, "'ids.npy' has no fields"),
+        ({"path": "t.txt.gz", "field": "body"}, r"'t\.txt\.gz' has no fields"),
+        ({"path": "ids.npy", "pack": True}, "got pack, but 'ids.npy' is token ids"),
+    ],
+)
+def test_what_a_text_says_without_effect_is_refused_with_its_place(text, message, tmp_path):
+    path = tmp_path / "survey.yaml"
+    for content, place in (
+        ({"models": ["a/b"], "texts": ["default", text]}, r"survey\.yaml\.texts\.1: "),
+        ({"models": [{"model": "a/b", "texts": [text]}]}, r"survey\.yaml\.models\.0\.texts\.0: "),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=f"{place}.*{message}"):
+            read_spec(path)
+
+
+def test_what_a_text_says_with_effect_is_taken():
+    texts = [{"path": "a.jsonl.zst", "field": "body", "pack": True}, {"dataset": "a/b", "field": "x"}, {"pack": True}]
+    assert len(Spec.parse({"models": ["a/b"], "texts": [*texts, {"path": "saved", "field": "x"}]}).texts) == 4
+
+
+def test_rows_of_an_earlier_survey_decide_no_exit_code(cli, folder, tmp_path, monkeypatch):
+    # What does not fit is refused, which is a result, and takes no process.
+    monkeypatch.setattr(run, "free", lambda: (1, 1))
+    options = ("--text", folder / "other.npy", "--out", tmp_path / "out")
+    assert cli("survey", tmp_path / "nowhere", *options).code == 2
+    ran = cli("survey", folder / "gpt2", *options)
+    assert ran.code == 0 and len(SurveyRecord.read_file(tmp_path / "out" / "survey.json").rows) == 2, ran.err
+    ran = cli("survey", tmp_path / "nowhere", "--text", folder / "ids.npy", "--out", tmp_path / "out")
+    assert ran.code == 2 and "1 of 1 cells failed" in ran.err
+
+
+def test_a_damaged_record_is_said_and_made_again_from_the_cells(folder, tmp_path, capsys):
+    texts = [str(folder / "ids.npy"), str(folder / "other.npy")]
+    spec = {"models": [str(folder / "gpt2"), str(folder / "gemma2")], "texts": texts}
+    before, _ = surveyed(spec, tmp_path)
+    damaged = sorted((tmp_path / "models").glob("*.json"))
+    for path in damaged:
+        path.write_text(path.read_text()[:50])
+    # One of them is no model of this survey.
+    after, ran = surveyed({**spec, "models": spec["models"][1:]}, tmp_path)
+    assert ran == [] and {row.key: row for row in after.rows} == {row.key: row for row in before.rows}
+    said = capsys.readouterr().err
+    assert all(f"'{path}' cannot be read and is now '{path.stem}.damaged'; the 2 rows" in said for path in damaged)
+    assert all(len(path.with_suffix(".damaged").read_text()) == 50 for path in damaged)
+    surveyed(spec, tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_rows_that_stay_although_their_model_is_gone_are_said(folder, tmp_path, capsys):
+    tiny("gpt2").save_pretrained(tmp_path / "model")
+    spec = {"models": {"model": str(tmp_path / "model"), "name": "mine"}, "texts": str(folder / "other.npy")}
+    before, _ = surveyed(spec, tmp_path / "out")
+    (tmp_path / "model" / "config.json").unlink()
+    after, ran = surveyed(spec, tmp_path / "out")
+    assert (after.rows, ran) == (before.rows, [])
+    assert "mine: earlier rows stay (1), but were not looked at again: The folder" in capsys.readouterr().err
+
+
+def test_a_comparison_of_surveys_leaves_no_folder_out(cli, tmp_path):
+    for name in ("one", "two", "three"):
+        survey([row("a")]).write(tmp_path / name / "survey.json")
+    assert json.loads(cli("compare", "one", "two", "--json").out) == []
+    for more in ("three", "run"):
+        ran = cli("compare", "one", "two", more, "--json")
+        assert ran.code == 2 and "two for what moved between them" in ran.err and ran.out == ""
 
 
 def test_what_a_process_held_for_the_model_before_is_not_this_ones(folder, tmp_path):

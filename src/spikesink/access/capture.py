@@ -254,7 +254,9 @@ class _LayerHooks:
             ),
             sites.layer.register_forward_hook(self.leave),
         ]
-        if not sites.parallel:
+        if sites.parallel:
+            handles.append(sites.ffn.inner.register_forward_pre_hook(self.read, with_kwargs=True))
+        else:
             handles.append(sites.ffn.reader.register_forward_pre_hook(self.between, with_kwargs=True))
         return handles
 
@@ -270,6 +272,10 @@ class _LayerHooks:
     def between(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden = _first_input(args, kwargs)
         self.show("on_residual", self.sites.attention.block, self.shaped(hidden))
+
+    def read(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        for listen in listeners(self.tap.observers, "on_read"):
+            listen(self.sites.ffn.block, self.shaped(_first_input(args, kwargs)))
 
     def leave(self, _module: nn.Module, _args: tuple, output: Any) -> Any:
         block = self.sites.ffn.block

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ MODEL = "model"
 SUMS = "SHA256SUMS"
 """Hashes of a cached checkpoint's files, in the format of `sha256sum`: what does not match is made again."""
 WEIGHTS = (".safetensors", ".bin")
+BESIDE = (".json", ".model", ".jinja", ".py", ".tiktoken", ".txt")
+"""Ends of what describes a model: config, tokenizer, chat template and code."""
 MAX_CONFIG_BYTES = 16 * 2**20
 
 
@@ -113,9 +116,15 @@ def check_memory(checkpoint: Checkpoint, stored: Stored | None, dtype: torch.dty
 
 def model_files(folder: Path, weights: tuple[Path, ...]) -> list[Path]:
     """Files that make the model: these weights, and whatever describes it."""
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in (*WEIGHTS, ".json", ".model")]
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (*WEIGHTS, *BESIDE)]
     other = (*WEIGHTS, ".index.json")
     return [path for path in files if path.is_file() and (path in weights or not path.name.endswith(other))]
+
+
+def content_sha256(paths: Sequence[Path]) -> str:
+    """Of one file its hash, of several that of their hashes."""
+    digests = [file_sha256(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
@@ -171,9 +180,7 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
     paths = gguf_model.shards(path)
-    digests = [file_sha256(path) for path in paths]
-    digest = digests[0] if len(paths) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    key = f"{name}-{digest[:16]}-transformers{transformers.__version__}-{gguf_model.CONVERSION}"
+    key = f"{name}-{content_sha256(paths)[:16]}-transformers{transformers.__version__}-{gguf_model.CONVERSION}"
     quantisation = read_header(max(paths, key=lambda path: path.stat().st_size)).quantisation
     folder = cache_folder() / "gguf" / key
     # Every file is read to check its hash, so the hashes of the record come for free.
@@ -197,14 +204,17 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
 
 
 def _matching_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of a cached checkpoint's files by name; empty unless all are as they were written."""
+    """SHA-256 of a cached checkpoint's files by name; empty unless there are just these, all as they were written."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         hashes = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         whole = bool(hashes) and all(file_sha256(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return {}
-    return hashes if whole else {}
+    if not whole:
+        return {}
+    there = model_files(folder, tuple(picked_weights(folder, None, allow_pickle=False)))
+    return hashes if hashes.keys() == {path.name for path in there} else {}
 
 
 def _dequantise(paths: list[Path], folder: Path) -> None:

@@ -41,10 +41,15 @@ class Layout:
 
     attention: BlockNames
     ffn: BlockNames
-    parallel: Callable[[Any], bool] = lambda config: False
-    """True where attention and FFN of a layer read the same residual."""
+    two_norms_parallel: Callable[[Any], bool] = lambda config: False
+    """True where attention and FFN of a layer, each through a norm of its own, read the same residual."""
     post_norm: Callable[[Any], bool] = lambda config: False
     """True where the residual itself is normed after each block: H' = Norm(H + F)."""
+
+    def parallel(self, config: Any) -> bool:
+        """Whether attention and FFN of a layer read the same residual; through one norm they always do."""
+        norm = self.ffn.input_norm
+        return (norm is not None and norm == self.attention.input_norm) or self.two_norms_parallel(config)
 
 
 MIXERS = ("linear_attn", "mamba", "conv")
@@ -70,7 +75,7 @@ GPT2 = Layout(
 GPT_NEOX = Layout(
     attention=BlockNames("attention", input_norm="input_layernorm"),
     ffn=BlockNames("mlp", input_norm="post_attention_layernorm"),
-    parallel=lambda config: bool(getattr(config, "use_parallel_residual", False)),
+    two_norms_parallel=lambda config: bool(getattr(config, "use_parallel_residual", False)),
 )
 OPT = Layout(
     attention=BlockNames("self_attn", input_norm="self_attn_layer_norm"),
@@ -79,16 +84,13 @@ OPT = Layout(
 )
 BART = replace(OPT, post_norm=lambda config: True)
 MBART = replace(OPT, post_norm=lambda config: False)
-ONE_NORM_PARALLEL = Layout(
+ONE_NORM = Layout(
     attention=BlockNames("self_attn", input_norm="input_layernorm"),
     ffn=BlockNames("mlp", input_norm="input_layernorm"),
-    parallel=lambda config: True,
 )
-STABLELM = replace(ONE_NORM_PARALLEL, parallel=lambda config: bool(getattr(config, "use_parallel_residual", False)))
 GPTJ = Layout(
     attention=BlockNames("attn", input_norm="ln_1"),
     ffn=BlockNames("mlp", input_norm="ln_1"),
-    parallel=lambda config: True,
 )
 ZOO = Layout(
     attention=BlockNames("self_attn", input_norm="input_layernorm", output_norm="post_attention_norm"),
@@ -179,8 +181,8 @@ FAMILIES: dict[str, Layout] = {
     "spikesink_decoder": ZOO,
 }
 GUESSES = (
-    *(ZOO, SANDWICH, AFMOE, GLM4, HYPERCLOVA, INKLING, SEQUENTIAL, OUTPUT_NORM, GPT2, GPT_NEOX, STABLELM),
-    *(ONE_NORM_PARALLEL, GPTJ, BART, MBART, BERT, PRE_NORM_ROBERTA, XLM_ROBERTA_XL, LFM3, DBRX),
+    *(ZOO, SANDWICH, AFMOE, GLM4, HYPERCLOVA, INKLING, SEQUENTIAL, OUTPUT_NORM, GPT2, GPT_NEOX),
+    *(BART, MBART, BERT, PRE_NORM_ROBERTA, XLM_ROBERTA_XL, LFM3, DBRX),
     _pre_norm("self_attn", "operator_norm", "feed_forward", "ffn_norm"),
     _pre_norm("self_attn", "input_layernorm", "feed_forward", "pre_ff_layernorm"),
     _pre_norm("self_attn", "input_layernorm", "feed_forward", "post_attention_layernorm"),
@@ -192,5 +194,6 @@ GUESSES = (
     _pre_norm("self_attn", "attention_layernorm", "mlp", "feedforward_layernorm"),
     _pre_norm("attn", "attn_norm", "mlp", "mlp_norm"),
     _pre_norm("multi_head_attention", "layernorm1", "ffn", "layernorm2"),
+    *(ONE_NORM, GPTJ),
 )
 """Tried, in this order, on a model type that is not listed: a layout with more modules before one with some of them."""

@@ -61,6 +61,26 @@ MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt
 """Where transformers' name of an architecture is not GGUF's."""
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 """Layers of the one size whose query scale is by d_model / heads instead of d_head; the file does not say it."""
+SPLIT_LIKE_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "smollm")
+"""Values of `tokenizer.ggml.pre` that llama.cpp splits by GPT-2's expression, as transformers does with those it does
+not know. `smollm` cuts every digit off before that: its vocabulary has no token of two digits, so that numbers come
+out the same either way; spaces before one may not, where there are several."""
+
+
+def unknown_split(header: GgufHeader) -> str | None:
+    """Why transformers would cut text into other words than the file's vocabulary was made for; None where it knows."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        # Older versions split by the architecture.
+        return None
+    pre = header.keys.get("tokenizer.ggml.pre")
+    if header.keys.get("tokenizer.ggml.model") != "gpt2" or pre in (None, *SPLIT_LIKE_GPT2, *GGUF_PRE_TOKENIZER_SPLITS):
+        return None
+    return (
+        f"the GGUF file says tokenizer.ggml.pre = {str(pre)[:100]}, a way to split text that transformers does not "
+        "know; tokens would be others than the model was trained on"
+    )
 
 
 class GgufFacts:

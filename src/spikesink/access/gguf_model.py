@@ -39,16 +39,17 @@ def shards(path: Path) -> list[Path]:
 
 def dequantise(paths: list[Path], folder: Path) -> None:
     """Write the float32 checkpoint and its tokenizer into an empty folder. Raises ModelError, OSError for the disk."""
-    path = paths[0]
+    # Away from its neighbours: transformers would take an adapter_config.json beside it for its own.
+    path = folder / "whole.gguf"
     if len(paths) > 1:
-        path = folder / "whole.gguf"
         _join(paths, path)
+    else:
+        path.symlink_to(paths[0].resolve())
     header = read_header(path)
     facts = GgufFacts(paths[0].name, header)
     try:
         config = _config(path, facts, header)
         model = _model(path, facts, config)
-        # Without this, a tokenizer_config.json beside the file could ask the user to run its code.
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
     except (ModelError, MemoryError):
         raise
@@ -57,8 +58,7 @@ def dequantise(paths: list[Path], folder: Path) -> None:
             f"The GGUF file '{paths[0].name}' cannot be read ({type(error).__name__}: {short(error)}): truncated, "
             "corrupt or of an architecture that transformers cannot de-quantise."
         ) from error
-    if len(paths) > 1:
-        path.unlink()
+    path.unlink()
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,35 +1,36 @@
 """From a name to a verified model: hub id, local folder, GGUF file, or nothing for the embedded SmolLM2."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers import PreTrainedModel
 
-import spikesink
 from spikesink import requirement
-from spikesink.access.adapter import Adapter, find_adapter, merged
+from spikesink.access.adapter import BASE, Adapter, find_adapter, merged
 from spikesink.access.blocks import find_blocks
-from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
+from spikesink.access.checkpoint import Checkpoint, check_memory, embedded_gguf, find_checkpoint
 from spikesink.access.comparison import PROBE_TOKENS
+from spikesink.access.gguf_facts import unknown_split
+from spikesink.access.gguf_header import read_header
+from spikesink.access.gguf_model import shards
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel
 from spikesink.access.passed import Passed, checkpoint_key, read_passed, remember, remembered, write_passed
-from spikesink.access.quantised import dequantising, made_plain, quantisation_method, refused
-from spikesink.access.stored import check_config_sizes, check_loaded, check_quantised, read_stored
+from spikesink.access.quantised import quantisation_method
+from spikesink.access.reading import explained, read_config, read_model, read_tokenizer, refuse_unsuitable
+from spikesink.access.stored import (
+    check_config_sizes,
+    check_quantised,
+    read_stored,
+)
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, short
-from spikesink.limits import panics_raised
 from spikesink.observer import Progress, notebook_progress
-from spikesink.reach import check_revision
+from spikesink.reach import check_revision, is_hub_id
 
 DTYPES = {name: getattr(torch, name) for name in requirement.DTYPES}
 
@@ -69,6 +70,7 @@ def load(
         loaded = _adapted(adapter, base, options)
     accessed = _accessed(loaded, keep=not trust_remote_code, verify=verify)
     accessed.provenance.update(loaded.facts)
+    accessed.no_tokenizer = loaded.no_tokenizer
     accessed.load_s = time.perf_counter() - started
     return accessed
 
@@ -92,16 +94,18 @@ class _Loaded:
     tokenizer: Any | None
     checkpoint: Checkpoint
     facts: dict[str, Any]
+    no_tokenizer: str | None = None
+    """Why there is none."""
 
 
 def _loaded(name_or_path: str | Path | None, revision: str | None, options: _Options) -> _Loaded:
     checkpoint = find_checkpoint(name_or_path, revision=revision, allow_pickle=options.allow_pickle)
-    with _explained(checkpoint, options.trust_remote_code):
+    with explained(checkpoint, options.trust_remote_code):
         checkpoint = pinned(checkpoint)
-    config = _read_config(checkpoint, options.trust_remote_code)
-    _refuse_unsuitable(config, checkpoint.name)
+    config = read_config(checkpoint, options.trust_remote_code)
+    refuse_unsuitable(config, checkpoint.name)
     dtype = _resolve_dtype(options.dtype, options.device)
-    with _explained(checkpoint, options.trust_remote_code):
+    with explained(checkpoint, options.trust_remote_code):
         checkpoint = fetched(checkpoint, config, options.allow_pickle, options.progress)
     stored = read_stored(checkpoint.name, checkpoint.weights)
     method = quantisation_method(config)
@@ -109,27 +113,43 @@ def _loaded(name_or_path: str | Path | None, revision: str | None, options: _Opt
     check_memory(checkpoint, stored, dtype, options.device)
     if stored is not None:
         check_config_sizes(config, checkpoint.name, stored)
-    model = _read_model(checkpoint, config, dtype, options)
+    how = {"device": options.device, "trust_remote_code": options.trust_remote_code}
+    model = read_model(checkpoint, config, dtype, **how, allow_pickle=options.allow_pickle)
     # Before its files are hashed, those of the tokenizer among them.
-    tokenizer = _read_tokenizer(checkpoint, options.trust_remote_code)
+    tokenizer, why = read_tokenizer(checkpoint, options.trust_remote_code)
+    if checkpoint.gguf_quantisation is not None:
+        path = embedded_gguf() if name_or_path is None else Path(name_or_path).expanduser()
+        odd = unknown_split(read_header(shards(path)[0]))
+        tokenizer, why = (tokenizer, why) if odd is None else (None, odd)
     facts = checkpoint.provenance() | ({} if method is None else {"dequantised_from": method})
-    return _Loaded(model, tokenizer, checkpoint, facts)
+    return _Loaded(model, tokenizer, checkpoint, facts, why)
 
 
 def _adapted(adapter: Adapter, base: str | Path | None, options: _Options) -> _Loaded:
     """The adapter's base with the adapter merged into it."""
     named = adapter.base if base is None else base
+    # Which one of a hub model it adapts; a folder has no revisions.
+    revision = adapter.base_revision if named == adapter.config.get(BASE) and is_hub_id(named) else None
     try:
-        loaded = _loaded(named, None, options)
+        if find_adapter(named, revision=revision, allow_pickle=options.allow_pickle) is not None:
+            raise ModelError("It is an adapter itself; expected a whole model.")
+        loaded = _loaded(named, revision, options)
     except ModelError as error:
         raise ModelError(
             f"'{adapter.name}' is an adapter of '{named}', which cannot be loaded: {error} Another base: --base MODEL."
         ) from error
-    own = Checkpoint(adapter.name, str(adapter.folder), adapter.folder)
-    tokenizer = _read_tokenizer(own, trust_remote_code=False)
     facts = {**loaded.facts, "name": adapter.name, "base": loaded.facts["name"], "adapter": adapter.provenance()}
-    model = merged(loaded.model, adapter).eval()
-    return _Loaded(model, tokenizer if tokenizer is not None else loaded.tokenizer, loaded.checkpoint, facts)
+    tokenizer, why = _adapters_tokenizer(adapter, loaded)
+    return _Loaded(merged(loaded.model, adapter).eval(), tokenizer, loaded.checkpoint, facts, why)
+
+
+def _adapters_tokenizer(adapter: Adapter, base: _Loaded) -> tuple[Any | None, str | None]:
+    """The one that lies beside it, else the base's; and where there is none, why."""
+    source, local = (str(adapter.folder), adapter.folder) if adapter.commit is None else (adapter.name, None)
+    own = Checkpoint(adapter.name, source, local, adapter.revision, commit=adapter.commit)
+    tokenizer, why = read_tokenizer(own, trust_remote_code=False)
+    beside = any(path.name.startswith(("tokenizer", "vocab", "merges")) for path in adapter.folder.iterdir())
+    return (tokenizer, why) if tokenizer is not None or beside else (base.tokenizer, base.no_tokenizer)
 
 
 def _accessed(loaded: _Loaded, *, keep: bool, verify: bool) -> AccessedModel:
@@ -267,122 +287,3 @@ def _resolve_dtype(dtype: str | None, device: str) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device == "cpu" else "auto"
     return DTYPES[requirement.dtype_name(dtype)]
-
-
-def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    with _explained(checkpoint, trust_remote_code):
-        stored, _ = PreTrainedConfig.get_config_dict(checkpoint.source, **checkpoint.at_revision)
-        part = spikesink.REGISTERING.get(str(stored.get("model_type")))
-        if part is not None:
-            import_module(part)
-        config = AutoConfig.from_pretrained(
-            checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
-        )
-    # Which attention it was saved with does not matter: ours is measured, and eager's is what it is held against.
-    for part in (config, config.get_text_config(decoder=True)):
-        part._attn_implementation = None
-    return config
-
-
-def _refuse_unsuitable(config: Any, name: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"'{name}' is an encoder-decoder model ({config.model_type}); decoder-only expected."
-        )
-    remote = bool(getattr(config, "auto_map", None))
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
-        if hasattr(config, "text_config"):
-            raise UnsupportedModelError(
-                f"'{name}' is a multimodal model ({config.model_type}) whose text decoder transformers "
-                f"{transformers.__version__} does not load by itself. Give a checkpoint of the text decoder."
-            )
-        raise UnsupportedModelError(
-            f"'{name}' has model type '{config.model_type}', which is no causal language model in transformers "
-            f"{transformers.__version__}."
-        )
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if encoder:
-        raise UnsupportedModelError(f"'{name}' is an encoder-only model ({config.model_type}); decoder-only expected.")
-
-
-def _read_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype | str, how: _Options) -> PreTrainedModel:
-    method = quantisation_method(config)
-    options: dict[str, Any] = {**checkpoint.at_revision, **dequantising(config, checkpoint.name, how.device)}
-    if how.device == "auto":
-        options["device_map"] = "auto"
-    # Before the loader takes what it needs out of it.
-    said = config.to_dict()
-    with _explained(checkpoint, how.trust_remote_code):
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.source,
-                config=config,
-                dtype=dtype,
-                use_safetensors=None if how.allow_pickle else True,
-                trust_remote_code=how.trust_remote_code,
-                output_loading_info=True,
-                # Weights of another shape are refused below, by name.
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-        except (ImportError, NotImplementedError, ValueError) as error:
-            if method is None:
-                raise
-            raise refused(checkpoint.name, method, error) from error
-        model, info = loaded
-        if "device_map" not in options:
-            model = model.to(how.device)
-    check_loaded(f"The checkpoint '{checkpoint.name}'", info, said)
-    if method is not None:
-        model = made_plain(model, checkpoint.name, method, dtype)
-    return model.eval()
-
-
-def _read_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any | None:
-    """The checkpoint's tokenizer, or None: a scan of given ids needs none, any other asks for it then."""
-    try:
-        with panics_raised():
-            tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.source, trust_remote_code=trust_remote_code, **checkpoint.at_revision
-            )
-        # Without its files, many a tokenizer class comes up with its special tokens alone; text would be all unknown.
-        made_up = len(tokenizer) <= len(tokenizer.all_special_tokens)
-    except Exception:
-        return None
-    return None if made_up else tokenizer
-
-
-@contextmanager
-def _explained(checkpoint: Checkpoint, trust_remote_code: bool) -> Iterator[None]:
-    try:
-        yield
-    except SpikesinkError:
-        raise
-    except Exception as error:
-        raise _explain(checkpoint, error, trust_remote_code) from error
-
-
-def _explain(checkpoint: Checkpoint, error: Exception, trust_remote_code: bool) -> SpikesinkError:
-    """The loader's error as one message with what to do."""
-    text = " ".join(str(error).split())
-    name = checkpoint.name
-    if "trust_remote_code" in text and not trust_remote_code:
-        return ModelError(f"'{name}' needs its own code to load; read it, then pass --trust-remote-code.")
-    if "out of memory" in text or "can't allocate memory" in text:
-        return ModelError(f"Not enough memory to load '{name}'. Try --dtype bfloat16 or a machine with more.")
-    if "safetensors" in type(error).__module__ or "SafetensorError" in type(error).__name__:
-        return ModelError(
-            f"The weights of '{name}' cannot be read ({text}): truncated or corrupt; download them again."
-        )
-    if "does not appear to have a file named model.safetensors" in text:
-        return ModelError(
-            f"'{name}' has no safetensors weights, but perhaps pickle weights, which can run code when read. Convert "
-            "them, or pass --allow-pickle if you trust their source."
-        )
-    if not checkpoint.local and ("connect" in text or "offline" in text.lower() or "hub" in text.lower()):
-        return ModelError(
-            f"'{name}' is not a local folder or file, and the hub did not give it: {text[:300]} "
-            "Check the name and the network, give the path of a local checkpoint, or name no model for the embedded "
-            "SmolLM2."
-        )
-    return ModelError(f"'{name}' cannot be loaded: {type(error).__name__}: {text[:400]}")

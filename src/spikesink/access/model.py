@@ -26,6 +26,13 @@ class AccessedModel:
     """Seconds that loading and verifying took."""
     verified_before: bool = False
     """Whether an earlier verification of the same was taken over."""
+    no_tokenizer: str | None = None
+    """Why the checkpoint's tokenizer could not be loaded; None where it was, or nobody tried."""
+
+    @property
+    def why_untokenised(self) -> str:
+        """The reason in brackets, to stand in a sentence; empty where none is known."""
+        return f" ({self.no_tokenizer})" if self.no_tokenizer else ""
 
     @property
     def name(self) -> str:

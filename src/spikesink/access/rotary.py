@@ -67,8 +67,20 @@ def unrotating(accessed: AccessedModel) -> Iterator[Rotary]:
         yield rotary
 
 
+def learns_positions(accessed: AccessedModel) -> bool:
+    """Whether positions are rows of a table, so that there are no others."""
+    most, words = accessed.max_positions, accessed.model.get_input_embeddings()
+    # OPT and its relatives have two rows more than positions.
+    return most is not None and any(
+        isinstance(module, nn.Embedding) and module is not words and 0 <= module.num_embeddings - most <= 2
+        for module in accessed.model.modules()
+    )
+
+
 def rotates(accessed: AccessedModel) -> bool:
     """Whether positions are rotations, which exist for any position, in some block."""
+    if learns_positions(accessed):
+        return False
     try:
         with unrotating(accessed) as rotary:
             return bool(rotary.undo)

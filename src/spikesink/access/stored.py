@@ -1,20 +1,24 @@
 """The tensors in a checkpoint's weight files, compared with the model that is built of them: each is accounted for.
 
 transformers fills what a checkpoint lacks with random numbers, leaves out what the model has no place for, and reads
-integers as if they were the weights. None of it may be measured.
+integers as if they were the weights. None of it may be measured. Of its config, what would change the function of other
+architectures reaches this one or is refused.
 """
 
+import inspect
 import json
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from spikesink.access.gguf_header import GgufHeader
 from spikesink.errors import ModelError, UnsupportedModelError
@@ -42,6 +46,24 @@ OTHER_SENSES = re.compile(
     r"(^|[._])(vision|visual|image|audio|multi_?modal|mm|speech|talker|code2wav|token2wav)([._]|$)"
 )
 """Of a multimodal checkpoint, whose text decoder is measured alone."""
+
+CHANGING = {
+    "sliding_window": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "clip_qkv": None,
+    "alibi": None,
+    "use_parallel_residual": None,
+    "query_pre_attn_scalar": None,
+    "attention_multiplier": None,
+    "partial_rotary_factor": 1.0,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "residual_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+}
+"""Keys of a config that change what some architecture computes but no shape (a wrong size is seen anyway), with the
+value that changes nothing, beside null, false and 0."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +141,88 @@ def check_config_sizes(config: Any, name: str, stored: Stored) -> None:
         raise ModelError(
             f"The config of '{name}' describes a model of {described:,} numbers, but its weights hold "
             f"{stored.elements:,}. Use weights and config of the same model."
+        )
+
+
+def check_config_keys(name: str, config: Any, text: Any, stored: dict[str, Any]) -> None:
+    """Refuse a config.json with a key that changes other architectures, of which this one makes nothing.
+
+    config, text: as built, the whole and its text decoder's. stored: the file's content. Keys that are neither known to
+    the architecture nor in CHANGING are not looked at. Raises UnsupportedModelError, ModelError.
+    """
+    part = next((key for key, value in vars(config).items() if value is text), None)
+    if not isinstance(text, PreTrainedConfig):
+        raise UnsupportedModelError(
+            f"The config.json of '{name}' has a {part}, for which its model type '{config.model_type}' has no place. "
+            "Give a checkpoint whose config.json is of one model."
+        )
+    said = stored if part is None else stored.get(part)
+    if not isinstance(said, dict):
+        # Left to the class.
+        return
+    _check_rotation(name, text, said)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        # It has code of its own, or is refused for what it is.
+        return
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    code = "".join(inspect.getsource(sys.modules[kind.__module__]) for kind in (type(text), model))
+    for key, neutral in CHANGING.items():
+        value = said.get(key)
+        has = hasattr(type(text), key) or key in text.attribute_map
+        # What is no field may still be asked for by the model's code.
+        if not value or value == neutral or has or re.search(rf"\b{key}\b", code):
+            continue
+        if not _is_neutral(key, value, text, said):
+            raise ModelError(
+                f"The config.json of '{name}' says {key} = {str(value)[:100]}, which '{text.model_type}' does not have "
+                "in transformers; measuring without it would be wrong. Use config and weights of the same model, or "
+                "take the key out if the model was trained without."
+            )
+
+
+def _is_neutral(key: str, value: Any, text: Any, said: Mapping[str, Any]) -> bool:
+    """Whether the model computes the same without what this key says."""
+    if not isinstance(value, int | float):
+        return False
+    if key == "sliding_window":
+        positions = getattr(text, "max_position_embeddings", None)
+        return said.get("use_sliding_window") is False or bool(positions and value >= positions)
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    usual = {"query_pre_attn_scalar": width, "attention_multiplier": width**-0.5}
+    return key in usual and math.isclose(value, usual[key], rel_tol=1e-5)
+
+
+def _check_rotation(name: str, text: Any, said: Mapping[str, Any]) -> None:
+    """Refuse what is said of the rotation beside something else that is taken in its place. Raises ModelError."""
+    taken = getattr(text, "rope_parameters", None)
+    if not isinstance(taken, dict):
+        return
+    claims = {"rope_theta": said.get("rope_theta")}
+    if said.get("rope_scaling") and isinstance(said.get("rope_parameters"), dict):
+        # What it was called before transformers 5, which then wins.
+        claims |= said["rope_parameters"]
+    for key, value in claims.items():
+        got = [part[key] for part in (taken, *taken.values()) if isinstance(part, dict) and key in part]
+        # Of layers with different rotations each has its own.
+        if value is None or isinstance(value, dict) or not got:
+            continue
+        if value not in got:
+            raise ModelError(
+                f"The config.json of '{name}' says {key} = {str(value)[:100]}, and in another place "
+                f"{' or '.join(map(str, got))}, which transformers takes (rope_parameters before rope_theta, "
+                "rope_scaling before both); keep the right one."
+            )
+
+
+def check_tied(name: str, model: Any) -> None:
+    """Refuse weights that the config ties and that are stored, and loaded, as others. Raises ModelError."""
+    tied = getattr(model, "get_expanded_tied_weights_keys", None)
+    untied = set() if tied is None else set(tied(all_submodels=True)) - set(model.all_tied_weights_keys)
+    if untied:
+        raise ModelError(
+            f"The config.json of '{name}' ties the head to the embedding (tie_word_embeddings), but its weights store "
+            f"another '{min(untied)}'. Set tie_word_embeddings to false there if that one is meant, else take it out "
+            "of the weights."
         )
 
 

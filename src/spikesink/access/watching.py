@@ -1,5 +1,6 @@
 """What checks see of a forward pass: writes and residuals, calls, attention maps; ours and the family's eager one."""
 
+import math
 from collections import Counter
 from contextlib import ExitStack
 from typing import Any
@@ -15,27 +16,41 @@ from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
 
 
 class Additivity(Observer):
-    """How far each block's write is from adding up to the next residual; holds one residual at a time."""
+    """How far each block's write is from adding up to the next residual; holds one residual at a time.
+
+    Infinitely far where a residual does not follow the writes of all blocks since the last one, and no others: one that
+    is read before its block has written is the last one again, and adds up to nothing. What the FFN of a parallel layer
+    reads is held against what its attention reads: both writes add up in a layer that is not parallel, too.
+    """
 
     def __init__(self, accessed: AccessedModel) -> None:
         self.differences: dict[int, float] = {}
-        self._norms = {sites.block: sites.residual_norm for sites in accessed.blocks()}
-        self._before: Tensor | None = None
-        self._writes: list[Tensor] = []
+        self._sites = {sites.block: sites for sites in accessed.blocks()}
+        self._before: tuple[int, Tensor] | None = None
+        self._writes: list[tuple[int, Tensor]] = []
 
     def on_write(self, block: int, write: Tensor) -> None:
         # Copies, since a layer may go on to change its tensors in place.
-        self._writes.append(write.clone())
+        self._writes.append((block, write.clone()))
+
+    def on_read(self, block: int, entering: Tensor) -> None:
+        """What enters the FFN of a parallel layer, behind its norm."""
+        if self._before is not None:
+            norm, before = self._sites[block].input_norm, self._before[1]
+            self._note(block, difference(before if norm is None else norm(before), entering))
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block > 0 and self._before is not None:
-            rebuilt = self._before
-            for write in self._writes:
+            last, rebuilt = self._before
+            for _, write in self._writes:
                 rebuilt = rebuilt + write
-            norm = self._norms[block]
-            wrong = difference(rebuilt if norm is None else norm(rebuilt), hidden)
-            self.differences[block] = max(wrong, self.differences.get(block, 0.0))
-        self._before, self._writes = hidden.clone(), []
+            norm = self._sites[block].residual_norm
+            whole = {of for of, _ in self._writes} == set(range(last + 1, block + 1))
+            self._note(block, difference(rebuilt if norm is None else norm(rebuilt), hidden) if whole else math.inf)
+        self._before, self._writes = (block, hidden.clone()), []
+
+    def _note(self, block: int, wrong: float) -> None:
+        self.differences[block] = max(wrong, self.differences.get(block, 0.0))
 
 
 class Writes(Observer):

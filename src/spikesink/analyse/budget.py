@@ -87,7 +87,7 @@ def _folds(evaluator: Evaluator, remedies: Remedies, arrays: dict[str, np.ndarra
     if any(row.remedy == SMOOTHING for row in remedies.rows):
         made[SMOOTHING] = partial(smoothed, evaluator.accessed, stored_largest(arrays))
     if remedies.prefix_ids:
-        made[PREFIX] = partial(prefixed, evaluator.accessed, remedies.prefix_ids)
+        made[PREFIX] = partial(prefixed, evaluator.accessed, remedies.prefix_ids, evaluator.ids)
     return made
 
 

@@ -131,30 +131,31 @@ def _row(
         perplexity=result.perplexity,
         loss_difference_nats=result.cost(reference),
         sink_ratio=bootstrap.estimate(bootstrap.mean, result.sink_ratios),
-        sink_ratio_kept=bootstrap.estimate(bootstrap.share, result.sink_ratios, baseline.sink_ratios),
-        downstream_sink_ratio=_share(bootstrap.mean, result.downstream_ratios),
-        downstream_sink_ratio_kept=_share(bootstrap.share, result.downstream_ratios, baseline.downstream_ratios),
+        sink_ratio_kept=_kept(result.sink_ratios, baseline.sink_ratios),
+        downstream_sink_ratio=_mean(result.downstream_ratios),
+        downstream_sink_ratio_kept=_kept(result.downstream_ratios, baseline.downstream_ratios),
         spike=max(result.spikes),
         sequence_spike=bootstrap.estimate(bootstrap.mean, result.spikes),
-        plateau_kept=bootstrap.estimate(bootstrap.share, result.plateaus, baseline.plateaus),
-        plateau_ratio_kept=bootstrap.estimate(bootstrap.share, result.plateau_ratios, baseline.plateau_ratios),
-        norm_ratio=_share(bootstrap.mean, result.norm_ratios),
+        plateau_kept=_kept(result.plateaus, baseline.plateaus),
+        plateau_ratio_kept=_kept(result.plateau_ratios, baseline.plateau_ratios),
+        norm_ratio=_mean(result.norm_ratios),
         max_over_median=max(result.ratios) if math.isfinite(max(result.ratios)) else None,
         spike_tokens=float(np.mean(result.spike_tokens)) if result.spike_tokens else None,
-        spike_tokens_kept=_tokens_kept(result, baseline),
+        spike_tokens_kept=_kept(result.spike_tokens, baseline.spike_tokens),
         spike_positions=_positions(result),
-        cannot_answer=_cannot_answer(evaluator, description),
+        cannot_answer=_cannot_answer(evaluator, description, baseline),
         draws=[_draw(seed, drawn) for seed, drawn in enumerate(results, start=1)] if description["control_of"] else [],
     )
 
 
-def _share(statistic: bootstrap.Statistic, *samples: list[float]) -> Estimate | None:
+def _mean(values: list[float]) -> Estimate | None:
     """None where there is nothing to estimate: no spikes, or no block after theirs that attends."""
-    return bootstrap.estimate(statistic, *samples) if samples[0] else None
+    return bootstrap.estimate(bootstrap.mean, values) if values else None
 
 
-def _tokens_kept(result: Evaluation, baseline: Evaluation) -> float | None:
-    return sum(result.spike_tokens) / sum(baseline.spike_tokens) if any(baseline.spike_tokens) else None
+def _kept(values: list[float], baseline: list[float]) -> Estimate | None:
+    """As a share of the baseline's; None where that is 0, of which nothing is a share."""
+    return bootstrap.estimate(bootstrap.share, values, baseline) if any(baseline) else None
 
 
 def _positions(result: Evaluation) -> dict[int, float]:
@@ -162,10 +163,18 @@ def _positions(result: Evaluation) -> dict[int, float]:
     return {position: share for position, share in shares if position < LISTED_POSITIONS or share > 0.1}
 
 
-def _cannot_answer(evaluator: Evaluator, description: dict[str, Any]) -> str | None:
-    """Sinks edited only behind the block that wrote the spikes say nothing about whether spikes need them."""
+def _cannot_answer(evaluator: Evaluator, description: dict[str, Any], baseline: Evaluation) -> str | None:
+    """Text without spikes, or without sinks behind them, says nothing about the two; nor do sinks edited only behind
+    the block that wrote the spikes say whether spikes need them."""
     made = INTERVENTIONS.get(description["control_of"] or description["name"])
-    if made is None or made.edits != "sinks" or made.reach == "start" or not evaluator.targets.has_spikes:
+    if made is None or made.edits not in ("spikes", "sinks") or not evaluator.targets.has_spikes:
+        return None
+    if not any(baseline.spike_tokens):
+        return "no token of the evaluated sequences spikes"
+    behind = baseline.downstream_ratios if made.edits == "spikes" else []
+    if not any(behind or baseline.sink_ratios):
+        return f"no head{' behind the spikes' if behind else ''} sinks on the evaluated sequences"
+    if made.edits == "spikes" or made.reach == "start":
         return None
     return f"it edits sinks after block {placed(evaluator.targets.edit_block)}, when the spikes are written"
 

@@ -1,10 +1,11 @@
 """The sweep of strengths: how far can one of spikes and sinks be weakened before the other falls, and at what cost?"""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from spikesink.analyse.dissociation import control_row, intervention_row, level_row
 from spikesink.analyse.evaluation import Evaluation, Evaluator
-from spikesink.analyse.verdict import Thresholds, kept, removes
+from spikesink.analyse.verdict import Thresholds, kept, not_fallen, removes, stays
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention
 from spikesink.records.intervals import Estimate
@@ -93,23 +94,20 @@ def judged(made: Intervention, rows: list[InterventionRow]) -> Dose:
     refused = next((row.reason for row in real if not row.applicable), None)
     if refused is not None:
         return _refused(made, rows, refused)
-    stays, falls = None, None
-    for row in real:
-        if kept(row).low < rules.left_min:
-            break
-        stays = row
-    for row in reversed(real):
-        if kept(row).high > rules.fell_max:
-            break
-        falls = row
+    silent = next((row.cannot_answer for row in real if row.cannot_answer), None)
+    staying, fallen = [], []
+    if silent is None:
+        staying = list(takewhile(lambda row: stays(row, rules), real))
+        fallen = list(takewhile(lambda row: not_fallen(row, rows, rules) is None, reversed(real)))
+    last, first = (each[-1] if each else None for each in (staying, fallen))
     return Dose(
         name=made.name,
         target=made.edits,
         strength=made.strength.meaning,
         levels=rows,
-        stays_to=stays.strength if stays else None,
-        falls_from=falls.strength if falls else None,
-        sentence=_sentence(made, rows, stays, falls, rules),
+        stays_to=last.strength if last else None,
+        falls_from=first.strength if first else None,
+        sentence=_unsaid(made, silent) if silent else _sentence(made, rows, last, first, rules),
     )
 
 
@@ -121,27 +119,37 @@ def _refused(made: Intervention, rows: list[InterventionRow], reason: str) -> Do
     )  # fmt: skip
 
 
+def _other(made: Intervention) -> str:
+    return "sinks" if made.edits == "spikes" else "spikes"
+
+
+def _unsaid(made: Intervention, why: str) -> str:
+    return f"It does not say up to where the {_other(made)} stay: {why}."
+
+
 def _sentence(
     made: Intervention,
     rows: list[InterventionRow],
-    stays: InterventionRow | None,
+    last_left: InterventionRow | None,
     falls: InterventionRow | None,
     rules: Thresholds,
 ) -> str:
     """What the sweep says, with intervals, costs and controls."""
     assert made.strength is not None
-    other = "sinks" if made.edits == "spikes" else "spikes"
+    other = _other(made)
     real = [row for row in rows if row.control_of is None]
     weakest = next((row for row in real if row.strength != made.strength.nothing), real[0])
     first = f"the weakest, {_named(made, weakest)}: {_numbers(weakest, other)}"
     staying = f"At no level tried do the {other} stay ({first})"
-    if stays is not None and stays.strength != made.strength.nothing:
-        staying = f"Up to {_named(made, stays)} the {other} stay: {_numbers(stays, other)}"
+    if last_left is not None and last_left.strength != made.strength.nothing:
+        staying = f"Up to {_named(made, last_left)} the {other} stay: {_numbers(last_left, other)}"
     falling = f"they fall at no level tried (the last, {_named(made, real[-1])}: {_numbers(real[-1], other)})"
     if falls is not None:
         falling = f"they have fallen from {_named(made, falls)} on: {_numbers(falls, other)}"
-    elif stays is real[-1]:
+    elif last_left is real[-1]:
         falling = "that is the last level tried"
+    elif why := not_fallen(real[-1], rows, rules):
+        falling = f"at the last level tried, {_named(made, real[-1])}, they fall{why}: {_numbers(real[-1], other)}"
     if made.edits == "sinks" and not any(removes(row, rules) for row in real):
         left = min(row.sink_ratio_kept.value for row in real if row.sink_ratio_kept)
         falling += f"; but no level removes the sinks, of which {left:.0%} or more are left: others take their place"

@@ -57,8 +57,11 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
     last = steps.step_up[-1] if steps and steps.step_up else None
     # The spike is whole after the last step; s* and W_down are those of the FFN that writes most of it.
     step_up = main_step_up(steps) or last
-    block = last or spike.block
-    usual = scanned.spikes.residuals[block].threshold(scanned.criteria.spikes)
+    block = last or spike.verdict.verdict_block
+    residuals = scanned.spikes.residuals
+    # A parallel layer has no residual behind its attention alone, only behind both of its blocks.
+    block = block if block in residuals else block + 1
+    usual = residuals[block].threshold(scanned.criteria.spikes)
     facts: dict[str, Any] = {
         "has_spikes": spike.has_spikes,
         "spike": spike.peak.value,
@@ -145,6 +148,7 @@ class _Writers(Observer):
     site: LinearSite
     _entering: Tensor | None = None
     _sums: Tensor | None = None
+    _spiked: bool = False
 
     def keep(self, _site: LinearSite, entering: Tensor) -> Tensor:
         self._entering = entering
@@ -155,13 +159,17 @@ class _Writers(Observer):
             return
         assert self._entering is not None
         spikes = self.targets.is_spike(hidden)
+        self._spiked |= bool(spikes.any())
         signs = hidden[spikes][:, list(self.targets.channels)].sign().double()
         total = signs.T @ self._entering.reshape(*hidden.shape[:2], -1)[spikes].double()
         self._sums = total if self._sums is None else self._sums + total
 
     def entries(self) -> tuple[tuple[int, int], ...]:
-        """The fewest (channel, neuron) that bring AMPLIFIER_SHARE of the write, the largest first."""
+        """The fewest (channel, neuron) that bring AMPLIFIER_SHARE of the write, the largest first; none where no token
+        spiked."""
         assert self._sums is not None
+        if not self._spiked:
+            return ()
         weight = self.site.weight.detach() if self.site.input_dim == 1 else self.site.weight.detach().T
         rows = weight[list(self.targets.channels)].double()
         contributions = (rows * self._sums).cpu().flatten()

@@ -42,7 +42,7 @@ ASKED = ("mask_sinks_everywhere", "move_sinks")
 DEFAULT_PARTS = ("quantisation", "kv_cache")
 GROUPS = ("default", "all", "core", "spikes", "sinks", "input", "none")
 MIN_SEQUENCES = 4
-PASSES = 3
+PASSES = 4
 """Rises when a pass keeps something else, so that what a killed run of an earlier version left is not taken over."""
 
 
@@ -134,10 +134,10 @@ def dissociate(
     started = time.perf_counter()
     choice, sweeps = parse_which(which, budget), parse_dose(dose)
     criteria = check_options(epsilon, sink_metric, batch_size)
-    check_magnitude(magnitude)
+    _check_numbers(magnitude, draws)
     given, long = as_tokens(tokens), _for_cache(tokens, long_tokens, choice)
     (evaluated, kept_back), accessed = split(given, held_out), accessed_model(model, given)
-    check_ids(long, accessed.vocab_size, None if rotates(accessed) else accessed.max_positions)
+    _check_long(accessed, long)
     scanned, _ = measure(accessed, kept_back, criteria, batch_size=batch_size, progress=progress)
     targets = targets_of(scanned, magnitude=magnitude, progress=progress)
     asked = {
@@ -166,6 +166,19 @@ def dissociate(
         timing=_timing(evaluator, started),
         arrays=_arrays(targets) | arrays,
     )
+
+
+def _check_numbers(magnitude: float | None, draws: int) -> None:
+    check_magnitude(magnitude)
+    if draws < 1:
+        raise InputError(f"draws is {draws}; expected at least 1 of every control, without which no cost says much.")
+
+
+def _check_long(accessed: AccessedModel, long: Tokens) -> None:
+    """Sequences for the KV cache may be longer than the model's positions where these are rotations."""
+    most = accessed.max_positions
+    is_beyond = most is not None and long.ids.shape[1] > most and rotates(accessed)
+    check_ids(long, accessed.vocab_size, None if is_beyond else most)
 
 
 def _judged(rows: list[InterventionRow], targets: Targets) -> Dissociation:

@@ -22,7 +22,7 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
-from spikesink.records.deployment import KEPT, Damage, Quantisation
+from spikesink.records.deployment import KEPT, Damage, Quantisation, is_damage
 from spikesink.records.intervals import Estimate
 
 STAGE = "quantisation"
@@ -172,16 +172,17 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     further = len(_further(calibration)) * (len(kinds) if thorough else 1)
     table.total = 2 * len(kinds) + further + N_WEIGHTS + N_REMEDIES + evaluator.accessed.n_layers
     sites = [table.activations(kind, Scheme(granularity="tensor")) for kind in kinds]
-    worst, (_, broken) = max(
+    worst, (damage, broken) = max(
         zip(kinds, sites, strict=True), key=lambda pair: (pair[0] != "kv", pair[1][0].loss_difference_nats.value)
     )
     sites += [table.activations(kind, Scheme(granularity="token")) for kind in kinds]
     for kind in kinds if thorough else [worst]:
         sites += [table.activations(kind, scheme) for scheme in _further(calibration)]
-    rows = [damage for damage, _ in sites] + _weights(table)
+    rows = [row for row, _ in sites] + _weights(table)
     blocks = [table.activations(worst, Scheme(), block=block)[0] for block in table.blocks(worst)]
-    worst_blocks = _worst_blocks(blocks, broken, baseline)
+    worst_blocks = _worst_blocks(blocks, broken, baseline) if is_damage(damage.loss_difference_nats) else []
     remedies = _remedies(table, worst, worst_blocks)
+    is_told = damage.loss_difference_nats.low > 0
     return Quantisation(
         weights_note=_weights_note(evaluator),
         baseline=baseline.perplexity,
@@ -190,8 +191,8 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
         worst_kind=worst,
         worst_blocks=worst_blocks,
         worst_modules=[site.name for site in table.sites(worst, set(worst_blocks))],
-        remedies=[damage for damage, _ in remedies.values()],
-        spike_share=spike_share(broken, remedies[KEPT][1], baseline) if KEPT in remedies else None,
+        remedies=[row for row, _ in remedies.values()],
+        spike_share=spike_share(broken, remedies[KEPT][1], baseline) if KEPT in remedies and is_told else None,
         rotation_error=_rotation_error(table, worst),
         skipped=[f"{kind}: the model has no such single linear map" for kind in SITE_KINDS if kind not in kinds],
     )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from spikesink.analyse.passes import stream
 from spikesink.analyse.quantisation import InputRanges
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.fold import rotated, smoothed
-from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, require_kept, spared_prefix
+from spikesink.intervene.prefix import arrays_of, prefix_states, prefixed, shares_first, spared_prefix
 from spikesink.intervene.quantise import Scheme, quantised_inputs
 from spikesink.measure.states import SpikeStates
 from spikesink.records.deployment import PREFIX, SMOOTHING, Damage, Remedies
@@ -57,10 +58,10 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
     table.add(None, nullcontext)
     if ids:
         arrays |= arrays_of(prefix_states(accessed, ids))
-        table.add(PREFIX, lambda: prefixed(accessed, ids), ids)
+        table.add(PREFIX, lambda text: prefixed(accessed, ids, text), ids)
     for name, fold in (
-        (SMOOTHING, lambda: smoothed(accessed, ranges.all.largest)),
-        ("rotation", lambda: rotated(accessed)),
+        (SMOOTHING, lambda _: smoothed(accessed, ranges.all.largest)),
+        ("rotation", lambda _: rotated(accessed)),
     ):
         try:
             table.add(name, fold)
@@ -83,19 +84,22 @@ class _Rows:
         self.baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
         self.rows: list[Damage] = []
 
-    def add(self, remedy: str | None, context: Context, ids: tuple[int, ...] = ()) -> None:
-        """Dynamic and static scales; ids: a prefix, which is never rounded and in no scale."""
+    def add(
+        self, remedy: str | None, context: Callable[[Tensor], AbstractContextManager], ids: tuple[int, ...] = ()
+    ) -> None:
+        """Dynamic and static scales; context: of a run on these ids; ids: a prefix, never rounded and in no scale."""
         spared = spared_prefix(self.evaluator.ids.shape, ids) if ids else None
         kept = spared_prefix(self.held_out.shape, ids) if ids else None
         accessed, batch_size = self.evaluator.accessed, self.evaluator.batch_size
+        held_out = partial(context, self.held_out)
         for scales in ("dynamic", "static"):
             largest = None
             if scales == "static":
-                largest = largest_inputs(accessed, self.linears, self.held_out, kept, context, batch_size)
+                largest = largest_inputs(accessed, self.linears, self.held_out, kept, held_out, batch_size)
             scheme = Scheme(static=largest, spared_tokens=spared)
             name = f"inputs int8 per tensor {scales}" + (f" + {remedy}" if remedy else "")
             quantised = quantised_inputs(accessed, self.linears, scheme)
-            result = self.evaluator.loss(f"{STAGE}/{name}", context(), quantised)
+            result = self.evaluator.loss(f"{STAGE}/{name}", context(self.evaluator.ids), quantised)
             self.rows.append(
                 Damage(
                     name=name, kind="all", bits=8, granularity="tensor", scales=scales, remedy=remedy, blocks=None,
@@ -120,12 +124,13 @@ def largest_inputs(
 
 
 def _spikes_behind(evaluator: Evaluator, ids: Tensor, prefix: tuple[int, ...]) -> Tensor:
-    """Which tokens of these sequences spike behind a prefix, (sequence, token) bool."""
+    """Which tokens of these sequences spike behind a prefix, (sequence, token) bool; none that is part of it."""
     targets = evaluator.targets
     states = SpikeStates(targets.edit_block, targets.is_spike)
-    with prefixed(evaluator.accessed, prefix):
+    with prefixed(evaluator.accessed, prefix, ids):
         stream(evaluator.accessed, ids, [states], batch_size=evaluator.batch_size)
-    return torch.cat(states.spikes)[:, -ids.shape[1] :]
+    spikes = torch.cat(states.spikes)[:, len(prefix) :]
+    return torch.nn.functional.pad(spikes, (int(shares_first(ids, prefix)), 0))
 
 
 def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -133,14 +138,13 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
     if not evaluator.targets.has_spikes:
         return {"missing": "prefix: the model has no spikes"}, ()
     try:
-        require_kept(evaluator.accessed)
+        chosen = choose_prefix(evaluator, held_out)
+        after = _spikes_behind(evaluator, evaluator.ids, chosen)
     except DoesNotApplyError as reason:
         return {"missing": f"prefix: {reason}"}, ()
-    chosen = choose_prefix(evaluator, held_out)
-    before, after = evaluator.spike_tokens(), _spikes_behind(evaluator, evaluator.ids, chosen)
+    before = evaluator.spike_tokens()
     assert before is not None, "a model with spikes"
-    first = -after.shape[1]
-    alone = evaluator.loss(f"{STAGE}/prefix", prefixed(evaluator.accessed, chosen))
+    alone = evaluator.loss(f"{STAGE}/prefix", prefixed(evaluator.accessed, chosen, evaluator.ids))
     baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
     return {
         "prefix_ids": list(chosen),
@@ -149,12 +153,15 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
         "spike_tokens": float(before.sum(1).float().mean()),
         "spike_tokens_behind_prefix": float(after.sum(1).float().mean()),
         "first_token_spikes": float(before[:, 0].float().mean()),
-        "first_token_spikes_behind_prefix": float(after[:, first].float().mean()),
+        "first_token_spikes_behind_prefix": float(after[:, 0].float().mean()),
     }, chosen
 
 
 def choose_prefix(evaluator: Evaluator, ids: Tensor) -> tuple[int, ...]:
-    """Token ids: first BOS, or the most frequent first spike token; then, while text spikes, its most frequent one."""
+    """Token ids: first BOS, or the most frequent spike token; then, while text spikes, its most frequent one.
+
+    Raises DoesNotApplyError where the model has no room for one.
+    """
     bos = getattr(evaluator.accessed.tokenizer, "bos_token_id", None)
     spikes = evaluator.spike_tokens(ids, HELD_OUT_SPIKES)
     assert spikes is not None, "a model with spikes"
@@ -162,7 +169,10 @@ def choose_prefix(evaluator: Evaluator, ids: Tensor) -> tuple[int, ...]:
     spikes = _spikes_behind(evaluator, ids, chosen)
     while float(spikes.sum(1).float().mean()) > ENOUGH and len(chosen) < LONGEST:
         longer = (*chosen, Counter(ids[spikes].tolist()).most_common(1)[0][0])
-        fewer = _spikes_behind(evaluator, ids, longer)
+        try:
+            fewer = _spikes_behind(evaluator, ids, longer)
+        except DoesNotApplyError:  # no positions for one more
+            break
         if fewer.sum() >= spikes.sum():
             break
         chosen, spikes = longer, fewer

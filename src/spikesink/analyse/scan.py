@@ -25,6 +25,7 @@ from spikesink.measure.spikes import SpikeMeasure, SpikeResult
 from spikesink.measure.states import Gather
 from spikesink.measures import check_names, parse_names
 from spikesink.observer import notebook_progress
+from spikesink.positions import uniform_first_key
 from spikesink.records import (
     Anatomy,
     BlockCycle,
@@ -83,7 +84,7 @@ def scan(
     elif tokens is None:
         raise InputError("Got neither token ids nor text=; expected one of them.")
     given, real = as_tokens_and_valid(tokens, valid)
-    mask = None if real is None else torch.from_numpy(real)
+    mask = None if real is None else _predicting(torch.from_numpy(real))
     accessed = accessed_model(model, given)
     if tokenizer is not None:
         accessed = replace(accessed, tokenizer=tokenizer)
@@ -121,6 +122,16 @@ def _of_text(
     return whole_texts(text, tokenizer)
 
 
+def _predicting(valid: Tensor) -> Tensor:
+    """The mask (sequence, token) as it is. Raises InputError where no token has one behind it."""
+    if not bool((valid[:, 1:] & valid[:, :-1]).any()):
+        raise InputError(
+            "valid leaves no two tokens in a row in any sequence, so nothing is predicted and there is no perplexity; "
+            "expected at least one sequence of 2 tokens or more."
+        )
+    return valid
+
+
 def measure(
     accessed: AccessedModel,
     ids: Tensor,
@@ -132,8 +143,9 @@ def measure(
 ) -> tuple[Scan, float]:
     """The streaming pass itself, and its seconds."""
     spikes, sinks, losses = SpikeMeasure(criteria.spikes), SinkMeasure(criteria.sinks), LossMeasure()
-    longest = ids.shape[1] if valid is None else int(valid.sum(1).max())
-    sink_tokens = SinkTokenMeasure((len(ids), ids.shape[1]), criteria.sinks.importance_min(longest))
+    lengths = [ids.shape[1]] * len(ids) if valid is None else valid.sum(1).tolist()
+    least = [criteria.sinks.importance_min(uniform_first_key(tokens)) for tokens in lengths]
+    sink_tokens = SinkTokenMeasure((len(ids), ids.shape[1]), torch.tensor(least, dtype=torch.float64))
     observers = [spikes, sinks, sink_tokens, losses]
     seconds = stream(accessed, ids, observers, valid=valid, batch_size=batch_size, stage="scan", progress=progress)
     spike = spikes.compute()

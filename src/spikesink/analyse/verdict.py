@@ -47,9 +47,9 @@ def rules_in_words(rules: Thresholds) -> list[str]:
         f"{rules.spike_removed_max:.0%} of the baseline's; it removes sinks if the sink ratio falls to at most "
         f"{rules.sinks_removed_max:.0%}.",
         f"The other quantity is left if the lower end of its interval is at least {rules.left_min:.0%} of the "
-        f"baseline's; it fell if the upper end is at most {rules.fell_max:.0%} and every control of that row leaves "
-        "it. Sinks are counted in the blocks behind the edit; spikes only count in rows that edit sinks from the "
-        "first block on, and need as many spike tokens left as size.",
+        f"baseline's; it fell if the upper end is at most {rules.fell_max:.0%} and every control of that row was run "
+        "and leaves it. Sinks are counted in the blocks behind the edit; spikes only count in rows that edit sinks "
+        "from the first block on, and need as many spike tokens left as size.",
         "Sinks do not need spikes if any row that removes spikes leaves sinks; they need them if in every such row "
         "they fell; otherwise, and where no row removes its target, undecided. The same the other way round.",
         "An answer that changes when one row is left out, or one of these limits lies elsewhere ("
@@ -121,22 +121,25 @@ def _variations(
 def _needs(rows: list[InterventionRow], removed: str, question: str, thresholds: Thresholds) -> Answer:
     """What the rules say of these rows."""
     real = [row for row in rows if row.target == removed and row.control_of is None and row.applicable]
-    asked = [row for row in real if removed == "spikes" or row.cannot_answer is None]
+    asked = [row for row in real if row.cannot_answer is None]
     removing = [row for row in asked if removes(row, thresholds)]
     other = "sinks" if removed == "spikes" else "spikes"
     if not removing:
         evidence, reason = [row.name for row in asked or real], _none_removed(real, asked, removed)
         return Answer(question=question, answer="undecided", evidence=evidence, reason=reason)
-    left = [row for row in removing if kept(row).low >= thresholds.left_min]
-    fell = [row for row in removing if kept(row).high <= thresholds.fell_max and _controls_leave(row, rows, thresholds)]
+    left = [row for row in removing if stays(row, thresholds)]
+    why = {row.name: not_fallen(row, rows, thresholds) for row in removing if row not in left}
+    unfallen = {name: text for name, text in why.items() if text is not None}
     if left:
         answer, decided, reason = "no", left, f"with the {removed} gone, {other} stay"
-    elif len(fell) == len(removing):
-        answer, decided, reason = "yes", fell, f"with the {removed}, {other} go"
+    elif not unfallen:
+        answer, decided, reason = "yes", removing, f"with the {removed}, {other} go"
     else:
-        answer, decided = "undecided", [row for row in removing if row not in fell]
+        answer, decided = "undecided", [row for row in removing if row.name in unfallen]
         reason = f"with the {removed} gone, {other} are between staying and going, or a control moves them too"
-    numbers = "; ".join(_numbers(row, other) for row in decided)
+        if any(unfallen.values()):
+            reason = f"with the {removed} gone, {other} go or are between, and controls do not show that this is why"
+    numbers = "; ".join(_numbers(row, other) + unfallen.get(row.name, "") for row in decided)
     return Answer(
         question=question, answer=answer, evidence=[row.name for row in decided], reason=f"{reason}: {numbers}"
     )
@@ -177,29 +180,43 @@ def removes(row: InterventionRow, thresholds: Thresholds) -> bool:
     assert row.plateau_kept is not None and row.sink_ratio_kept is not None
     if row.target == "sinks":
         return row.sink_ratio_kept.value <= thresholds.sinks_removed_max
-    tokens = 0.0 if row.spike_tokens_kept is None else row.spike_tokens_kept
+    tokens = row.spike_tokens_kept.value if row.spike_tokens_kept else 0.0
     ratio = row.plateau_ratio_kept.value if row.plateau_ratio_kept else row.plateau_kept.value
     sizes = max(row.plateau_kept.value, ratio)
     return tokens <= thresholds.tokens_removed_max and sizes <= thresholds.spike_removed_max
 
 
 def kept(row: InterventionRow) -> Estimate:
-    """What is left of the quantity that the row does not aim at: of sinks behind the edit; of spikes the smaller of
-    size and number."""
+    """What is left of the quantity that a row, which can answer, does not aim at: of sinks behind the edit; of spikes
+    the smaller of size and number, by the lower ends."""
     if row.target == "spikes":
         kept = row.downstream_sink_ratio_kept or row.sink_ratio_kept
         assert kept is not None
         return kept
     assert row.plateau_kept is not None
-    tokens = row.spike_tokens_kept
-    if tokens is None or tokens >= row.plateau_kept.low:
-        return row.plateau_kept
-    return Estimate(value=tokens, low=tokens, high=tokens)
+    shares = [row.plateau_kept, *([row.spike_tokens_kept] if row.spike_tokens_kept else [])]
+    return min(shares, key=lambda share: share.low)
 
 
-def _controls_leave(row: InterventionRow, rows: list[InterventionRow], thresholds: Thresholds) -> bool:
-    controls = [other for other in rows if other.control_of == row.name and other.applicable]
-    return all(kept(control).value >= thresholds.left_min for control in controls)
+def stays(row: InterventionRow, thresholds: Thresholds) -> bool:
+    """Whether the quantity that the row does not aim at is left."""
+    return kept(row).low >= thresholds.left_min
+
+
+def not_fallen(row: InterventionRow, rows: list[InterventionRow], thresholds: Thresholds) -> str | None:
+    """Why that quantity has not fallen, or not by this: empty where too much is left, else what its controls of the
+    same strength say; None where it fell and they leave it."""
+    if kept(row).high > thresholds.fell_max:
+        return ""
+    controls = [other for other in rows if other.control_of == row.name and other.strength == row.strength]
+    if not controls:
+        return ", but no control was run"
+    for control in controls:
+        if not control.applicable:
+            return f", but {control.name} was not run ({control.reason})"
+        if kept(control).value < thresholds.left_min:
+            return f", but {control.name} leaves {kept(control).value:.0%}"
+    return None
 
 
 def _combined(sinks_need_spikes: str, spikes_need_sinks: str) -> str:

@@ -24,17 +24,18 @@ EXECUTORS = {
 """Where cells run; parameters that could change nothing there, and why."""
 
 
+def stands(context: typer.Context, parameter: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_idle(context: typer.Context, parameters: Sequence[str], why: str) -> None:
     """Refuse those of these parameters that stand on the command line, since they could change nothing there.
 
     Raises InputError.
     """
-
-    def stands(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name == "COMMANDLINE"
-
-    idle = [one.opts[0] for one in context.command.params if one.name in parameters and stands(one.name)]
+    idle = [one.opts[0] for one in context.command.params if one.name in parameters and stands(context, one.name)]
     if idle:
         raise InputError(
             f"{' and '.join(idle)} would change nothing: {why}. Leave {'it' if len(idle) == 1 else 'them'} out."

@@ -1,12 +1,13 @@
 """`spikesink intervene`: what spikes and sinks do in a model, and what that means for int8 and the KV cache."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spikesink.cli.checks import refuse_idle, tell_fewer
+from spikesink.cli.checks import refuse_idle, stands, tell_fewer
 from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 
@@ -72,7 +73,7 @@ def intervene_command(
     sinking.check()
     text.check(context)
     loading.check()
-    output.check(Interventions.file)
+    output.check(context, Interventions.file)
     with progress_bar() as progress:
         from spikesink.analyse.dose import parse_dose
         from spikesink.analyse.interventions import check_magnitude, dissociate, parse_which
@@ -89,7 +90,10 @@ def intervene_command(
         wanted = sequences and sequences + held_out
         ids = text.read(accessed, wanted, default=EVALUATED + held_out)
         tell_fewer(ids, wanted)
-        long = _long_tokens(text, accessed, cache_sequences, cache_seq_len) if "kv_cache" in choice.parts else None
+        long = None
+        if "kv_cache" in choice.parts:
+            asked = [name for name in CACHE if stands(context, name)]
+            long = _long_tokens(text, accessed, cache_sequences, cache_seq_len, asked)
         record = dissociate(
             accessed, ids, which=which, dose=dose or (), budget=budget, held_out=held_out, draws=draws,
             epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, magnitude=magnitude,
@@ -98,10 +102,11 @@ def intervene_command(
     _finish(record, folder, output, loading.model)
 
 
-def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> Any:
-    """Sequences for the KV cache from the same text; None for a file of ids, or a text too short for them.
+def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int, asked: Sequence[str] = ()) -> Any:
+    """Sequences for the KV cache from the same text; None for a file of ids, or a text too short, which is told.
 
-    Beyond the model's positions where they are rotations; learned ones end.
+    Beyond the model's positions where they are rotations; learned ones end. asked: which of CACHE stand on the command
+    line. Raises InputError where a text or the positions are too few for these.
     """
     from dataclasses import replace
 
@@ -112,11 +117,18 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int) -> A
         return None
     limit = accessed.max_positions
     beyond = limit is not None and seq_len > limit and rotates(accessed)
-    tokens = seq_len if limit is None or beyond else min(seq_len, limit)
+    tokens = seq_len if limit is None or beyond or "cache_seq_len" in asked else min(seq_len, limit)
     try:
-        return replace(source, pack=True, seq_len=tokens).read(accessed, sequences, beyond=beyond)
-    except InputError:
+        made = replace(source, pack=True, seq_len=tokens).read(accessed, sequences, beyond=beyond)
+    except InputError as error:
+        reason = f"KV cache: {error}".replace("--seq-len", "--cache-seq-len")
+        if asked:
+            raise InputError(reason) from error
+        print(f"{reason} Until then it is measured on the sequences that are evaluated.", file=sys.stderr)
         return None
+    if "cache_sequences" in asked:
+        tell_fewer(made, sequences)
+    return made
 
 
 def _finish(record: "Interventions", folder: Path | None, output: Output, model: str | None) -> None:

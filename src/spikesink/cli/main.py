@@ -1,8 +1,12 @@
 """The command line: one subcommand per file; errors are one message and exit code 2, never a traceback."""
 
+import codecs
+import io
+import json
 import os
 import signal
 import sys
+from itertools import pairwise
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,7 +21,7 @@ from spikesink.cli.study import study_command
 from spikesink.cli.survey import compare_command, survey_command
 from spikesink.cli.train import train_command
 from spikesink.cli.verify import verify_command
-from spikesink.errors import InputError, SpikesinkError
+from spikesink.errors import InputError, OutputError, SpikesinkError
 
 INTERRUPTED = 128 + signal.SIGINT
 """How click leaves after Ctrl-C."""
@@ -57,6 +61,11 @@ OURS = {
     "--torch_dtype": "--dtype",
 }
 """Options as users of lm-evaluation-harness and transformers type them -> what they are called here."""
+
+STAND_INS = str.maketrans(
+    "\N{MULTIPLICATION SIGN}\N{EN DASH}\N{MINUS SIGN}·│•…▲▼✓✗░▒▓▁▂▃▄▅▆▇█", "x--.|*.^v+x:+%_.-=+o%#"
+)
+"""What the terminal is printed with -> what stands there for an encoding that lacks it."""
 
 app = typer.Typer(
     name="spikesink",
@@ -109,7 +118,8 @@ def run() -> None:
     # products of the sizes of an FFN). Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        _suggest(sys.argv[1:])
+        _check_stdout()
+        _check_arguments(sys.argv[1:])
         app(standalone_mode=True)
     except SpikesinkError as error:
         _leave(str(error))
@@ -129,12 +139,36 @@ def run() -> None:
         _leave(f"The system refused: {error.strerror or error}{where}.")
 
 
-def _suggest(arguments: list[str]) -> None:
-    """Refuse an option that other tools have with the name that it has here. Raises InputError."""
-    for argument in arguments:
-        name = argument.partition("=")[0]
+def _check_stdout() -> None:
+    """Let it take every character, whatever its encoding. Raises OutputError where it is closed."""
+    if sys.stdout is None:
+        raise OutputError("Standard output is closed, and the result goes there; send it to a file: > result.txt.")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        codecs.register_error("spikesink", _stand_in)
+        sys.stdout.reconfigure(errors="spikesink")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding has in place of what it lacks: signs that look alike, or JSON's escapes; in JSON these alone."""
+    assert isinstance(error, UnicodeEncodeError), "it is asked of output alone"
+    lost = error.object[error.start : error.end]
+    return json.dumps(lost if "--json" in sys.argv else lost.translate(STAND_INS))[1:-1], error.end
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Refuse what is empty, and an option that other tools have with the name that it has here. Raises InputError."""
+    for before, argument in pairwise(["spikesink", *arguments]):
+        name, equals, value = argument.partition("=")
         if name in OURS:
             raise InputError(f"No such option: {name}; here it is {OURS[name]}.")
+        if not (equals and name.startswith("--")):
+            name, value = before, argument
+        # A text may be of commas; a list of nothing but commas has no name in it.
+        if not (value if name == "--prompt" else value.replace(",", "")).strip():
+            raise InputError(
+                f"Got '{value}' after {name}, which is empty; expected a value (a variable of the shell that is not "
+                "set?). Leave it out for the default."
+            )
 
 
 def _leave(message: str) -> NoReturn:

@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
 from spikesink.cli.checks import IDLE, check_choice, refuse_idle
 from spikesink.errors import InputError
 
-BOS = ("auto", "always", "never", "both")
+BOS = ("auto", "always", "never")
 METRICS = ("sun2026", "gu2025")
 MODEL, TEXT, MEASURING, RESULT = "The model", "The text", "What is measured", "The result"
 """Headings in the help."""
@@ -139,6 +139,7 @@ class LoadingOnce(Loading):
 class Text:
     """Which text to measure on, and how it becomes token ids."""
 
+    policies: ClassVar[tuple[str, ...]] = BOS
     text: TextFile = None
     dataset: Dataset = None
     field: Annotated[
@@ -158,7 +159,7 @@ class Text:
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per sequence.", rich_help_panel=TEXT)] = 64
     bos: Annotated[
         str,
-        typer.Option(metavar="|".join(BOS), help="auto: as the tokenizer does; both: scan.", rich_help_panel=TEXT),
+        typer.Option(metavar="|".join(BOS), help="auto: as the tokenizer does.", rich_help_panel=TEXT),
     ] = "auto"
     chat_template: Annotated[
         bool,
@@ -179,7 +180,7 @@ class Text:
         source = given[0] if given else None
         if source in IDLE:
             refuse_idle(context, *IDLE[source])
-        check_choice("--bos", self.bos, BOS)
+        check_choice("--bos", self.bos, self.policies)
         if self.dataset is not None:
             check_dataset_reachable(self.dataset)
         if self.text is not None and not self.text.is_dir():
@@ -208,7 +209,8 @@ class Text:
             return load_token_ids(self.tokens, sequences)
         if accessed.tokenizer is None:
             raise InputError(
-                f"'{accessed.name}' has no tokenizer that can be loaded; give token ids instead: --tokens IDS.npy "
+                f"'{accessed.name}' has no tokenizer that can be loaded{accessed.why_untokenised}; give token ids "
+                "instead: --tokens IDS.npy "
                 "(an integer array of shape sequences x seq_len)."
             )
         limit = accessed.max_positions
@@ -274,10 +276,16 @@ class Output:
     ] = False
     json: Json = False
 
-    def check(self, file: str, below: str = "") -> None:
-        """Refuse an --out where a record could not be written, before anything is loaded. Raises OutputError."""
-        if self.out is not None:
-            self._check(self.out / below, file)
+    def check(self, context: typer.Context, *files: str) -> None:
+        """Refuse an --out in which one of the files could not be written, before anything is loaded, and --force alone.
+
+        Raises OutputError and InputError.
+        """
+        if self.out is None:
+            refuse_idle(context, ("force",), "without --out no record is replaced")
+            return
+        for path in (self.out / file for file in files):
+            self._check(path.parent, path.name)
 
     def folder(self, model_name: str, file: str) -> Path | None:
         """See `output_folder`. Raises OutputError where a record could not be written there, before it is measured."""

@@ -1,14 +1,14 @@
 """`spikesink scan`: where the spikes and sinks of a model are."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from spikesink.cli.checks import refuse_idle, tell_fewer
-from spikesink.cli.options import MEASURING, SEQUENCES, TEXT, LoadingOnce, Output, Sinking, Text, grouped
+from spikesink.cli.options import BOS, MEASURING, SEQUENCES, TEXT, LoadingOnce, Output, Sinking, Text, grouped
 from spikesink.cli.report import page_beside, show
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WITH_BOS, WITHOUT_BOS = "with-bos", "without-bos"
 """Folders of the two records of `--bos both`."""
+WITH_BOTH = (*BOS, "both")
 Prompt = Annotated[str | None, typer.Option(help="Look at this one text, token by token.", rich_help_panel=TEXT)]
 Sequences = Annotated[
     int | None,
@@ -35,11 +36,26 @@ Measures = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class ScannedText(Text):
+    """The text, which may also be measured with BOS and without."""
+
+    policies: ClassVar[tuple[str, ...]] = WITH_BOTH
+    bos: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(WITH_BOTH),
+            help="auto: as the tokenizer does; both: with it and without.",
+            rich_help_panel=TEXT,
+        ),
+    ] = "auto"
+
+
 @grouped
 def scan_command(
     context: typer.Context,
     loading: LoadingOnce,
-    text: Text,
+    text: ScannedText,
     sinking: Sinking,
     output: Output,
     prompt: Prompt = None,
@@ -50,9 +66,11 @@ def scan_command(
     from spikesink.cli.progress import progress_bar
     from spikesink.measures import parse_names
     from spikesink.records import Anatomy
+    from spikesink.records.scan import BosPair
 
     if measures == "help":
-        refuse_idle(context, ("json",), "--measure help prints a table")
+        others = [one.name for one in context.command.params if one.name and one.name not in ("model", "measures")]
+        refuse_idle(context, others, "--measure help prints a table, and measures nothing")
         _print_measures()
         return
     sinking.check()
@@ -60,7 +78,8 @@ def scan_command(
     text.check(context, prompt)
     loading.check()
     both = text.bos == "both"
-    output.check(Anatomy.file, WITH_BOS if both else "")
+    pair = (f"{WITH_BOS}/{Anatomy.file}", f"{WITHOUT_BOS}/{Anatomy.file}", BosPair.file)
+    output.check(context, *(pair if both else (Anatomy.file,)))
     with progress_bar() as progress:
         from spikesink.analyse.bos_pair import scan_bos_pair
         from spikesink.analyse.scan import scan

@@ -102,10 +102,12 @@ def survey_command(
     show(record, json)
     print(f"Survey: {out / record.file} (survey.csv beside it); records: {out / 'runs'}", file=sys.stderr)
     page_beside(out, out / "atlas.html")
-    failed = [row for row in record.rows if row.status == "failed"]
+    # The folder may have rows of other surveys, which this command does not try again.
+    own = [row for row in record.rows if row.key in survey.keys]
+    failed = [row for row in own if row.status == "failed"]
     if failed:
         raise SpikesinkError(
-            f"{len(failed)} of {len(record.rows)} cells failed ({plain(failed[0].label)}: {failed[0].error}) The same "
+            f"{len(failed)} of {len(own)} cells failed ({plain(failed[0].label)}: {failed[0].error}) The same "
             "command tries them again and keeps what is finished."
         )
 
@@ -124,7 +126,7 @@ def compare_command(
 
     folders = [one, *others]
     surveys = [folder for folder in folders if (folder / SurveyRecord.file).is_file()]
-    if json and len(surveys) == 2:
+    if json and len(surveys) == len(folders) == 2:
         refuse_idle(context, ("out",), "--json of two surveys prints what moved, and writes no page")
         before, after = (SurveyRecord.read_file(folder / SurveyRecord.file) for folder in surveys)
         import json as json_module
@@ -144,9 +146,12 @@ def _spec(models: list[str], revisions: list[str], given: dict[str, Any]) -> Any
     if len(models) == 1 and models[0].lower().endswith((".yaml", ".yml")):
         content = read_spec(Path(models[0])).model_dump()
     content |= given
-    if revisions:
+    # What a model of the file says for itself gives way as well.
+    own: dict[str, Any] = {name: None for name in ("texts", "dtype") if name in given}
+    own |= {"revisions": revisions} if revisions else {}
+    if own:
         named = [{"model": model} if isinstance(model, str) else model for model in content["models"]]
-        content["models"] = [{**model, "revisions": revisions} for model in named]
+        content["models"] = [{**model, **own} for model in named]
     return Spec.parse(content)
 
 

@@ -1,10 +1,12 @@
 """`spikesink verify`: may this model's numbers be believed, and why."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spikesink.cli.options import Loading, Output, grouped
+from spikesink.cli.options import RESULT, Loading, Output, grouped
 from spikesink.cli.report import show
 
 SeqLen = Annotated[
@@ -13,14 +15,23 @@ SeqLen = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Written(Output):
+    """Where the record goes, if anywhere."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the record; without it none is written.", rich_help_panel=RESULT)
+    ] = None
+
+
 @grouped
-def verify_command(loading: Loading, output: Output, seq_len: SeqLen = None) -> None:
+def verify_command(context: typer.Context, loading: Loading, output: Written, seq_len: SeqLen = None) -> None:
     """Check every layer against the model's own arithmetic; exit 0 if all holds, 2 if the model is refused."""
     from spikesink.cli.progress import progress_bar
     from spikesink.records import VerificationRecord
 
     loading.check()
-    output.check(VerificationRecord.file)
+    output.check(context, VerificationRecord.file)
     with progress_bar() as progress:
         from spikesink.access.verify import require_verified, verify_all
 

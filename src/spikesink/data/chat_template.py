@@ -22,7 +22,7 @@ PATIENCE = 60.0
 """Seconds for the process to start and to answer, which it does after SECONDS unless a compiled library loops."""
 
 Messages = list[dict[str, Any]]
-"""A conversation: `role` and `content` of each message."""
+"""A conversation: `role`, `content` and what else each message has."""
 
 
 class ChatTemplate:
@@ -35,20 +35,29 @@ class ChatTemplate:
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
         # A tokenizer with a way of its own is code that the user trusts anyway.
-        own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-        self._source: str | None = None if own else tokenizer.get_chat_template()
+        self._own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        if not self._own:
+            tokenizer.get_chat_template()
 
-    def render(self, messages: Messages, *, prompt: bool = True) -> str:
-        """The text of a conversation, with what begins the answer if `prompt`.
+    def render(self, messages: Messages, tools: list[Any] | None = None, *, prompt: bool = True) -> str:
+        """The text of a conversation in which tools may be called, with what begins the answer if `prompt`.
 
         Raises ValueError, TimeoutError or MemoryError with the reason, which a hostile template chooses.
         """
-        size = sum(len(str(message.get("content", ""))) for message in messages)
-        if self._source is None:
+        # Code that comes with a checkpoint may know of no tools.
+        told = {} if tools is None else {"tools": tools}
+        said = [value for message in messages for key, value in message.items() if key != "role"]
+        size = sum(len(str(value)) for value in (*said, *told.values()))
+        if self._own:
             with panics_raised():
-                text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+                text = self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=prompt, **told
+                )
         else:
-            text = self._asked({"messages": messages, "prompt": prompt, "memory": BYTES + 8 * size})
+            # A tokenizer may have another template where there are tools.
+            source = self._tokenizer.get_chat_template(tools=tools)
+            request = {"messages": messages, "tools": tools, "prompt": prompt, "memory": BYTES + 8 * size}
+            text = self._asked({"source": source, **request})
         if len(text) > 2 * size + CHARACTERS:
             raise ValueError(f"it makes {len(text):,} characters of {size:,}")
         return text
@@ -92,7 +101,7 @@ class ChatTemplate:
         answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_passed_on, args=(process, answers), daemon=True).start()
         assert process.stdin is not None, "started with pipes"
-        print(json.dumps([self._source, self._tokenizer.special_tokens_map]), file=process.stdin, flush=True)
+        print(json.dumps(self._tokenizer.special_tokens_map), file=process.stdin, flush=True)
         return process, answers
 
 
@@ -108,14 +117,15 @@ def serve() -> None:
     """Answer requests on standard input, a line of JSON each, until it ends: the process that ChatTemplate starts."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    source, special = json.loads(sys.stdin.readline())
+    special = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         request = json.loads(line)
         try:
             with bounded(SECONDS, request["memory"]):
                 rendered, _ = render_jinja_template(
                     conversations=[request["messages"]],
-                    chat_template=source,
+                    tools=request["tools"],
+                    chat_template=request["source"],
                     add_generation_prompt=request["prompt"],
                     **special,
                 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from spikesink.data.chat_template import ChatTemplate
 from spikesink.data.corpus import Corpus
-from spikesink.data.files import Document
+from spikesink.data.files import Conversation, Document
 from spikesink.errors import InputError, did_you_mean, short
 from spikesink.limits import panics_raised
 
@@ -89,13 +89,14 @@ class Encoder:
         return ids[own - keep :]
 
     def _rendered(self, document: Document) -> str:
-        messages = [{"role": "user", "content": document}] if isinstance(document, str) else document
         if self._template is None:
             assert isinstance(document, str), "conversations need a template"
             return document
+        talk = Conversation([{"role": "user", "content": document}]) if isinstance(document, str) else document
         try:
             # Where the assistant has spoken last, nothing more is asked of it.
-            return self._template.render(messages, prompt=not messages or messages[-1]["role"] != "assistant")
+            prompt = not talk.messages or talk.messages[-1]["role"] != "assistant"
+            return self._template.render(talk.messages, talk.tools, prompt=prompt)
         except Exception as error:
             what = "a user's message" if isinstance(document, str) else "a conversation"
             raise InputError(

@@ -9,7 +9,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -26,10 +27,23 @@ FIELD = "text"
 """Where the text of a row is, unless the user says otherwise."""
 CONVERSATIONS = ("messages", "conversations")
 """Where chat data has its conversations, where a row has no text: as OpenAI's format has it, and ShareGPT's."""
+TOOLS = "tools"
+"""Where a row with a conversation has the tools that its template tells the model about."""
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 """ShareGPT's names of roles; others are as they are."""
-Document = str | list[dict[str, Any]]
-"""A text, or a conversation: `role` and `content` of each message."""
+SHAREGPT = {"from": "role", "value": "content"}
+"""Its names of what a message has."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template is given: messages, each with its role, and the tools that may be called."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+
+
+Document = str | Conversation
 
 
 def check_file(path: Path, what: str) -> None:
@@ -208,10 +222,19 @@ def _parsed(text: str, where: str, expected: str) -> Any:
 def _csv_rows(path: Path, field: str | None) -> Iterator[Document]:
     """Rows below a line of column names; a quoted value may hold line ends."""
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader((line + "\n" for _, line in _lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    rows = (row for row in reader if row)
     try:
-        for row in reader:
-            yield document_of(row, field, f"'{path}', line {reader.line_num},")
+        names = next(rows, [])
+        wanted = _column(names, field, path)
+        for row in rows:
+            where = f"'{path}', line {reader.line_num},"
+            if len(row) != len(names):
+                raise InputError(
+                    f"{where} has {len(row)} value(s); expected {len(names)}, one a column. Quote values that hold "
+                    'commas or line ends: "one, two".'
+                )
+            yield document_of({wanted: row[names.index(wanted)]}, wanted, where)
     except csv.Error as error:
         raise InputError(f"'{path}', line {reader.line_num}, is not valid CSV: {short(error)}.") from error
 
@@ -223,18 +246,13 @@ def _parquet_rows(path: Path, field: str | None) -> Iterator[Document]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = next((name for name in _candidates(field) if name in names), None)
-            if wanted is None:
-                listed = ", ".join(names)[:200] or "none"
-                raise InputError(
-                    f"'{path}' has no column '{field or FIELD}'; its columns are: {listed}. Give the one with the "
-                    "text: --field NAME."
-                )
+            wanted = _column(names, field, path)
+            read = [name for name in dict.fromkeys((wanted, TOOLS)) if name in names]
             number = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[wanted]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
+                for row in batch.to_pylist():
                     number += 1
-                    yield document_of({wanted: value}, wanted, f"'{path}', row {number},")
+                    yield document_of(row, wanted, f"'{path}', row {number},")
     # A corrupt file shows as any of these: pyarrow's own, bytes that are no UTF-8, sizes beyond the memory.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"'{path}' cannot be read as parquet, truncated or corrupt? ({short(error)})") from error
@@ -249,6 +267,22 @@ READERS: dict[str, tuple[Callable[[Path, str | None], Iterator[Document]], str]]
 }
 """By the end of a file's name."""
 PACKED = (".gz", ".zst")
+
+
+def _column(names: Sequence[str], field: str | None, path: Path) -> str:
+    """The column with the text or the conversation. Raises InputError where there is none, or more than one."""
+    wanted = next((name for name in _candidates(field) if name in names), None)
+    if wanted is None:
+        listed = ", ".join(names)[:200] or "none"
+        raise InputError(
+            f"'{path}' has no column '{field or FIELD}'; its columns are: {listed}. Give the one with the text: "
+            "--field NAME."
+        )
+    if names.count(wanted) > 1:
+        raise InputError(
+            f"'{path}' has {names.count(wanted)} columns '{wanted}'; expected one. Rename those that are not meant."
+        )
+    return wanted
 
 
 def _candidates(field: str | None) -> tuple[str, ...]:
@@ -270,9 +304,10 @@ def document_of(row: object, field: str | None, where: str) -> Document:
     name = next(each for each in _candidates(field) if each in row)
     value = row[name]
     if isinstance(value, list):
-        return [
+        messages = [
             _message(message, f"{where} message {number} of '{name}'") for number, message in enumerate(value, start=1)
         ]
+        return Conversation(messages, _tools(row.get(TOOLS), where))
     if not isinstance(value, str):
         raise InputError(f"{where} has a field '{name}' of type {type(value).__name__}; expected a string.")
     check_unicode(value, where)
@@ -280,16 +315,32 @@ def document_of(row: object, field: str | None, where: str) -> Document:
 
 
 def _message(message: object, where: str) -> dict[str, Any]:
-    """`role` and `content`, also of ShareGPT's `from` and `value`."""
+    """The message whole, with ShareGPT's `from` and `value` as role and content; what calls a tool may have no content.
+
+    Without what is null, as transformers reads a message: a parquet row has every key that any row has.
+    """
     if not isinstance(message, dict):
         raise InputError(f"{where} is a {type(message).__name__}; expected an object with role and content.")
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    said = {key: value for key, value in message.items() if value is not None}
+    for theirs, ours in SHAREGPT.items():
+        if theirs in said and ours not in said:
+            said[ours] = said.pop(theirs)
+    role, content = said.get("role"), said.get("content", "" if said.get("tool_calls") else None)
     if not isinstance(role, str) or not isinstance(content, str):
         raise InputError(
             f"{where} has no role and content (got: {', '.join(map(str, message))[:200]}); expected strings."
         )
     check_unicode(content, where)
-    return {"role": ROLES.get(role, role), "content": content}
+    return {**said, "role": ROLES.get(role, role)}
+
+
+def _tools(tools: object, where: str) -> list[Any] | None:
+    """The tools of a row, which may be JSON in a string. Raises InputError for anything else."""
+    if isinstance(tools, str):
+        tools = _parsed(tools, f"{where} field '{TOOLS}'", "a list of objects") if tools.strip() else None
+    if tools is not None and not isinstance(tools, list):
+        raise InputError(f"{where} has '{TOOLS}' of type {type(tools).__name__}; expected a list of objects.")
+    return tools
 
 
 def check_unicode(text: str, where: str) -> None:

@@ -136,9 +136,13 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 
 def is_held_out(document: Document) -> bool:
-    """Which side of the split a document is on."""
-    text = document if isinstance(document, str) else json.dumps(document)
+    """Which side of the split a document is on; a conversation by its messages, in whatever order their keys are."""
+    text = document if isinstance(document, str) else json.dumps([_in_order(each) for each in document.messages])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_SHARE == 0
+
+
+def _in_order(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: message[key] for key in ("role", "content", *sorted(message)) if key in message}
 
 
 class PackedSampler:

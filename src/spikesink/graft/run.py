@@ -1,5 +1,6 @@
 """The whole of a graft: measure, replace, heal beside a control, measure again, export; every part is kept."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -7,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +19,7 @@ from spikesink.analyse.passes import default_batch_size
 from spikesink.analyse.readings import anatomy_sums
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.atomic import write_atomically
+from spikesink.data.tokens import Tokens
 from spikesink.errors import (
     DoesNotApplyError,
     InputError,
@@ -32,8 +35,8 @@ from spikesink.records import Provenance, Timing, TrainingRun, package_versions
 from spikesink.records.base import as_json
 from spikesink.records.training import FunctionShift, GraftPoint, GraftRecord
 from spikesink.train.checkpoints import folders
-from spikesink.train.pretrained import EMBEDDED, loaded
-from spikesink.train.recipe import Recipe
+from spikesink.train.pretrained import CALIBRATION, EMBEDDED, loaded
+from spikesink.train.recipe import Recipe, changed
 from spikesink.train.run import CHECKPOINTS, MODEL, RECIPE, check_memory, fresh_model, train
 from spikesink.train.sharding import meta_model
 from spikesink.train.streams import Stream, open_stream
@@ -97,6 +100,10 @@ def _batches(ids: Tensor) -> Iterable[Tensor]:
 
 
 MOVED_SEQUENCES = 8
+PARTS = ("original", "grafted", "healed", "control")
+"""Folders of what is measured, each kept for the next run."""
+IDENTITY = "made_of.json"
+"""In each of them: what the part was made of, so that it is never taken for another graft's."""
 Part = TypeVar("Part", GraftPoint, FunctionShift)
 
 
@@ -114,11 +121,12 @@ def graft_and_heal(
 
     `out/model` is the healed model: of a plain family where one has these choices, else the zoo's own (with its source
     beside it if `code`). resume: go on with what an interrupted run left. control_from: the folder of an earlier graft
-    of the same model with the same training, whose original and control are taken. Raises InputError, OutputError.
+    of the same model and text with the same training, whose original and control are taken. A part that was made of
+    anything else is refused. Raises InputError, OutputError.
     """
     started = time.perf_counter()
-    healing, plain, changed = graft_recipes(settings)
-    if not resume and (out / "healed" / RECIPE).exists():
+    healing, plain, replaced = graft_recipes(settings)
+    if not resume and any((out / name).exists() for name in (GraftRecord.file, *PARTS)):
         raise OutputError(f"'{out}' already holds a graft; pass --resume to go on with it, or another --out.")
     if settings.steps:
         check_memory(healing)
@@ -126,6 +134,9 @@ def graft_and_heal(
     if settings.steps:
         _check_text(healing, stream)
     workspace = _Workspace(out, control_from, healing, plain, stream, progress)
+    trainings = {"healed": healing, "control": plain} if control else {"healed": healing}
+    trainings = trainings if settings.steps else {}
+    workspace.claim(trainings)
     points: dict[str, GraftPoint] = {}
     failed: dict[str, str] = {}
     runs: dict[str, TrainingRun] = {}
@@ -143,8 +154,7 @@ def graft_and_heal(
     attempt("grafted", workspace.move, moves)
     if settings.steps:
         workspace.forget_grafted()
-    trainings = [("healed", healing), ("control", plain)] if control else [("healed", healing)]
-    for name, recipe in trainings if settings.steps else ():
+    for name, recipe in trainings.items():
         attempt(name, lambda name=name, recipe=recipe: workspace.heal(name, recipe), runs)
         if name in runs:
             attempt(name, lambda name=name: workspace.point(name, lambda: workspace.trained(name)), points)
@@ -152,7 +162,7 @@ def graft_and_heal(
     if "healed" in runs or not settings.steps:
         result = workspace.trained("healed") if settings.steps else workspace.grafted
         exported = _export(result, out, workspace.accessed.tokenizer, code)
-    record = _record(workspace, settings.steps, changed, points, failed, runs, moves.get("grafted"), exported, started)
+    record = _record(workspace, settings.steps, replaced, points, failed, runs, moves.get("grafted"), exported, started)
     record.save(out, force=True)
     return record
 
@@ -190,6 +200,48 @@ class _Workspace:
         """Where this part lies: the control of another graft serves where it was trained alike."""
         return (self.other if self.other is not None and name in ("original", "control") else self.out) / name
 
+    def claim(self, trainings: dict[str, Recipe]) -> None:
+        """Say in the folder of every part what it is made of. Raises InputError where one is of something else."""
+        made_of = self._made_of(trainings)
+        # None is claimed where one is refused.
+        new = [name for name, content in made_of.items() if not self._is_kept(name, content)]
+        for name in new:
+            self.folder(name).mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder(name) / IDENTITY, (json.dumps(made_of[name], indent=1) + "\n").encode())
+
+    def _made_of(self, trainings: dict[str, Recipe]) -> dict[str, dict[str, Any]]:
+        """By part, all that decides it: files and ids by their content, which a path does not name."""
+        model, text, essence = self.accessed.provenance, self.stream.provenance, self.healing.essence()
+        measured = {
+            "model": {name: model.get(name) for name in ("file_sha256", "adapter")},
+            "text": text["source_sha256"] or text["source_description"],
+            "held_out": _ids_identity(self.stream.held_out),
+        }
+        first = _ids_identity(np.stack([self.stream.sample(index) for index in range(CALIBRATION)]))
+        fitted = {"replacement": essence["model"], "seed": self.healing.training.seed, "first_samples": first}
+        recipes = {name: {"recipe": recipe.essence(), "first_samples": first} for name, recipe in trainings.items()}
+        return {name: {**measured, **own} for name, own in {"original": {}, "grafted": fitted, **recipes}.items()}
+
+    def _is_kept(self, name: str, made_of: dict[str, Any]) -> bool:
+        """Whether the part was begun before, of the same. Raises InputError where it is of something else."""
+        folder = self.folder(name)
+        try:
+            kept = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            if not any(folder.glob("[!.]*")):
+                return False
+            why = "does not say what it was made of, as parts made by an earlier version do not"
+            raise self._refused(name, why) from None
+        if kept != made_of:
+            raise self._refused(name, f"was made of something else ({'; '.join(changed(kept, made_of))})")
+        return True
+
+    def _refused(self, name: str, why: str) -> InputError:
+        """What is wrong with a part that lies there, and what to do."""
+        folder = self.folder(name)
+        option = "--out" if folder.parent == self.out else "--control-from"
+        return InputError(f"'{folder}' {why}; use another {option}.")
+
     def point(self, name: str, model: Callable[[], PreTrainedModel]) -> GraftPoint:
         return _kept(
             self.folder(name) / "point.json",
@@ -207,14 +259,22 @@ class _Workspace:
     def heal(self, name: str, recipe: Recipe) -> TrainingRun:
         folder = self.folder(name)
         if (folder / TrainingRun.file).exists():
-            done = TrainingRun.read(folder)
-            if done.recipe_sha256 != recipe.sha256():
-                raise InputError(f"'{folder}' was trained by another recipe; use another --out or --control-from.")
-            return done
-        run = train(recipe, folder, resume=(folder / RECIPE).exists(), progress=self.progress)
-        for checkpoint in folders(folder / CHECKPOINTS):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            run = TrainingRun.read(folder)
+        else:
+            run = train(recipe, folder, resume=(folder / RECIPE).exists(), progress=self.progress)
+            for checkpoint in folders(folder / CHECKPOINTS):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        # A training opens its text itself, which may have been changed since.
+        was, now = run.provenance.tokens["source_sha256"], self.stream.provenance["source_sha256"]
+        if was != now:
+            raise self._refused(name, f"was trained on a text of SHA-256 {was}, and is to be evaluated on {now}")
         return run
+
+
+def _ids_identity(ids: np.ndarray) -> dict[str, Any]:
+    """Which ids (sequence, token) they are."""
+    said = Tokens.from_ids(ids).provenance()
+    return {name: said[name] for name in ("sequences", "seq_len", "ids_sha256")}
 
 
 def _kept(path: Path, kind: type[Part], make: Callable[[], Part]) -> Part:
@@ -255,7 +315,7 @@ def _export(decoder: SpikesinkDecoderForCausalLM, out: Path, tokenizer: Any, cod
 def _record(
     workspace: _Workspace,
     steps: int,
-    changed: dict[str, Any],
+    replaced: dict[str, Any],
     points: dict[str, GraftPoint],
     failed: dict[str, str],
     runs: dict[str, TrainingRun],
@@ -269,7 +329,7 @@ def _record(
     fresh = sum(shape.numel() for name, shape in new.items() if old.get(name) != shape)
     return GraftRecord(
         model=workspace.accessed.name,
-        changed=changed,
+        changed=replaced,
         parameters=sum(shape.numel() for shape in new.values()),
         new_parameters=fresh,
         steps=steps,

@@ -30,7 +30,8 @@ class Targets:
     spike: float
     """Largest magnitude after any block."""
     edit_block: int
-    """The block after which spikes are complete: the last step-up block, or the spike block where no rule names one."""
+    """The block after which spikes are complete: the last step-up block (in a parallel layer the FFN, behind which the
+    residual is), or the verdict's block where no rule names one."""
     step_up_block: int | None
     """The step-up FFN that writes most of the spike, whose s* and W_down are meant; else the last step-up block."""
     step_down_block: int | None

@@ -17,7 +17,8 @@ Change = Callable[[Tensor, Tensor], Tensor]
 class ElementEditor:
     """Gives chosen elements after `edit_block` new values.
 
-    The chosen are all elements of at least `magnitude` in spike tokens; under a control as many elements in random
+    The chosen are all elements of at least `magnitude`, whichever channel they are in and whether or not their token
+    is a spike token; by default also the massive channels of spike tokens. Under a control as many elements in random
     channels of the same tokens, or the same channels of as many random tokens.
     """
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, Batch, editing
+from spikesink.access.rotary import learns_positions
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene.base import Context, Targets, intervention, seeded
 
@@ -39,6 +40,13 @@ class InputEditor:
         return replace(batch, ids=changed, valid=torch.ones_like(scored), scored=scored)
 
 
+def require_positions(accessed: AccessedModel, tokens: int) -> None:
+    """Raise DoesNotApplyError for sequences that an edit makes longer than a table of positions."""
+    most = accessed.max_positions
+    if most is not None and tokens > most and learns_positions(accessed):
+        raise DoesNotApplyError(f"sequences would have {tokens} tokens, and the model has {most} positions")
+
+
 def all_but(tokens: int, like: Tensor, *unscored: int) -> Tensor:
     """Target mask (batch, tokens) that is False at these positions."""
     scored = torch.ones(len(like), tokens, dtype=torch.bool, device=like.device)
@@ -59,13 +67,15 @@ def repeat_bos(
 ) -> Context:
     """Put copies of the BOS token in front of every sequence, four unless told otherwise.
 
-    The loss is over the same tokens as without. Control: copies of a random token of the text.
+    The loss is over the same tokens as without. Control: copies of a random token of the text. It does not apply where
+    the model has no positions for them.
     """
     if copies < 1:
         raise InputError(f"copies is {copies}; expected at least 1.")
 
     def rewrite(ids: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
         changed = torch.cat([token.expand(-1, copies), ids], dim=1)
+        require_positions(accessed, changed.shape[1])
         return changed, all_but(changed.shape[1], ids, *range(copies + 1))
 
     drawn = seeded(seed) if control == "random_token" else None

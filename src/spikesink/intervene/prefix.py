@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from spikesink.access import AccessedModel, Batch, editing
 from spikesink.access.capture import without_gradient
 from spikesink.errors import DoesNotApplyError, InputError
+from spikesink.intervene.inputs import require_positions
 
 IDS = "ids"
 """Name of the prefix's token ids among its arrays; beside them `keys.LAYER` and `values.LAYER`."""
@@ -73,23 +74,31 @@ def load_prefix(
             for name in ("keys", "values")
         )
         cache.update(keys, values, layer)
-    return cache, behind_prefix(input_ids, ids)
+    return cache, _behind(input_ids, ids, shares_first(input_ids, ids))
 
 
-def behind_prefix(input_ids: Tensor, prefix: Tensor) -> Tensor:
-    """input_ids (batch, token) with the prefix (token,) in front; not doubled where every row starts with its first."""
-    doubled = bool((input_ids[:, 0] == prefix[0]).all())
-    return torch.cat([prefix.expand(len(input_ids), -1), input_ids[:, 1:] if doubled else input_ids], dim=1)
+def shares_first(input_ids: Tensor, prefix: Sequence[int] | Tensor) -> bool:
+    """Whether every row of input_ids (sequence, token) starts with the prefix's first id (BOS), which then is there
+    once."""
+    return bool((input_ids[:, 0] == int(prefix[0])).all())
+
+
+def _behind(input_ids: Tensor, prefix: Tensor, shared: bool) -> Tensor:
+    """input_ids (batch, token) with the prefix (token,) in front, of which they have the first already if shared."""
+    return torch.cat([prefix.expand(len(input_ids), -1), input_ids[:, 1:] if shared else input_ids], dim=1)
 
 
 class _Prefixed:
     """Puts the prefix before every sequence; neither it nor the text's first token is a target of the loss."""
 
-    def __init__(self, ids: Sequence[int]) -> None:
-        self.ids = torch.tensor(list(ids))
+    def __init__(self, accessed: AccessedModel, ids: Sequence[int], text: Tensor | None) -> None:
+        self.accessed, self.ids = accessed, torch.tensor(list(ids))
+        self.shared = None if text is None else shares_first(text, ids)
 
     def edit_batch(self, batch: Batch) -> Batch:
-        ids = behind_prefix(batch.ids, self.ids.to(batch.ids))
+        shared = shares_first(batch.ids, self.ids) if self.shared is None else self.shared
+        ids = _behind(batch.ids, self.ids.to(batch.ids), shared)
+        require_positions(self.accessed, ids.shape[1])
         scored = torch.ones_like(batch.valid) if batch.scored is None else batch.scored.clone()
         # What predicted the first token is the prefix, and nothing did before.
         scored[:, 0] = False
@@ -98,13 +107,17 @@ class _Prefixed:
 
 
 @contextmanager
-def prefixed(accessed: AccessedModel, ids: Sequence[int]) -> Iterator[None]:
+def prefixed(accessed: AccessedModel, ids: Sequence[int], text: Tensor | None = None) -> Iterator[None]:
     """Every sequence of the run has these ids in front; the loss is over the tokens that it was over without.
+
+    text: ids (sequence, token) of the whole run, all of which begin with BOS, so that it is not doubled, or not all, so
+    that it is; without it each batch decides by itself. Raises DoesNotApplyError where a cache does not keep first
+    tokens, and when run where the model has no positions for so many.
 
     To keep the prefix in high precision, as a cache does, spare its tokens: `spared_prefix`.
     """
     require_kept(accessed)
-    with editing(accessed, _Prefixed(ids)):
+    with editing(accessed, _Prefixed(accessed, ids, text)):
         yield
 
 

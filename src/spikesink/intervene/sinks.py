@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel, AttentionRows, Batch, editing
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.intervene.base import SHARE, Context, Options, Targets, intervention, random_tokens, seeded
-from spikesink.positions import half_of
+from spikesink.positions import half_of, placed
 
 
 class SinkOptions(Options, total=False):
@@ -29,7 +29,8 @@ class SinkEditor:
     there are no spike tokens yet, and an edit can make the next token attend to itself, spike and become the sink. A
     sink keeps attending to itself, so that its own state stays. strength: share of the sink weight taken away,
     before what is left is dealt with. heads: `all`, or `sinks` for sink heads only. Controls: as many random other keys
-    of the first half of each sequence; or, with `heads="sinks"`, as many random other heads of each block.
+    of the first half of each sequence; or, with `heads="sinks"`, as many random other heads of each block, and a block
+    that has fewer raises DoesNotApplyError when it is run.
     """
 
     def __init__(
@@ -96,6 +97,10 @@ class SinkEditor:
             return sinks
         if block not in self._drawn:
             others = [head for head in range(n_heads) if head not in sinks]
+            if len(others) < len(sinks):
+                raise DoesNotApplyError(
+                    f"block {placed(block)} has {len(sinks)} sink heads and only {len(others)} others to take instead"
+                )
             order = torch.randperm(len(others), generator=self._generator).tolist()
             self._drawn[block] = {others[index] for index in order[: len(sinks)]}
         return self._drawn[block]

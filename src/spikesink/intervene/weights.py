@@ -89,27 +89,32 @@ def project_out_direction(
 
 @contextmanager
 def _projected(sites: BlockSites, scale: NormScale | None, direction: Tensor) -> Iterator[None]:
-    """Take h~ - s* (s*^T h~) in place of h~, at the norm's output, or at the FFN's input where it has no norm."""
+    """Take h~ - s* (s*^T h~) in place of h~ at the FFN's input alone: its norm may feed attention too."""
+    entering: list[Tensor] = []
+    """What the norm read last, where there is one."""
 
-    def after_norm(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        assert scale is not None
-        axis = direction.to(output.device)
-        along = scale.norm(args[0]) @ axis
-        return output - (along[..., None] * (scale.gain.to(axis) * axis)).to(output)
+    def before_norm(_module: nn.Module, args: tuple) -> None:
+        entering[:] = args[:1]
 
     def before_ffn(_module: nn.Module, args: tuple) -> tuple[Any, ...]:
-        axis = direction.to(args[0])
-        return (args[0] - (args[0] @ axis)[..., None] * axis, *args[1:])
+        read = args[0]
+        if scale is None:
+            axis = direction.to(read)
+            taken = (read @ axis)[..., None] * axis
+        else:
+            axis = direction.to(read.device)
+            along = scale.norm(entering.pop()) @ axis
+            taken = (along[..., None] * (scale.gain.to(axis) * axis)).to(read)
+        return (read - taken.reshape(read.shape), *args[1:])
 
-    if scale is None:
-        handle = sites.inner.register_forward_pre_hook(before_ffn)
-    else:
-        assert sites.input_norm is not None
-        handle = sites.input_norm.register_forward_hook(after_norm)
+    handles = [sites.inner.register_forward_pre_hook(before_ffn)]
+    if sites.input_norm is not None:
+        handles.append(sites.input_norm.register_forward_pre_hook(before_norm))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @intervention(edits="spikes", controls=("random_block",))

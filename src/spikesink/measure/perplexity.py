@@ -71,8 +71,9 @@ class LossMeasure(Observer):
             self.loss_sums[row] += total
 
     def sequence_losses(self) -> list[float]:
-        """Mean loss in nats of each sequence."""
-        return [total / max(1, count) for total, count in zip(self.loss_sums, self.predictions, strict=True)]
+        """Mean loss in nats of each sequence; NaN where it predicts nothing, as with a single token."""
+        both = zip(self.loss_sums, self.predictions, strict=True)
+        return [total / count if count else math.nan for total, count in both]
 
     def compute(self) -> float:
         """Perplexity over every prediction; dimensionless. Infinite where float64 overflows."""

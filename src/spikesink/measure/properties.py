@@ -56,13 +56,13 @@ class SequenceMaxima(Observer):
 
     def __init__(self, sequences: int) -> None:
         self.maxima: dict[int, np.ndarray] = {}
-        self._sequences = sequences
+        self.sequences = sequences
 
     def on_residual(self, block: int, hidden: Tensor) -> None:
         if block == 0:
             return
         largest = hidden.abs().amax(-1).masked_fill(~self.batch.valid.to(hidden.device), 0).amax(-1)
-        kept = self.maxima.setdefault(block, np.zeros(self._sequences))
+        kept = self.maxima.setdefault(block, np.zeros(self.sequences))
         kept[self.batch.rows] = largest.double().cpu().numpy()
 
 

@@ -20,6 +20,7 @@ class SinkTokens:
     mask: Tensor
     heads: Tensor
     importance_min: float
+    """The least of any sequence: a short one, whose first key uniform attention gives much, needs more."""
     heads_min: int
 
 
@@ -29,7 +30,8 @@ class SinkTokenMeasure(Observer):
     As for a sink head, only keys of the first half of a sequence count. Memory O(sequences x tokens).
     """
 
-    def __init__(self, shape: tuple[int, int], importance_min: float) -> None:
+    def __init__(self, shape: tuple[int, int], importance_min: Tensor) -> None:
+        """importance_min: the threshold of every sequence, (sequence,)."""
         self.heads = torch.zeros(shape, dtype=torch.int32)
         """Number of heads, (sequence, token)."""
         self.head_count = 0
@@ -47,10 +49,11 @@ class SinkTokenMeasure(Observer):
         self._mass[..., sums.keys] += sums.mass
         if sums.query_stop == sums.total_queries:
             valid = self.batch.valid.to(self._mass.device)
-            above = self._mass / valid.sum(1)[:, None, None] > self.importance_min
+            least = self.importance_min[self.batch.rows].to(self._mass)
+            above = self._mass / valid.sum(1)[:, None, None] > least[:, None, None]
             self.heads[self.batch.rows] += (above & first_half(valid)[:, None]).sum(1).int().cpu()
 
     def compute(self) -> SinkTokens:
         """The sink tokens by HEADS_SHARE_MIN."""
         heads_min = max(1, math.ceil(HEADS_SHARE_MIN * self.head_count))
-        return SinkTokens(self.heads >= heads_min, self.heads, self.importance_min, heads_min)
+        return SinkTokens(self.heads >= heads_min, self.heads, float(self.importance_min.min()), heads_min)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.observer import AttentionInputs, AttentionSums, Batch, Observer
-from spikesink.positions import first_half, half_of, ranks, uniform_first_key
+from spikesink.positions import first_half, half_of, mean_uniform_first_key, ranks
 from spikesink.records import SinkHead, SinkRatio, Sinks
 
 METRICS = ("sun2026", "gu2025")
@@ -32,13 +32,10 @@ class SinkCriteria:
     """Its mean importance must also beat this multiple of a uniform head's first key, which short sequences push above
     epsilon."""
 
-    def importance_min(self, tokens: int) -> float:
-        """What the importance of a key must exceed to make it a sink token at this sequence length."""
-        return max(self.epsilon, self.floor(tokens))
-
-    def floor(self, tokens: int) -> float:
-        """What the mean importance of a head's sink must exceed at this sequence length."""
-        return self.uniform_factor_min * uniform_first_key(tokens)
+    def importance_min(self, uniform: float) -> float:
+        """What the importance of a key must exceed to make it a sink token, where uniform attention gives the first key
+        `uniform`."""
+        return max(self.epsilon, self.uniform_factor_min * uniform)
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 1:
@@ -67,7 +64,8 @@ class SinkMeasure(Observer):
         self.criteria = criteria or SinkCriteria()
         self.blocks: dict[int, BlockSums] = {}
         self.has_virtual_keys = False
-        self.longest = 0
+        self.lengths: list[int] = []
+        """Tokens of each sequence so far, without padding."""
         self._any_padded = False
         self.sequence_sinks: dict[int, list[float]] = {}
         """By block: sink heads of each sequence so far, under the chosen metric."""
@@ -76,7 +74,7 @@ class SinkMeasure(Observer):
         super().on_batch(batch)
         self._padded = batch.padded
         self._any_padded |= self._padded
-        self.longest = max(self.longest, int(batch.valid.sum(1).max()))
+        self.lengths += batch.valid.sum(1).tolist()
 
     def on_attention(self, inputs: AttentionInputs) -> None:
         batch, heads = inputs.query.shape[:2]
@@ -153,7 +151,8 @@ class SinkMeasure(Observer):
 
         return SinkResult(
             criteria=self.criteria,
-            tokens=self.longest,
+            lengths=sorted(set(self.lengths)),
+            uniform=mean_uniform_first_key(self.lengths),
             first=mean("first"),
             largest=mean("largest"),
             rates={name: mean(name) for name in RATES},
@@ -172,7 +171,7 @@ class SinkMeasure(Observer):
             return (above / total).tolist()
 
         return [
-            SinkRatio(tokens=self.longest, epsilon=epsilon, sun2026=sun, gu2025=gu)
+            SinkRatio(tokens=max(self.lengths), epsilon=epsilon, sun2026=sun, gu2025=gu)
             for epsilon, sun, gu in zip(EPSILONS, ratios("sun2026"), ratios("gu2025"), strict=True)
         ]
 
@@ -193,7 +192,10 @@ class SinkResult:
     """Per block (1-based): values per query head; `positions` (head, key) is the mean importance of each key."""
 
     criteria: SinkCriteria
-    tokens: int
+    lengths: list[int]
+    """Of the sequences without padding, each once, the shortest first."""
+    uniform: float
+    """First-key importance of a head that attends uniformly, averaged over sequences as that of the heads is."""
     first: dict[int, np.ndarray]
     largest: dict[int, np.ndarray]
     rates: dict[str, dict[int, np.ndarray]]
@@ -210,17 +212,16 @@ class SinkResult:
 
     @property
     def importance_min(self) -> float:
-        """What the importance of a key must exceed to make it a sink token at this sequence length."""
-        return self.criteria.importance_min(self.tokens)
+        """What the mean importance of a key must exceed to make it a sink token."""
+        return self.criteria.importance_min(self.uniform)
 
     def is_sink(self, block: int) -> np.ndarray:
         """Which heads of the block are sink heads, (head,) bool."""
         often = self.rates[self.criteria.metric][block] >= self.criteria.sink_rate_min
-        return often & (self.largest[block] > self.criteria.floor(self.tokens))
+        return often & (self.largest[block] > self.criteria.uniform_factor_min * self.uniform)
 
     def section(self) -> Sinks:
         """As the record says it."""
-        uniform = uniform_first_key(self.tokens)
         heads = [
             SinkHead(
                 block=block,
@@ -235,8 +236,8 @@ class SinkResult:
         ]
         return Sinks(
             **asdict(self.criteria),
-            uniform_first_key=uniform,
-            ratio_reason=_too_short(self.tokens, uniform, self.criteria.epsilon),
+            uniform_first_key=self.uniform,
+            ratio_reason=self._too_short(),
             first_key_importance=_mean(self.first),
             virtual_mass=None if self.virtual is None else _mean(self.virtual),
             by_epsilon=self.by_epsilon,
@@ -244,14 +245,14 @@ class SinkResult:
             heads=heads,
         )
 
-
-def _too_short(tokens: int, uniform: float, epsilon: float) -> str | None:
-    if uniform <= epsilon:
-        return None
-    return (
-        f"at {tokens} tokens a head that attends uniformly gives its first key {uniform:.2f}, more than epsilon = "
-        f"{epsilon:g}: the sink ratio of any model is near 1"
-    )
+    def _too_short(self) -> str | None:
+        if self.uniform <= self.criteria.epsilon:
+            return None
+        tokens = " to ".join(map(str, dict.fromkeys((self.lengths[0], self.lengths[-1]))))
+        return (
+            f"at {tokens} tokens a head that attends uniformly gives its first key {self.uniform:.2f}, more than "
+            f"epsilon = {self.criteria.epsilon:g}: the sink ratio of any model is near 1"
+        )
 
 
 def _shorter(tokens: int) -> list[int]:

@@ -28,14 +28,17 @@ def bootstrap_mean(
 def rank_correlation(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> Interval:
     """Spearman's rho of two (unit,) arrays with its percentile bootstrap interval over units, or groups of them.
 
-    None for fewer than three units or where one is constant. Ranks of ties are averaged.
+    None for fewer than three units or where one is constant; the interval is None for one group. Ranks of ties are
+    averaged.
     """
     kept = np.isfinite(one) & np.isfinite(other)
-    one, other = one[kept], other[kept]
+    one, other, groups = one[kept], other[kept], None if groups is None else groups[kept]
     value = float(spearman(one, other)) if len(one) >= 3 else np.nan
     if np.isnan(value):
         return Interval(value=None, low=None, high=None, n=len(one))
-    low, high = bounds(replicates(spearman, one, other, groups=None if groups is None else groups[kept], seed=seed))
+    low = high = None
+    if groups is None or len(np.unique(groups)) >= 2:
+        low, high = bounds(replicates(spearman, one, other, groups=groups, seed=seed))
     return Interval(value=value, low=low, high=high, n=len(one))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikesink.observer import Observer
 from spikesink.records import MassiveChannel, Peak
 
 TOP = 3
@@ -91,6 +92,19 @@ class TokenCandidates:
 
     def _sorted(self) -> np.ndarray:
         return self.rows[np.lexsort((self.rows[:, 2], self.rows[:, 1], -self.rows[:, 0]))]
+
+
+class TokensAbove(Observer):
+    """Observer of one residual: `mask` (sequence, token) of the tokens that `TokenCandidates` counts, a byte each."""
+
+    def __init__(self, block: int, threshold: float, shape: torch.Size) -> None:
+        self.block, self.threshold = block, threshold
+        self.mask = torch.zeros(shape, dtype=torch.bool)
+
+    def on_residual(self, block: int, hidden: Tensor) -> None:
+        if block == self.block:
+            above = hidden.abs().amax(-1).cpu().double() >= self.threshold
+            self.mask[self.batch.rows] = above & self.batch.valid.cpu()
 
 
 def _bins(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from spikesink.records.deployment import (
     MeasureSet,
     Quantisation,
     Remedies,
+    is_damage,
 )
 
 SERVED = {"inputs": "What enters linear maps costs", "weights": "Weights cost", "kv": "The KV cache costs"}
@@ -66,7 +67,7 @@ def _measures(made: MeasureSet) -> str:
     return " and ".join(made.measures) or "no measure"
 
 
-def _costs(made: MeasureSet) -> str:
+def _costs(made: MeasureSet | Damage) -> str:
     cost = made.loss_difference_nats
     return f"{cost.value:+.3f} [{cost.low:+.3f}, {cost.high:+.3f}]"
 
@@ -75,12 +76,27 @@ def _int8(quantised: Quantisation) -> list[str]:
     if not quantised.applicable or quantised.baseline is None or quantised.worst_kind is None:
         return []
     kind = quantised.worst_kind
-    broken = next(row for row in quantised.sites if (row.kind, row.bits, row.granularity) == (kind, 8, "tensor"))
-    if broken.loss_difference_nats.low <= 0.01:
-        return ["Int8 with one scale per tensor does no notable damage at any site."]
-    base = quantised.baseline.value
-    text = f"Int8 with one scale per tensor breaks the input of {kind}: perplexity {base:.1f} to "
-    text += f"{broken.perplexity.value:.1f}"
+    rows = {(row.kind, row.granularity): row for row in quantised.sites if (row.bits, row.scales) == (8, "dynamic")}
+    broken = [each for each in dict.fromkeys((kind, "kv")) if _is_broken(rows.get((each, "tensor")))]
+    if not broken:
+        return ["Int8 with one scale per tensor does no notable damage to what enters linear maps, or to the KV cache."]
+    sentences = ["Int8 with one scale per tensor does no notable damage to what enters linear maps."]
+    if kind in broken:
+        sentences = _broken(quantised, quantised.baseline.value, rows[kind, "tensor"])
+    if "kv" in broken and kind != "kv":
+        ways = ", ".join(f"{_costs(rows['kv', way])} nats with one scale per {way}" for way in ("tensor", "token"))
+        sentences.append(f"The KV cache in int8 costs {ways}.")
+    return sentences
+
+
+def _is_broken(row: Damage | None) -> bool:
+    return row is not None and is_damage(row.loss_difference_nats)
+
+
+def _broken(quantised: Quantisation, base: float, broken: Damage) -> list[str]:
+    """What int8 breaks most, in which blocks, what spikes have to do with it, and what mends it."""
+    what = "keys and values" if broken.kind == "kv" else f"the input of {broken.kind}"
+    text = f"Int8 with one scale per tensor breaks {what}: perplexity {base:.1f} to {broken.perplexity.value:.1f}"
     if quantised.worst_blocks:
         text += f", most of it in block{'s' if len(quantised.worst_blocks) > 1 else ''} "
         text += ", ".join(map(placed, sorted(quantised.worst_blocks)))
@@ -93,7 +109,7 @@ def _int8(quantised: Quantisation) -> list[str]:
 def _deployed(section: Remedies) -> list[str]:
     """Static scales, which break first, with each remedy."""
     rows = {row.remedy: row.loss_difference_nats for row in section.rows if row.scales == "static"}
-    if None not in rows or rows[None].low <= 0.01:
+    if None not in rows or not is_damage(rows[None]):
         return []
     costs = sorted((cost.value, name) for name, cost in rows.items() if name)
     ways = "; with " + ", ".join(f"{name} {cost:+.2f}" for cost, name in costs) if costs else ""

@@ -38,12 +38,13 @@ class Quantisation(Section):
     worst_kind: str | None = None
     """The site kind that int8 per tensor damages most (keys and values apart)."""
     worst_blocks: list[int] = Field(default_factory=list)
-    """Blocks whose worst site alone does a notable share of that damage, the worst first."""
+    """Blocks whose worst site alone does a notable share of that damage, the worst first; none where that is little."""
     worst_modules: list[str] = Field(default_factory=list)
     """Their linear maps of the worst site kind, as `named_modules` calls them."""
     remedies: list[Damage] = Field(default_factory=list)
     spike_share: Estimate | None = None
-    """Share of the per-tensor damage that is gone when spike tokens are kept in high precision."""
+    """Share of the per-tensor damage that is gone when spike tokens are kept in high precision; None where there are
+    none, or where the damage is not told from zero."""
     rotation_error: float | None = None
     """Largest relative difference of the logits between the rotated, unquantised model and the model."""
     skipped: list[str] = Field(default_factory=list)
@@ -110,6 +111,15 @@ class Remedies(Section):
     first_token_spikes_behind_prefix: float | None = None
     skipped: list[str] = Field(default_factory=list)
     """Remedies that the model does not allow, with the reason."""
+
+
+NOTABLE_NATS = 0.01
+"""What int8 costs at least, lower end, where something is to be done about it."""
+
+
+def is_damage(cost: Estimate) -> bool:
+    """Whether int8 costs enough that something is to be done about it."""
+    return cost.low > NOTABLE_NATS
 
 
 FORMAT_NATS = 0.05

@@ -5,7 +5,7 @@ Ratios are fractions; blocks are 1-based; losses are in nats; intervals are boot
 
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from spikesink.records.base import Frozen, Provenance, Record, Timing
 from spikesink.records.deployment import (
@@ -48,7 +48,7 @@ class InterventionRow(Frozen):
     """Mean over sequences of the loss minus the baseline's on the same tokens; controls: mean over draws first."""
     sink_ratio: Estimate | None = None
     sink_ratio_kept: Estimate | None = None
-    """Sink ratio as a share of the baseline's."""
+    """Sink ratio as a share of the baseline's; as every share None where that is 0."""
     downstream_sink_ratio: Estimate | None = None
     """Sink ratio of the blocks after the one where spikes are complete: earlier ones cannot change with the spikes."""
     downstream_sink_ratio_kept: Estimate | None = None
@@ -70,13 +70,19 @@ class InterventionRow(Frozen):
     """Largest over sequences and blocks; None where a median is 0."""
     spike_tokens: float | None = None
     """Tokens per sequence that hold a spike after the step-up block; None in a model without spikes."""
-    spike_tokens_kept: float | None = None
+    spike_tokens_kept: Estimate | None = None
     """The same as a share of the baseline's."""
     spike_positions: dict[int, float] = Field(default_factory=dict)
     """Share of the sequences whose token at this position holds a spike; the first positions and those above 10 %."""
     cannot_answer: str | None = None
     """Why the row says nothing about the quantity that it does not aim at."""
     draws: list[Draw] = Field(default_factory=list)
+
+    @field_validator("spike_tokens_kept", mode="before")
+    @classmethod
+    def _without_interval(cls, kept: Any) -> Any:
+        """Records of earlier versions have a number there."""
+        return {"value": kept, "low": kept, "high": kept} if isinstance(kept, int | float) else kept
 
 
 class Answer(Frozen):
@@ -115,9 +121,9 @@ class Dose(Frozen):
     levels: list[InterventionRow]
     """The intervention at each level, weakest first, each followed by its controls."""
     stays_to: float | None = None
-    """The other quantity stays at this level and every weaker one; None where it stays at none."""
+    """The other quantity stays at this level and every weaker one; None where it stays at none, or cannot be said."""
     falls_from: float | None = None
-    """It has fallen at this level and every stronger one; None where it falls at none."""
+    """It has fallen, and not with the controls, at this level and every stronger one; None where it has at none."""
     sentence: str
     applicable: bool = True
     reason: str | None = None

@@ -198,9 +198,9 @@ class Anatomy(Record):
     """The record of one model on one set of tokens; further measures add sections under their own names.
 
     Arrays: `residual_channel_max` (residual, channel) of `residual_blocks`, `write_channel_max` (block, channel),
-    `key_importance` (block, head, key) of `attention_blocks`, by sequence `sequence_loss_nats`, `sequence_spike` and
-    `sequence_sink_ratio` (the last two not in older records), and the elements that are massive by Sun et al. 2024:
-    `massive` (element, 4), sequence, position, block and channel, until 100,000 are listed.
+    `key_importance` (block, head, key) of `attention_blocks`, by sequence `sequence_loss_nats` (NaN for one of a single
+    token), `sequence_spike` and `sequence_sink_ratio` (the last two not in older records), and the elements that are
+    massive by Sun et al. 2024: `massive` (element, 4), sequence, position, block and channel, until 100,000 are listed.
     """
 
     model_config = ConfigDict(extra="allow")

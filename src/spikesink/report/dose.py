@@ -179,7 +179,8 @@ def _places(dose: Dose) -> str:
 
 
 def _sinks(row: InterventionRow) -> Estimate | None:
-    return (row.downstream_sink_ratio_kept if row.target == "spikes" else None) or row.sink_ratio_kept
+    behind = row.target == "spikes" and row.downstream_sink_ratio is not None
+    return row.downstream_sink_ratio_kept if behind else row.sink_ratio_kept
 
 
 def _over(kept: Estimate | None, base: Estimate | None) -> Any:

@@ -126,7 +126,8 @@ def _rules(rules: dict[str, Any]) -> str:
 def intervention_figures(record: Interventions) -> list[Figure]:
     """The charts of the section."""
     rows = _rows(record)
-    return [_cost(record, rows), _plane(record, rows)] if rows else []
+    both = all({"sinks", "plateau"} <= row.keys() for row in rows)
+    return [_cost(record, rows), *([_plane(record, rows)] if both else [])] if rows else []
 
 
 def _rows(record: Interventions) -> Rows:
@@ -134,14 +135,18 @@ def _rows(record: Interventions) -> Rows:
 
 
 def _row(row: InterventionRow) -> dict[str, Any]:
-    assert row.loss_difference_nats and row.sink_ratio_kept and row.plateau_kept and row.perplexity
-    cost, kept, plateau = row.loss_difference_nats, row.sink_ratio_kept, row.plateau_kept
+    assert row.loss_difference_nats and row.perplexity
+    cost = row.loss_difference_nats
     return {
         "name": row.name.replace("_", " ").replace("/", " / "), "kind": KINDS[row.control_of is not None],
         "cost": cost.value, "cost_low": cost.low, "cost_high": cost.high, "perplexity": row.perplexity.value,
-        "sinks": kept.value, "sinks_low": kept.low, "sinks_high": kept.high,
-        "plateau": plateau.value, "plateau_low": plateau.low, "plateau_high": plateau.high,
+        **_ends("sinks", row.sink_ratio_kept), **_ends("plateau", row.plateau_kept),
     }  # fmt: skip
+
+
+def _ends(name: str, share: Estimate | None) -> dict[str, float]:
+    """A share with its interval; nothing where the baseline has nothing to be a share of."""
+    return {} if share is None else {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
 def _cost(record: Interventions, rows: Rows) -> Figure:

@@ -1,8 +1,9 @@
 """From folders to records: what lies in a run, and which records are of one model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spikesink.errors import InputError, RecordError
 from spikesink.records import Anatomy, Record, TrainingRun
@@ -106,10 +107,31 @@ def _slot(record: Record) -> str:
 def _same(one: Record, other: Record) -> bool:
     """Of one model: the same weights where both say which, else the same name."""
     models = [record.provenance.model for record in (one, other)]  # type: ignore[attr-defined]
-    weights = [model.get("file_sha256") for model in models]
-    if all(weights):
-        return weights[0] == weights[1]
+    if all(model.get("file_sha256") for model in models):
+        return same_weights(*models)
     return name(models[0]) == name(models[1])
+
+
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two models, as records have them, were made of the same files: their own, what they were de-quantised
+    from, and those of an adapter, beside which the others are its base's."""
+    adapters = [model.get("adapter") or {} for model in (one, other)]
+    named = ("gguf_quantisation", "dequantised_from")
+    return (
+        bool(one.get("file_sha256"))
+        and all(one.get(name) == other.get(name) for name in named)
+        and all(same_files(*(each.get("file_sha256") or {} for each in pair)) for pair in ((one, other), adapters))
+    )
+
+
+LATER = (".jinja", ".py", ".tiktoken", ".txt")
+"""Endings of files that records from before 28 November 2026 do not hash."""
+
+
+def same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two lists of hashes by name are of the same files, as far as both say."""
+    unlike = [name for name in {*one, *other} if one.get(name) != other.get(name)]
+    return all(name.endswith(LATER) and (name not in one or name not in other) for name in unlike)
 
 
 def labels(models: Sequence[Model]) -> list[str]:

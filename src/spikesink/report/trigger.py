@@ -78,6 +78,8 @@ def _attention(section: sections.Trigger) -> list[str]:
     ablation = section.attention_ablation
     if ablation is None:
         return []
+    if not ablation.spiking_share:
+        return [f"None of {ablation.items:,} items alone at position 0 spikes, so leaving attention out says nothing."]
     every = ablation.rows[0]
     text = f"Of {ablation.items:,} items alone at position 0, {percent(ablation.spiking_share)} spike"
     text += f"; without any attention write before block {placed(ablation.block)} {percent(every.spiking_share)} do"

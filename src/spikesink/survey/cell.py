@@ -201,7 +201,9 @@ def _tokens(asked: Asked, accessed: AccessedModel) -> Tokens:
     if text.ids:
         return load_token_ids(Path(text.path or ""), asked.sequences)
     if accessed.tokenizer is None:
-        raise InputError("It has no tokenizer that can be loaded; give token ids (.npy) as its text.")
+        raise InputError(
+            f"It has no tokenizer that can be loaded{accessed.why_untokenised}; give token ids (.npy) as its text."
+        )
     return tokenise(
         corpus_of(asked), accessed.tokenizer, seq_len=asked.seq_len or 0, sequences=asked.sequences, bos=asked.bos,
         pack=text.pack, chat_template=asked.chat_template,

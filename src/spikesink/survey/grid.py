@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from spikesink.data.files import PACKED
 from spikesink.errors import InputError
 from spikesink.measures import measures as known_measures
 from spikesink.reach import is_hub_id
@@ -42,6 +43,25 @@ class SurveyedText(Choice):
     @property
     def source(self) -> str:
         return self.path or self.dataset or DEFAULT
+
+    @model_validator(mode="after")
+    def _all_apply(self) -> Self:
+        """Nothing that is said of a text may be without effect."""
+        if self.path is not None and self.dataset is not None:
+            raise ValueError(f"got the path '{self.path}' and the dataset '{self.dataset}'; expected one of them")
+        if self.pack and self.ids:
+            raise ValueError(f"got pack, but '{self.path}' is token ids, which are evaluated as they are; leave it out")
+        if self.field is not None and self.path is None and self.dataset is None:
+            raise ValueError(f"got the field '{self.field}' without a path or dataset; name the one that has it")
+        if self.field is not None and self.path is not None and _ending(self.path) in (".npy", ".txt"):
+            raise ValueError(f"got the field '{self.field}', but '{self.path}' has no fields; leave it out")
+        return self
+
+
+def _ending(path: str) -> str:
+    """Of a file's name, before that of what it is packed with."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in PACKED), "")
 
 
 def _text(value: object) -> object:
@@ -102,6 +122,10 @@ class Asked(Choice):
     seq_len: int | None
     chat_template: bool
     sequences: int
+
+    def key(self, model: str, revision: str | None) -> tuple[object, ...]:
+        """That of its row."""
+        return (model, revision, self.text_name, self.bos, self.dtype, self.seq_len, self.chat_template)
 
 
 def read_spec(path: Path) -> Spec:

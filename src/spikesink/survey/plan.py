@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, RevisionNotFoundError
 
-from spikesink.access.checkpoint import embedded_gguf, find_checkpoint, model_files
+from spikesink.access import adapter
+from spikesink.access.checkpoint import content_sha256, embedded_gguf, find_checkpoint, model_files
 from spikesink.access.gguf_header import read_header
-from spikesink.access.hub import pinned
+from spikesink.access.gguf_model import shards
 from spikesink.access.load import DTYPES
 from spikesink.access.stored import read_stored
-from spikesink.atomic import file_sha256
 from spikesink.errors import ModelError, SpikesinkError
-from spikesink.reach import check_reachable, is_hub_id
+from spikesink.reach import CONFIGS, check_reachable, check_revision, is_hub_id
 from spikesink.requirement import dtype_name
 from spikesink.survey.grid import EMBEDDED, STEP, step_of
 
@@ -52,10 +52,11 @@ class Planned:
     revision: str | None
     """As the survey calls it."""
     identity: str
-    """Hash of its weights, or commit."""
+    """Hash of the files that make it, or commit; of an adapter a hash of its own and its base's."""
     hub_revision: str | None = None
     """What `load` is told: of a folder of checkpoints, nothing."""
     commit: str | None = None
+    """Of the hub that its weights are of: of an adapter, those of its base where that is on the hub."""
     elements: int | None = None
     """Numbers in its weights; None where only loading can tell."""
     size: int = 0
@@ -66,9 +67,11 @@ class Planned:
 
 def revisions_of(source: str, asked: list[str]) -> list[str | None]:
     """The revisions that a survey's list means, in the order of their steps. Raises ModelError."""
-    if asked != ["all"]:
-        return list(asked) or [None]
     folder = Path(source).expanduser()
+    of_hub = is_hub_id(source) and source != EMBEDDED
+    if asked != ["all"] or not (folder.is_dir() or of_hub):
+        # What has no revisions is refused where each is planned.
+        return list(asked) or [None]
     if folder.is_dir():
         names = [path.name for path in folder.iterdir() if STEP.search(path.name) and (path / "config.json").is_file()]
     else:
@@ -81,25 +84,54 @@ def revisions_of(source: str, asked: list[str]) -> list[str | None]:
 
 
 def planned(source: str, revision: str | None, *, allow_pickle: bool = False) -> Planned:
-    """Size and identity of one revision, without its weights. Raises SpikesinkError where it cannot be had."""
+    """Size and identity of one revision, without its weights; those of an adapter on the hub are fetched, to know its
+    base. Raises SpikesinkError where it cannot be had."""
     if source == EMBEDDED and not Path(source).exists():
-        path = embedded_gguf()
-        return Planned(None, revision, file_sha256(path), elements=read_header(path).elements)
-    if source.lower().endswith(".gguf") and Path(source).is_file():
-        return Planned(source, revision, file_sha256(Path(source)), elements=read_header(Path(source)).elements)
+        check_revision(None, revision)
+        return _local(embedded_gguf(), allow_pickle, source=None)
     if is_hub_id(source):
-        return _on_hub(source, revision, allow_pickle)
-    folder = Path(source).expanduser() / (revision or "")
-    if (folder / "adapter_config.json").is_file():
-        return Planned(str(folder), revision, _content(sorted(path for path in folder.iterdir() if path.is_file())))
-    checkpoint = find_checkpoint(str(folder), revision=None, allow_pickle=allow_pickle)
+        plan, adapts = _on_hub(source, revision, allow_pickle)
+        found = adapter.find_adapter(source, revision=revision, allow_pickle=allow_pickle) if adapts else None
+        return plan if found is None else _adapted(plan, found, allow_pickle)
+    # With its whole path, since the end of one may look like a hub id.
+    place = Path(source).expanduser().absolute()
+    if place.is_file():
+        check_revision(source, revision)
+    place /= revision or ""
+    found = adapter.find_adapter(place, revision=None, allow_pickle=allow_pickle)
+    if found is None:
+        return _local(place, allow_pickle, source=str(place), revision=revision)
+    files = sorted(path for path in place.iterdir() if path.is_file())
+    return _adapted(Planned(str(place), revision, content_sha256(files)), found, allow_pickle)
+
+
+def _local(place: Path, allow_pickle: bool, *, source: str | None, revision: str | None = None) -> Planned:
+    """Of a GGUF file with all its shards, or of a folder."""
+    if place.is_file() and place.suffix.lower() == ".gguf":
+        files = shards(place)
+        elements = sum(read_header(file).elements for file in files)
+        return Planned(source, revision, content_sha256(files), elements=elements)
+    checkpoint = find_checkpoint(place, revision=None, allow_pickle=allow_pickle)
     stored = read_stored(checkpoint.name, checkpoint.weights)
-    files = model_files(folder.resolve(), checkpoint.weights)
-    return Planned(str(folder), revision, _content(files), elements=stored.elements if stored else None)
+    files = model_files(place.resolve(), checkpoint.weights)
+    return Planned(source, revision, content_sha256(files), elements=stored.elements if stored else None)
 
 
-def _content(files: list[Path]) -> str:
-    return hashlib.sha256("".join(file_sha256(path) for path in files).encode()).hexdigest()
+def _adapted(own: Planned, found: adapter.Adapter, allow_pickle: bool) -> Planned:
+    """An adapter with its base, whose weights are those that are loaded."""
+    name = found.base
+    try:
+        if is_hub_id(name):
+            base = _on_hub(name, found.base_revision, allow_pickle)[0]
+        else:
+            base = _local(Path(name).expanduser().absolute(), allow_pickle, source=name)
+    except ModelError as error:
+        raise ModelError(f"'{found.name}' is an adapter of '{name}', which cannot be had: {error}") from error
+    identity = hashlib.sha256(f"{own.identity} {base.identity}".encode()).hexdigest()
+    return replace(
+        base, source=own.source, revision=own.revision, identity=identity, hub_revision=own.hub_revision,
+        commit=base.commit or own.commit,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -119,17 +151,15 @@ def _hub(name: str, revision: str | None) -> Iterator[None]:
         raise ModelError(f"The hub did not answer for '{name}' ({_short(error)}); try again.") from error
 
 
-def _on_hub(name: str, revision: str | None, allow_pickle: bool) -> Planned:
+def _on_hub(name: str, revision: str | None, allow_pickle: bool) -> tuple[Planned, bool]:
+    """Its weights as the hub has them, and whether they are an adapter's."""
     check_reachable(name, revision)
     if constants.HF_HUB_OFFLINE:
-        # Only the cache answers: what is there needs no download.
-        try:
-            commit = pinned(find_checkpoint(name, revision=revision, allow_pickle=allow_pickle)).commit
-        except OSError:
-            commit = None
-        if commit is None:
-            raise ModelError(f"'{name}' is no local folder or file, and offline the hub's cache does not have it.")
-        return Planned(name, revision, commit, revision, commit)
+        # Only the cache answers, which has one of them: what is there needs no download.
+        cached = [try_to_load_from_cache(name, file, revision=revision) for file in CONFIGS]
+        configs = [Path(file) for file in cached if isinstance(file, str)]
+        commit = configs[0].parent.name
+        return Planned(name, revision, commit, revision, commit), configs[-1].name == adapter.CONFIG
     with _hub(name, revision):
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_S)
     files = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
@@ -139,7 +169,8 @@ def _on_hub(name: str, revision: str | None, allow_pickle: bool) -> Planned:
     missing = [file for file in chosen if not isinstance(try_to_load_from_cache(name, file, revision=info.sha), str)]
     elements = info.safetensors.total if info.safetensors else None
     size, download = (sum(files[file] for file in some) for some in (chosen, missing))
-    return Planned(name, revision, str(info.sha), revision, info.sha, elements, size, download)
+    plan = Planned(name, revision, str(info.sha), revision, info.sha, elements, size, download)
+    return plan, adapter.CONFIG in files
 
 
 def _weights(files: dict[str, int], stems: tuple[str, str], suffix: str) -> list[str]:

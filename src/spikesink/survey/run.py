@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ from spikesink.records.files import write_files
 from spikesink.records.survey import ModelRows, SurveyRecord, SurveyRow
 from spikesink.study.executors import Answer, Executor
 from spikesink.survey import paper
-from spikesink.survey.cell import Job, Wanted, corpus_of
+from spikesink.survey.cell import ROW, Job, Wanted, corpus_of
 from spikesink.survey.grid import INTERVENTIONS, ROUNDING, Asked, Spec, SurveyedModel, asked, check, names
 from spikesink.survey.plan import Room, free, identity, planned, revisions_of, weight_bytes
 
@@ -39,6 +40,8 @@ class Survey:
         self.loading, self.sinks = loading or {}, sinks or {}
         self.room = Room(keep=keep)
         self.started = time.perf_counter()
+        self.keys: set[tuple[object, ...]] = set()
+        """Of the rows of its own cells, once they are planned."""
         self._texts: dict[str, str] = {}
         self._spent = 0.0
 
@@ -48,6 +51,7 @@ class Survey:
         Raises InputError for a text that cannot be read, OutputError where nothing can be written.
         """
         check_output(self.out, "", force=True)
+        self._repair()
         self.room.measure(executor.machines(free))
         jobs = self._planned(progress)
         self.write()
@@ -60,6 +64,21 @@ class Survey:
             progress("models", done, len(jobs))
         return self.write()
 
+    def _repair(self) -> None:
+        """Put what cannot be read in models/ aside, and the rows that the cells' own folders have in its place."""
+        for path in sorted((self.out / RECORDS).glob("*.json")):
+            try:
+                ModelRows.read_file(path)
+            except RecordError as error:
+                aside, cells = path.replace(path.with_suffix(".damaged")), self.out / RUNS / path.stem
+                rows = {row.key: row for row in _kept(cells)}
+                ModelRows(name=path.stem, rows=list(rows.values())).write(path)
+                print(
+                    f"'{path}' cannot be read and is now '{aside.name}'; the {len(rows)} rows in '{cells}' replace it. "
+                    f"Others are measured again by the survey that asks for them. ({error})",
+                    file=sys.stderr,
+                )
+
     def _planned(self, progress: Progress) -> list[Job]:
         """What is to be run; a revision that cannot be had, or does not fit, gets rows that say so."""
         jobs = []
@@ -70,9 +89,11 @@ class Survey:
             try:
                 revisions = twice(revisions_of, model.model, list(model.revisions))
             except ANY as error:
+                self.keys |= {cell.key(name, None) for cell in cells}
                 self._refuse(name, None, cells, str(error), "failed")
                 continue
             for revision in dict.fromkeys(revisions):
+                self.keys |= {cell.key(name, revision) for cell in cells}
                 try:
                     job = twice(self._job, model, name, revision, hashes)
                 except ANY as error:
@@ -121,6 +142,10 @@ class Survey:
     def _refuse(self, name: str, revision: str | None, cells: list[Asked], error: str, status: str) -> None:
         """Rows for what was not tried; those that are there stay, since a figure is worth more than a refusal."""
         there = {row.key for row in self._rows(_file(name, revision)) if row.status == "finished"}
+        stay = sum(cell.key(name, revision) in there for cell in cells)
+        if stay:
+            label = name if revision is None else f"{name} @ {revision}"
+            print(f"{label}: earlier rows stay ({stay}), but were not looked at again: {error}", file=sys.stderr)
         rows = [
             SurveyRow.model_validate(
                 {**cell.model_dump(exclude={"text", "text_name", "sequences"}), "model": name, "revision": revision,
@@ -174,8 +199,16 @@ class Survey:
 
     def _records(self) -> Iterator[ModelRows]:
         for path in sorted((self.out / RECORDS).glob("*.json")):
-            with suppress(RecordError):
-                yield ModelRows.read_file(path)
+            yield ModelRows.read_file(path)
+
+
+def _kept(folder: Path) -> list[SurveyRow]:
+    """The rows that processes have left in a model's folder, older ones first."""
+    rows = []
+    for path in sorted(folder.glob(f"*/{ROW}"), key=lambda path: path.stat().st_mtime):
+        with suppress(OSError, ValueError):
+            rows.append(SurveyRow.model_validate_json(path.read_text(encoding="utf-8")))
+    return rows
 
 
 def twice(ask: Callable[..., Answer], *given: Any) -> Answer:

@@ -1,8 +1,11 @@
 """From the recipe's data to training samples by index, held-out sequences, a tokenizer and what a record says."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spikesink.atomic import cache_folder
+from spikesink.atomic import cache_folder, file_sha256
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramBackcopy, BigramSampler, bigram_backcopy
 from spikesink.data.corpus import python_source
@@ -67,12 +70,14 @@ def _generated(recipe: Recipe, source: BigramBackcopyData) -> Stream:
         chain, data.seq_len, bos=data.bos, seed=data.seed, stream=HELD_OUT_STREAM, restarts=source.restarts
     )
     ids = np.stack([held_out.sample(index) for index in range(data.held_out)])
+    # Of the predictions that the held-out loss counts: that of the token at index c is made at the one before.
+    before = ids[:, :-1][:, recipe.training.loss_min - 1 : recipe.training.loss_max]
     provenance = {
         "source": source.kind,
         "source_sha256": chain.sha256,
         "source_description": f"bigrams of '{chain.source}' ({chain.source_sha256}), {source.triggers} triggers",
         # Where BOS comes again, and not the chain, decides a part of the loss.
-        "entropy_nats": float(chain.conditional_entropy_nats()[ids[:, :-1]].mean()) if not source.restarts else None,
+        "entropy_nats": float(chain.conditional_entropy_nats()[before].mean()) if not source.restarts else None,
         "held_out": f"samples of stream {HELD_OUT_STREAM}",
     }
     return Stream(train.sample, ids, character_tokenizer(chain.tokens), provenance)
@@ -111,9 +116,7 @@ def _packed(recipe: Recipe, source: PackedData, progress: Progress) -> Stream:
         raise InputError("data.bos is true, but the tokenizer has no BOS token; use --set data.bos=false.")
     limit = source.tokens if isinstance(source, HubData) else None
     chat = Encoder(tokenizer, "never", True) if getattr(source, "chat_template", False) else None
-    marks = [getattr(source, "field", None), limit, "chat" if chat else None]
-    key = "-".join(map(str, [_key(corpus, source), _fingerprint(tokenizer), *filter(None, marks)]))
-    folder = cache_folder() / "tokens" / key
+    folder = cache_folder() / "tokens" / _key(corpus, source, tokenizer)
     file = write_token_file(corpus, tokenizer, folder, max_tokens=limit, chat=chat, progress=progress)
     bos_id = tokenizer.bos_token_id if data.bos else None
     train, held_out = (_sampler(file, part, data, source.restarts, bos_id) for part in ("train", "held_out"))
@@ -152,8 +155,9 @@ def _tokenizer(recipe: Recipe, corpus: Corpus | None) -> Any:
         raise InputError("data.source is token ids, whose tokenizer is a pretrained model's: give model.from as well.")
     name = getattr(recipe.data.source, "tokenizer", None)
     if name is None:
-        size = recipe.model.vocab_size
-        return train_bpe(corpus, size, cache_folder() / "tokenizers" / f"{(corpus.sha256 or '')[:16]}-{size}")
+        size, field = recipe.model.vocab_size, getattr(recipe.data.source, "field", None)
+        key = f"{(corpus.sha256 or '')[:16]}-{size}" + (f"-{_digest(field)[:16]}" if field else "")
+        return train_bpe(corpus, size, cache_folder() / "tokenizers" / key)
     from transformers import AutoTokenizer
 
     try:
@@ -164,20 +168,27 @@ def _tokenizer(recipe: Recipe, corpus: Corpus | None) -> Any:
         ) from error
 
 
-def _key(corpus: Corpus, source: Any) -> str:
-    """A folder name for the corpus: by content, of a hub data set by its name and revision."""
-    import hashlib
+def _key(corpus: Corpus, source: Any, tokenizer: Any) -> str:
+    """A folder name for a token file: the corpus, by content or a hub's by its revision, and all that makes it ids."""
+    text = corpus.sha256 or _digest([corpus.name, corpus.description])
+    asked = {name: getattr(source, name, None) for name in ("field", "tokens", "chat_template")}
+    ends = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
+    template = [tokenizer.chat_template, tokenizer.special_tokens_map] if asked["chat_template"] else None
+    return f"{source.kind}-{text[:16]}-{_digest([_rules(tokenizer), asked, ends, template])[:16]}"
 
-    identity = corpus.sha256 or hashlib.sha256(f"{source.name}{corpus.description}".encode()).hexdigest()
-    return f"{source.kind}-{identity[:16]}"
+
+def _rules(tokenizer: Any) -> object:
+    """How a tokenizer makes ids of a text, as plain data: a fast one says it, a slow one is what it is saved as."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        return [type(tokenizer).__name__, fast.to_str()]
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: file_sha256(path) for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def _fingerprint(tokenizer: Any) -> str:
-    import hashlib
-    import json
-
-    content = json.dumps(sorted(tokenizer.get_vocab().items())) + type(tokenizer).__name__
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Samples(Dataset):

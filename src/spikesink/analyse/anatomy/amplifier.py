@@ -62,7 +62,7 @@ def measure_amplifier(scanned: Scan, progress: Progress) -> Steps[tuple[record.A
         raise DoesNotApplyError(blocks[0].reason or "No FFN has a quadratic form")
     steps = _Steps(scanned, followed)
     yield from steps.measure()
-    outliers = _outliers(rows)
+    outliers = _outliers(rows, {block.block: block.median_frobenius for block in blocks})
     section = record.Amplifier(
         spike_channel=followed[0],
         followed_channels=followed,
@@ -95,16 +95,17 @@ def _channel(ffns: list[GatedFFN], norms: np.ndarray, channel: int) -> record.Am
     return record.AmplifierChannel(
         channel=channel,
         frobenius=float(norms[index, channel]),
-        rank=int((norms[index] > norms[index, channel]).sum()),
+        rank=int((norms.max(0) > norms[index, channel]).sum()),
         eigenvalues=spectrum(ffns[index], channel, EIGENVALUES)[0].tolist(),
         expert=ffns[index].expert,
     )
 
 
-def _outliers(rows: list[tuple[int, int, np.ndarray]]) -> list[record.OutlierChannel]:
+def _outliers(rows: list[tuple[int, int, np.ndarray]], medians: dict[int, float | None]) -> list[record.OutlierChannel]:
+    """rows: block, expert and norms (channel,); medians: of all norms of a block."""
     outliers = []
     for block, expert, norms in rows:
-        over = norms / max(float(np.median(norms)), 1e-30)
+        over = norms / max(medians[block] or 0.0, 1e-30)
         outliers += [
             record.OutlierChannel(
                 block=block,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access.norm_weights import input_norm
-from spikesink.analyse.anatomy.sample import spike_mask, valid_mask
+from spikesink.analyse.anatomy.sample import read_by, spike_block, spike_mask, valid_mask
 from spikesink.analyse.passes import Pass, Progress, Scan, Steps
 from spikesink.errors import DoesNotApplyError
 from spikesink.measure.normalisation import GroupStatistics, explained_by_others
@@ -43,14 +43,14 @@ class _Groups(Observer):
     """Sums per block and group, and per-prompt sums at the spike block and before the step-up."""
 
     def __init__(self, scanned: Scan, norm: InputNorm) -> None:
-        self.norm, self.channels, self.block = norm, scanned.spike.channels, scanned.spike.block
+        self.norm, self.channels, self.block = norm, scanned.spike.channels, spike_block(scanned)
         spike = spike_mask(scanned)
         self.masks = (spike, valid_mask(scanned) & ~spike)
         self.groups: dict[int, tuple[GroupStatistics, GroupStatistics]] = {}
         self.prompts: list[tuple[_Prompts, ...]] = []
         """Spike tokens, other tokens, and spike tokens without the spike channels."""
-        steps = scanned.steps
-        self.before_block = min(steps.step_up) - 1 if steps is not None and steps.step_up else None
+        step_up = scanned.steps.step_up if scanned.steps is not None else []
+        self.before_block = read_by(scanned.accessed, min(step_up)) if step_up else None
         self.prompts_before: list[tuple[_Prompts, ...]] = []
         self._before: Tensor | None = None
 

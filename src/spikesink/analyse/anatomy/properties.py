@@ -14,6 +14,7 @@ from spikesink.analyse.anatomy.sample import (
     residual_at,
     sample_tokens,
     sink_tokens,
+    spike_block,
     spike_mask,
     valid_mask,
 )
@@ -51,7 +52,7 @@ def measure_properties(scanned: Scan, _progress: Progress) -> Steps[tuple[record
     followed, sample = followed_channels(scanned), sample_tokens(scanned)
     sequences = torch.unique(sample.sequence)
     by_sequence = SequenceMaxima(len(sequences))
-    block = scanned.spike.block
+    block = spike_block(scanned)
     residuals = yield from residual_at(scanned, sample, [block], by_sequence)
     hidden = residuals[block].double().numpy()
     values = _Values(scanned, followed, sample, hidden, by_sequence)
@@ -116,7 +117,7 @@ class _Values:
         spikes, valid = spike_mask(self.scanned), valid_mask(self.scanned)
         own = [
             edge_share({block: row[index] for block, row in self.by_sequence.maxima.items()})
-            for index in range(len(self.by_sequence.maxima[1]))
+            for index in range(self.by_sequence.sequences)
         ]
         lengths = valid.sum(1).numpy()
         return [

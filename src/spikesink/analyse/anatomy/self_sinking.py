@@ -34,9 +34,11 @@ def self_sinking(scanned: Scan, last_block: int) -> Steps[list[record.SelfSinkin
         raise DoesNotApplyError("The attention blocks have no norm at their input, so there is no gamma to align with")
     watched = _SelfAttention(blocks, known, (len(ids), ids.shape[1]))
     yield Pass([watched], slice(MAX_SEQUENCES))
-    classes = _classes(scanned, ids, valid)
+    classes, seen = _classes(scanned, ids, valid), ranks(valid) + 1
     return [
-        record.SelfSinkingBlock(block=block, classes=[_class(watched, block, name, classes[name]) for name in CLASSES])
+        record.SelfSinkingBlock(
+            block=block, classes=[_class(watched, block, name, classes[name], seen) for name in CLASSES]
+        )
         for block in known
     ]
 
@@ -81,12 +83,14 @@ class _SelfAttention(Observer):
     def on_attention_rows(self, rows: AttentionRows) -> None:
         if rows.block in self.blocks:
             diagonal = rows.weights.mean(1).diagonal(offset=rows.query_start - rows.key_start, dim1=1, dim2=2)
-            self.values["self"][rows.block][self.batch.rows, rows.queries] = diagonal.cpu()
+            # Queries before or after the range of keys are padding.
+            queries = slice(max(rows.query_start, rows.key_start), min(rows.query_stop, rows.keys.stop))
+            self.values["self"][rows.block][self.batch.rows, queries] = diagonal.cpu()
 
 
-def _class(watched: _SelfAttention, block: int, name: str, members: Tensor) -> record.TokenClass:
+def _class(watched: _SelfAttention, block: int, name: str, members: Tensor, seen: Tensor) -> record.TokenClass:
+    """members, seen (sequence, token): the tokens of the class, and how many keys each token sees."""
     counts = members.sum(1).numpy()
-    seen = torch.arange(1, members.shape[1] + 1).expand_as(members)[members]
 
     def mean(quantity: str) -> Interval:
         totals = (watched.values[quantity][block] * members).sum(1).numpy()
@@ -96,7 +100,7 @@ def _class(watched: _SelfAttention, block: int, name: str, members: Tensor) -> r
         name=name,
         tokens=int(counts.sum()),
         self_attention=mean("self"),
-        uniform=float((1.0 / seen).mean()) if len(seen) else None,
+        uniform=float((1.0 / seen[members]).mean()) if members.any() else None,
         norm_magnitude=mean("magnitude"),
         gamma_cosine=mean("cosine"),
     )

@@ -11,7 +11,7 @@ from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
 from spikesink.access.gated_ffn import gated_ffns
 from spikesink.access.weights import attention_weights, probe
-from spikesink.analyse.anatomy.sample import sample_tokens, valid_mask
+from spikesink.analyse.anatomy.sample import sample_tokens, spike_block, valid_mask
 from spikesink.analyse.anatomy.self_sinking import self_sinking
 from spikesink.analyse.anatomy.vocabulary_probe import PRIMARY, SEED, alone, probe_record, probe_vocabulary, vocabulary
 from spikesink.analyse.passes import Progress, Scan, Steps, in_steps
@@ -47,7 +47,7 @@ def attention_ablation(
     """Share of items alone at position 0 that exceed the threshold after `last_block`, attention writes left out.
 
     One row for the attention blocks from each one on, and one for the first alone. Raises DoesNotApplyError where
-    nothing spikes or no attention block comes before.
+    nothing spikes, in the text or alone at position 0, or no attention block comes before.
     """
     if not scanned.spike.has_spikes:
         raise DoesNotApplyError("The model has no spikes on this text, so there is nothing that attention could make")
@@ -67,6 +67,11 @@ def attention_ablation(
             magnitude, _ = alone(accessed, last_block, items)
         shares.append(float((magnitude > threshold).mean()))
     progress("attention ablation", len(silenced), len(silenced))
+    if not shares[0]:
+        raise DoesNotApplyError(
+            f"None of {len(items)} items alone at position 0 exceeds {threshold:.4g} after block {placed(last_block)}, "
+            "so there is nothing that attention could make"
+        )
     return record.AttentionAblation(
         block=last_block,
         threshold=threshold,
@@ -103,7 +108,7 @@ def first_token_map(scanned: Scan, progress: Progress) -> record.FirstTokenMap:
     blocks = list(range(1, step, 2))[-MAX_BLOCKS:]
     ids = np.random.default_rng(0).permutation(vocabulary(accessed))[:ITEMS]
     sample = sample_tokens(scanned, spikes=0, others=ITEMS)
-    later = sample.position > 0
+    later = sample.rank > 0
     alone = torch.from_numpy(ids)[:, None]
     at_first = torch.arange(len(ids))
     first = _gathered(accessed, full_batch(alone), at_first, torch.zeros_like(at_first), blocks)
@@ -147,7 +152,7 @@ def step_direction(scanned: Scan) -> tuple[int, int, Tensor]:
     ffns = gated_ffns(scanned.accessed, block)
     if len(ffns) != 1:
         raise DoesNotApplyError(f"The step-up block {placed(block)} is a mixture of experts: s* depends on the expert")
-    channel = scanned.spike.peak.channel
+    channel = scanned.spike.channels[0]
     return block, channel, torch.from_numpy(spectrum(ffns[0], channel)[1][0]).float()
 
 
@@ -216,6 +221,7 @@ def _or_reason(measure: Callable[[], Part | Steps[Part]]) -> Steps[tuple[Part | 
 
 
 def plateau_block(scanned: Scan) -> int:
-    """The last step-up block, or the block of the largest value where no step is known."""
+    """The last step-up block, or where the spike is read where no step is known; of a parallel layer its end."""
     steps = scanned.steps
-    return max(steps.step_up) if steps is not None and steps.step_up else scanned.spike.block
+    block = max(steps.step_up) if steps is not None and steps.step_up else spike_block(scanned)
+    return block + block % 2 if scanned.accessed.parallel else block

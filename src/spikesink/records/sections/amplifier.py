@@ -20,7 +20,7 @@ class AmplifierChannel(Frozen):
     channel: int
     frobenius: float
     rank: int
-    """0 where no channel of the block has a larger norm."""
+    """0 where no channel of the block, in any expert, has a larger norm."""
     eigenvalues: list[float]
     expert: int | None = None
     """In a mixture of experts, the expert with the largest norm for this channel; -1 the shared one."""
@@ -39,14 +39,14 @@ class AmplifierBlock(Frozen):
 
 
 class OutlierChannel(Frozen):
-    """A channel whose ||U_k||_F is far above the median of its FFN."""
+    """A channel whose ||U_k||_F is far above the median of its block."""
 
     block: int
     channel: int
     expert: int | None
     frobenius: float
     over_median: float
-    """Norm over the median norm of the block's channels."""
+    """Norm over the median norm of the block's channels, those of all experts."""
 
 
 class GateStatistics(Frozen):
@@ -71,7 +71,7 @@ class StepAmplifier(Frozen):
     """Mean |cos(s*, h~)| at spike tokens."""
     alignment_other: float | None
     rank_one_first: Prediction
-    """At position 0."""
+    """At position 0, padding left out."""
     rank_one_spike: Prediction
     rank_one_other: Prediction
     quadratic_spike: Prediction

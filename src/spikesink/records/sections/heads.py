@@ -10,6 +10,7 @@ class SinkTokenRule(Frozen):
     """A sink token is a key of the first half of its sequence with alpha_k > importance_min in heads_min heads."""
 
     importance_min: float
+    """Of the longest sequence; shorter ones, whose first key uniform attention gives more, have a higher one."""
     heads_min: int
     tokens: int
     """Sink tokens in the text."""

@@ -32,7 +32,8 @@ class VocabularyProbe(Frozen):
     """Every vocabulary item alone at position 0, and once at a later position behind random items. Table 2."""
 
     block: int
-    """Magnitudes are of the residual after this block, the last step-up block; the forward pass ends there."""
+    """Magnitudes are of the residual after this block, the last step-up block, or the last of its layer where that is
+    parallel; the forward pass ends there."""
     items: int
     later_length: int
     """Tokens in a sequence of the control; items stand at positions 1 and later."""
@@ -85,12 +86,12 @@ class TokenClass(Frozen):
     """Means over the tokens of a class in one early attention block, with bootstrap intervals over sequences."""
 
     name: str
-    """`first` (position 0), `delimiter` (no letter or digit) or `other`."""
+    """`first` (of its sequence), `delimiter` (no letter or digit) or `other`."""
     tokens: int
     self_attention: Interval
     """A[t, t], mean over heads."""
     uniform: float | None
-    """What a head that attends uniformly would give, the mean of 1 / (t + 1)."""
+    """What a head that attends uniformly would give, the mean of 1 / (t + 1), t counted without padding."""
     norm_magnitude: Interval
     """||norm(h)|| / sqrt(d), with gamma: 1 where gamma has no effect."""
     gamma_cosine: Interval
@@ -117,7 +118,7 @@ class AttentionAblation(Frozen):
     """Items alone at position 0 with early attention writes left out: does attention make them spike? Eq. 22."""
 
     block: int
-    """Magnitudes are of the residual after this block, the last step-up block."""
+    """Magnitudes are of the residual after this block, that of the vocabulary probe."""
     threshold: float
     """Of the probe's listed criterion."""
     items: int

@@ -1,0 +1,98 @@
+"""What int8 is said to break: only what is damaged is named, in words and as modules; the KV cache too."""
+
+import pytest
+import torch
+from tiny import spiking, tiny, token_ids
+
+import spikesink
+from spikesink.access import access
+from spikesink.analyse.quantisation import is_notable
+from spikesink.records.advice import advice
+from spikesink.records.deployment import Damage, KvCache, Quantisation
+from spikesink.records.intervals import Estimate
+from spikesink.report.export import _modules
+
+NO_CACHE = KvCache(applicable=False)
+
+
+def damage(kind, cost, granularity="tensor"):
+    """It costs this many nats, give or take 0.01."""
+    return Damage(
+        name="", kind=kind, bits=8, granularity=granularity, scales="dynamic", remedy=None, blocks=None,
+        perplexity=Estimate(value=9.0, low=8.0, high=10.0),
+        loss_difference_nats=Estimate(value=cost, low=cost - 0.01, high=cost + 0.01),
+    )  # fmt: skip
+
+
+INPUTS = "Int8 with one scale per tensor breaks the input of down_proj: perplexity 5.0 to 9.0."
+CACHE = (
+    "The KV cache in int8 costs +0.250 [+0.240, +0.260] nats with one scale per tensor, +0.100 [+0.090, +0.110] nats "
+    "with one scale per token."
+)
+NOT_INPUTS = "Int8 with one scale per tensor does no notable damage to what enters linear maps."
+
+
+@pytest.mark.parametrize(
+    ("inputs", "cache", "said"),
+    [
+        (0.3, 0.25, [INPUTS, CACHE]),
+        (0.3, 0.015, [INPUTS]),
+        (0.015, 0.25, [NOT_INPUTS, CACHE]),
+        (0.015, 0.015, [NOT_INPUTS.replace("linear maps.", "linear maps, or to the KV cache.")]),
+    ],
+)
+def test_what_is_said_of_inputs_and_of_the_cache(inputs, cache, said):
+    sites = [damage("down_proj", inputs), damage("kv", cache), damage("kv", 0.1, "token")]
+    base = Estimate(value=5.0, low=4.0, high=6.0)
+    section = Quantisation(baseline=base, sites=sites, worst_kind="down_proj")
+    assert [each for each in advice(True, section, NO_CACHE) if not each.startswith("Remedies")] == said
+
+
+def outlying_keys(factor):
+    """A Llama of which one rotated pair of every head is so much larger in keys and smaller in queries: the same
+    function, whose keys int8 rounds away. And text that it writes, so that this costs it something."""
+    model = tiny("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(1.5)
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            for matrix, by in ((attention.k_proj, factor), (attention.q_proj, 1 / factor)):
+                for channel in (0, 3):
+                    matrix.weight[channel::6] *= by
+        torch.manual_seed(0)
+        ids = torch.randint(0, 97, (16, 1))
+        for _ in range(39):
+            ids = torch.cat([ids, torch.multinomial(model(ids).logits[:, -1].softmax(-1), 1)], 1)
+    return model, ids
+
+
+def test_where_only_the_cache_breaks_no_linear_map_is_kept():
+    model, ids = outlying_keys(1000.0)
+    record = spikesink.dissociate(access(model), ids, which="none,quantisation", held_out=4)
+    costs = {row.kind: row.loss_difference_nats for row in record.quantisation.sites[:5]}
+    assert costs["kv"].low > 0.05
+    assert all(costs[kind].low <= 0.01 for kind in costs if kind != "kv")
+    # A block does a good share of the little that there is.
+    alone = [row.loss_difference_nats for row in record.quantisation.blocks]
+    assert any(is_notable(cost, costs["down_proj"].value) for cost in alone)
+    advised = record.recommendation
+    assert (advised.blocks, advised.modules, _modules(record)) == ([], [], [])
+    assert "no notable damage to what enters linear maps. The KV cache in int8 costs +0." in advised.text
+    assert "worst blocks kept" not in [row.remedy for row in record.quantisation.remedies]
+
+
+def test_of_damage_that_is_not_told_from_zero_spikes_have_no_share():
+    model = spiking()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.div_(2)
+    ids = token_ids(12, 24).clamp(min=5)
+    ids[:, 0] = 2
+    section = spikesink.dissociate(access(model), ids, which="none,quantisation", held_out=4).quantisation
+    worst = next(row for row in section.sites if row.kind == section.worst_kind)
+    assert worst.loss_difference_nats.low <= 0
+    assert "spike tokens kept" in [row.remedy for row in section.remedies]
+    assert section.spike_share is None
