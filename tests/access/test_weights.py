@@ -189,3 +189,12 @@ def test_an_output_that_is_gated_before_the_projection_is_refused():
     projection.register_forward_pre_hook(lambda module, args: (0.5 * args[0],))
     with pytest.raises(DoesNotApplyError, match="a gate"):
         output_projection(accessed, 3, probe(accessed))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_norms_in_float64_are_those_in_float32(family):
+    """Llama's computes in float32 all the same, so that float64's limits would refuse it."""
+    sites = [access(tiny(family).to(dtype)).blocks()[0] for dtype in (torch.float32, torch.float64)]
+    single, double = (norm_scale(site, 24) for site in sites)
+    assert single.norm == double.norm
+    assert torch.equal(single.gain, double.gain)

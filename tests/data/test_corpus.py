@@ -241,9 +241,18 @@ def test_tools_as_json_in_a_string(tmp_path):
     assert list(corpus.texts_and_conversations()) == expected
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_system_prompt_beside_the_conversation_is_its_first_message(tmp_path, name):
+    rows = [{"conversations": SHAREGPT, "system": system} for system in ("Be brief.", "", None)]
+    first, *others = read_corpus(rows_in(tmp_path / name, rows)).texts_and_conversations()
+    assert first == Conversation([{"role": "system", "content": "Be brief."}, *CONVERSATION])
+    assert others == [Conversation(CONVERSATION)] * 2
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ({"messages": CONVERSATION, "system": ["x"]}, "field 'system' has no role and content"),
         ({"messages": CONVERSATION, "tools": {"name": "add"}}, "'tools' of type dict; expected a list of objects"),
         ({"messages": CONVERSATION, "tools": "add"}, "field 'tools' is not valid JSON"),
         ({"messages": [{"role": "user"}]}, "message 1 of 'messages' has no role and content"),

@@ -42,6 +42,8 @@ def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
     hidden = probe_rows(d_model, like)
     with torch.inference_mode():
         shown = module(hidden).float()
+    # Llama's norms and others compute in float32, whatever they are given.
+    tolerance = tolerances(torch.float32 if like.dtype == torch.float64 else like.dtype).product
     ones = torch.ones(d_model, device=shown.device)
     gains = [ones] if weight is None else [weight.detach().float(), 1.0 + weight.detach().float()]
     shift = None if bias is None or not bool(bias.any()) else bias.detach().float()
@@ -49,7 +51,7 @@ def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
         norm = InputNorm(_epsilon(module), centred)
         for gain in gains:
             expected = norm(hidden) * gain + (0.0 if shift is None else shift)
-            if difference(expected, shown) < tolerances(like.dtype).product:
+            if difference(expected, shown) < tolerance:
                 return NormScale(norm, gain, shift)
     raise DoesNotApplyError(
         f"The input norm of block {sites.place} ({type(module).__name__}) is neither an RMSNorm nor a LayerNorm, so "

@@ -27,8 +27,9 @@ FIELD = "text"
 """Where the text of a row is, unless the user says otherwise."""
 CONVERSATIONS = ("messages", "conversations")
 """Where chat data has its conversations, where a row has no text: as OpenAI's format has it, and ShareGPT's."""
-TOOLS = "tools"
-"""Where a row with a conversation has the tools that its template tells the model about."""
+TOOLS, SYSTEM = "tools", "system"
+"""Where a row with a conversation has the tools that its template tells the model about, and a message to the model
+that goes before the others, as ShareGPT's format has it."""
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 """ShareGPT's names of roles; others are as they are."""
 SHAREGPT = {"from": "role", "value": "content"}
@@ -247,7 +248,7 @@ def _parquet_rows(path: Path, field: str | None) -> Iterator[Document]:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             wanted = _column(names, field, path)
-            read = [name for name in dict.fromkeys((wanted, TOOLS)) if name in names]
+            read = [name for name in dict.fromkeys((wanted, TOOLS, SYSTEM)) if name in names]
             number = 0
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
                 for row in batch.to_pylist():
@@ -307,7 +308,7 @@ def document_of(row: object, field: str | None, where: str) -> Document:
         messages = [
             _message(message, f"{where} message {number} of '{name}'") for number, message in enumerate(value, start=1)
         ]
-        return Conversation(messages, _tools(row.get(TOOLS), where))
+        return Conversation([*_system(row.get(SYSTEM), where), *messages], _tools(row.get(TOOLS), where))
     if not isinstance(value, str):
         raise InputError(f"{where} has a field '{name}' of type {type(value).__name__}; expected a string.")
     check_unicode(value, where)
@@ -332,6 +333,10 @@ def _message(message: object, where: str) -> dict[str, Any]:
         )
     check_unicode(content, where)
     return {**said, "role": ROLES.get(role, role)}
+
+
+def _system(content: object, where: str) -> list[dict[str, Any]]:
+    return [_message({"role": SYSTEM, "content": content}, f"{where} field '{SYSTEM}'")] if content else []
 
 
 def _tools(tools: object, where: str) -> list[Any] | None:
