@@ -213,6 +213,9 @@ def test_a_tokenizer_beside_the_adapter_is_its_own(tmp_path, word_tokenizer):
     word_tokenizer.save_pretrained(tmp_path / "base")
     accessed = load(tmp_path / "adapter")
     assert accessed.tokenizer is not None and accessed.no_tokenizer is None
+    # Settings alone are no tokenizer.
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    assert load(tmp_path / "adapter").tokenizer is not None
     (tmp_path / "adapter" / "tokenizer.json").write_text("{")
     accessed = load(tmp_path / "adapter")
     assert accessed.tokenizer is None and accessed.no_tokenizer

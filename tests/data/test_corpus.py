@@ -1,19 +1,23 @@
 """Documents from every kind of source, and what of a source gets into the record."""
 
+import copy
 import csv
 import gzip
 import hashlib
 import io
 import json
 import random
+from datetime import UTC, datetime
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from spikesink.data import default_corpus, prompt_corpus, read_corpus
+from spikesink.data.chat_template import ChatTemplate
 from spikesink.data.corpus import as_corpus, hub_corpus
 from spikesink.data.files import Conversation
+from spikesink.data.packed import is_held_out
 from spikesink.errors import InputError
 
 DOCUMENTS = ["The first.", "Größe 東京 🙂", "a\\b \"c\" 'd'"]
@@ -235,10 +239,38 @@ def test_conversations_are_whole(tmp_path, name):
 
 
 def test_tools_as_json_in_a_string(tmp_path):
-    rows = [{"conversations": SHAREGPT, "tools": tools} for tools in ('[{"name": "add"}]', "")]
+    rows = [{"conversations": SHAREGPT, "tools": tools} for tools in ('[{"name": "add"}]', "", ['{"name": "add"}'], {})]
     corpus = read_corpus(rows_in(tmp_path / "a.jsonl", rows))
-    expected = [Conversation(CONVERSATION, [{"name": "add"}]), Conversation(CONVERSATION)]
+    expected = [Conversation(CONVERSATION, [{"name": "add"}]), Conversation(CONVERSATION)] * 2
     assert list(corpus.texts_and_conversations()) == expected
+
+
+def test_rows_of_a_table_do_not_mix(tmp_path):
+    """Arrow gives every object the keys of all rows; a null that a JSON file says is meant."""
+    rows = [
+        {"messages": [{"role": "user", "content": name}],
+         "tools": [{"type": "function", "function": {"name": name, "parameters": {name: {"type": "string"}}}}]}
+        for name in ("city", "zone")
+    ]  # fmt: skip
+    for name in ("a.parquet", "folder", "a.jsonl"):
+        made = list(read_corpus(rows_in(tmp_path / name, rows)).texts_and_conversations())
+        assert made == [Conversation(row["messages"], row["tools"]) for row in rows]
+    meant = {**rows[0], "tools": [{"default": None}]}
+    (made,) = read_corpus(rows_in(tmp_path / "b.jsonl", [meant])).texts_and_conversations()
+    assert made.tools == meant["tools"]
+
+
+def test_what_a_message_has_beside_its_content_may_be_no_json(tmp_path, word_tokenizer):
+    """Time stamps, as WildChat has them; a template may ask for them as text."""
+    row = {"messages": [{"role": "user", "content": "hello", "timestamp": datetime(2026, 11, 28, tzinfo=UTC)}]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (conversation,) = read_corpus(tmp_path / "a.parquet").texts_and_conversations()
+    assert is_held_out(conversation) in (True, False)
+    words = copy.deepcopy(word_tokenizer)
+    words.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ({{ m.timestamp }}){% endfor %}"
+    template = ChatTemplate(words)
+    assert template.render(conversation.messages, prompt=False) == "user: hello (2026-11-28 00:00:00+00:00)"
+    template.close()
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
@@ -247,11 +279,14 @@ def test_a_system_prompt_beside_the_conversation_is_its_first_message(tmp_path, 
     first, *others = read_corpus(rows_in(tmp_path / name, rows)).texts_and_conversations()
     assert first == Conversation([{"role": "system", "content": "Be brief."}, *CONVERSATION])
     assert others == [Conversation(CONVERSATION)] * 2
+    twice = {"messages": first.messages, "system": "Be brief."}
+    assert list(read_corpus(rows_in(tmp_path / f"b{name}", [twice])).texts_and_conversations()) == [first]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ({"messages": [{"role": "system", "content": "A"}], "system": "B"}, "another system prompt in field"),
         ({"messages": CONVERSATION, "system": ["x"]}, "field 'system' has no role and content"),
         ({"messages": CONVERSATION, "tools": {"name": "add"}}, "'tools' of type dict; expected a list of objects"),
         ({"messages": CONVERSATION, "tools": "add"}, "field 'tools' is not valid JSON"),

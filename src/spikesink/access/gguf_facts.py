@@ -61,7 +61,10 @@ MODEL_TYPES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt
 """Where transformers' name of an architecture is not GGUF's."""
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 """Layers of the one size whose query scale is by d_model / heads instead of d_head; the file does not say it."""
-SPLIT_LIKE_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "smollm")
+SPLIT_LIKE_GPT2 = (
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum", "modern-bert", "smollm"),
+    *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de"),
+)
 """Values of `tokenizer.ggml.pre` that llama.cpp splits by GPT-2's expression, as transformers does with those it does
 not know. `smollm` cuts every digit off before that: its vocabulary has no token of two digits, so that numbers come
 out the same either way; spaces before one may not, where there are several."""

@@ -32,6 +32,8 @@ from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, 
 from spikesink.observer import Progress, notebook_progress
 from spikesink.reach import check_revision, is_hub_id
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab", "merges", "spiece")
+"""How the names of files begin without which there is no tokenizer, whatever tokenizer_config.json says."""
 DTYPES = {name: getattr(torch, name) for name in requirement.DTYPES}
 
 
@@ -148,7 +150,7 @@ def _adapters_tokenizer(adapter: Adapter, base: _Loaded) -> tuple[Any | None, st
     source, local = (str(adapter.folder), adapter.folder) if adapter.commit is None else (adapter.name, None)
     own = Checkpoint(adapter.name, source, local, adapter.revision, commit=adapter.commit)
     tokenizer, why = read_tokenizer(own, trust_remote_code=False)
-    beside = any(path.name.startswith(("tokenizer", "vocab", "merges")) for path in adapter.folder.iterdir())
+    beside = any(path.name.startswith(VOCABULARIES) for path in adapter.folder.iterdir())
     return (tokenizer, why) if tokenizer is not None or beside else (base.tokenizer, base.no_tokenizer)
 
 

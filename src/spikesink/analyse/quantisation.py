@@ -182,6 +182,8 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     blocks = [table.activations(worst, Scheme(), block=block)[0] for block in table.blocks(worst)]
     worst_blocks = _worst_blocks(blocks, broken, baseline) if is_damage(damage.loss_difference_nats) else []
     remedies = _remedies(table, worst, worst_blocks)
+    # Without spikes or damage some remedies have nothing to do.
+    evaluator.progress(STAGE, table.total, table.total)
     is_told = damage.loss_difference_nats.low > 0
     return Quantisation(
         weights_note=_weights_note(evaluator),

@@ -77,7 +77,7 @@ class ChatTemplate:
             self._process, self._answers = self._started()
         assert self._process.stdin is not None, "started with pipes"
         try:
-            print(json.dumps(request), file=self._process.stdin, flush=True)
+            print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
             answer = json.loads(self._answers.get(timeout=PATIENCE))
         except (OSError, ValueError, queue.Empty) as error:
             self.close()

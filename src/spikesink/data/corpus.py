@@ -20,6 +20,7 @@ from spikesink.data.files import (
     check_unicode,
     checked_sha256,
     document_of,
+    unpadded,
 )
 from spikesink.errors import InputError, short
 from spikesink.reach import check_dataset_reachable
@@ -160,7 +161,7 @@ def hub_corpus(name: str, field: str | None = None) -> Corpus:
     def rows() -> Iterator[Document]:
         try:
             for number, row in enumerate(_stream(builder, split), start=1):
-                yield document_of(row, field, f"Data set '{name}', row {number},")
+                yield document_of(unpadded(row), field, f"Data set '{name}', row {number},")
         except InputError:
             raise
         except Exception as error:
@@ -195,7 +196,7 @@ def _saved_dataset(path: Path, field: str | None) -> Corpus:
 
     def rows() -> Iterator[Document]:
         for number, row in enumerate(saved, start=1):
-            yield document_of(row, field, f"'{path}', row {number},")
+            yield document_of(unpadded(row), field, f"'{path}', row {number},")
 
     description = f"the field `{field or FIELD}` of a row of a saved data set"
     return Corpus(path.resolve().name, "dataset", digest, description, rows)

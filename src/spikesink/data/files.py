@@ -253,7 +253,7 @@ def _parquet_rows(path: Path, field: str | None) -> Iterator[Document]:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=read):
                 for row in batch.to_pylist():
                     number += 1
-                    yield document_of(row, wanted, f"'{path}', row {number},")
+                    yield document_of(unpadded(row), wanted, f"'{path}', row {number},")
     # A corrupt file shows as any of these: pyarrow's own, bytes that are no UTF-8, sizes beyond the memory.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"'{path}' cannot be read as parquet, truncated or corrupt? ({short(error)})") from error
@@ -294,6 +294,17 @@ def _holds(row: dict, field: str | None) -> bool:
     return any(name in row for name in _candidates(field))
 
 
+def unpadded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table, within whose values every object has the keys of all others, null where it has none."""
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def document_of(row: object, field: str | None, where: str) -> Document:
     """The text or conversation of a row. Raises InputError where it has none."""
     if not isinstance(row, dict) or not _holds(row, field):
@@ -308,7 +319,7 @@ def document_of(row: object, field: str | None, where: str) -> Document:
         messages = [
             _message(message, f"{where} message {number} of '{name}'") for number, message in enumerate(value, start=1)
         ]
-        return Conversation([*_system(row.get(SYSTEM), where), *messages], _tools(row.get(TOOLS), where))
+        return Conversation(_behind_system(row.get(SYSTEM), messages, where), _tools(row.get(TOOLS), where))
     if not isinstance(value, str):
         raise InputError(f"{where} has a field '{name}' of type {type(value).__name__}; expected a string.")
     check_unicode(value, where)
@@ -335,14 +346,25 @@ def _message(message: object, where: str) -> dict[str, Any]:
     return {**said, "role": ROLES.get(role, role)}
 
 
-def _system(content: object, where: str) -> list[dict[str, Any]]:
-    return [_message({"role": SYSTEM, "content": content}, f"{where} field '{SYSTEM}'")] if content else []
+def _behind_system(content: object, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The messages behind a row's system prompt, unless they have one. Raises InputError for two that differ."""
+    if not content:
+        return messages
+    system = _message({"role": SYSTEM, "content": content}, f"{where} field '{SYSTEM}'")
+    first = messages[0] if messages and messages[0]["role"] == SYSTEM else None
+    if first is not None and first["content"] != content:
+        raise InputError(f"{where} has another system prompt in field '{SYSTEM}' than in its messages; leave one out.")
+    return messages if first is not None else [system, *messages]
 
 
 def _tools(tools: object, where: str) -> list[Any] | None:
-    """The tools of a row, which may be JSON in a string. Raises InputError for anything else."""
+    """The tools of a row, which may be JSON in a string, as each of them may. Raises InputError for anything else."""
     if isinstance(tools, str):
         tools = _parsed(tools, f"{where} field '{TOOLS}'", "a list of objects") if tools.strip() else None
+    if isinstance(tools, list):
+        named = f"{where} field '{TOOLS}'"
+        tools = [_parsed(tool, named, "an object") if isinstance(tool, str) else tool for tool in tools]
+    tools = tools or None
     if tools is not None and not isinstance(tools, list):
         raise InputError(f"{where} has '{TOOLS}' of type {type(tools).__name__}; expected a list of objects.")
     return tools

@@ -137,7 +137,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
 
 def is_held_out(document: Document) -> bool:
     """Which side of the split a document is on; a conversation by its messages, in whatever order their keys are."""
-    text = document if isinstance(document, str) else json.dumps([_in_order(each) for each in document.messages])
+    text = document if isinstance(document, str) else json.dumps([*map(_in_order, document.messages)], default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_SHARE == 0
 
 
