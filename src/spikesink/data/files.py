@@ -294,7 +294,7 @@ def _holds(row: dict, field: str | None) -> bool:
     return any(name in row for name in _candidates(field))
 
 
-def unpadded(row: dict[str, Any]) -> dict[str, Any]:
+def unpadded(row: Any) -> dict[str, Any]:
     """A row of an Arrow table, within whose values every object has the keys of all others, null where it has none."""
     return {name: _without_nulls(value) for name, value in row.items()}
 
