@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from naive import perplexity
 from tiny import MARKED, VOCAB, spiking, tiny, token_ids
 
 from spikesink.access import access
-from spikesink.analyse.dissociation import dissociation_rows
+from spikesink.analyse.dissociation import _cannot_answer, dissociation_rows
 from spikesink.analyse.dose import doses, judged, parse_dose
 from spikesink.analyse.evaluation import Evaluator
 from spikesink.analyse.finding import find
@@ -423,3 +424,18 @@ def test_layers_that_are_taken_over_change_no_row(monkeypatch):
     monkeypatch.setattr("spikesink.access.prefix.MAX_BYTES", 0)
     computed = dissociate(lively, ids, **options)
     assert taken.model_dump(exclude={"timing"}) == computed.model_dump(exclude={"timing"})
+
+
+def test_an_edit_behind_the_last_attention_block_says_nothing_about_sinks():
+    """All sinks are left then, whatever sinks need: models whose last FFN completes the spike."""
+    evaluator = SimpleNamespace(targets=SimpleNamespace(has_spikes=True, edit_block=8))
+    told = {
+        name: _cannot_answer(
+            evaluator,  # type: ignore[arg-type]
+            {"name": name, "control_of": None},
+            SimpleNamespace(spike_tokens=[2.0], downstream_ratios=[], sink_ratios=[0.5]),  # type: ignore[arg-type]
+        )
+        for name in ("shrink_spikes", "mask_sinks_everywhere")
+    }
+    assert "no attention block stands behind the spikes" in str(told["shrink_spikes"])
+    assert told["mask_sinks_everywhere"] is None

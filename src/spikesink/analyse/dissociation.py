@@ -171,9 +171,13 @@ def _cannot_answer(evaluator: Evaluator, description: dict[str, Any], baseline: 
         return None
     if not any(baseline.spike_tokens):
         return "no token of the evaluated sequences spikes"
-    behind = baseline.downstream_ratios if made.edits == "spikes" else []
-    if not any(behind or baseline.sink_ratios):
-        return f"no head{' behind the spikes' if behind else ''} sinks on the evaluated sequences"
+    counted, where = baseline.sink_ratios, ""
+    if made.edits == "spikes":
+        counted, where = baseline.downstream_ratios, " behind the spikes"
+    if not counted:
+        return f"no attention block stands{where}, so that no sink could go with them"
+    if not any(counted):
+        return f"no head{where} sinks on the evaluated sequences"
     if made.edits == "spikes" or made.reach == "start":
         return None
     return f"it edits sinks after block {placed(evaluator.targets.edit_block)}, when the spikes are written"
