@@ -118,11 +118,11 @@ def _rules(study: StudyRecord) -> str:
 
 
 def _table(study: StudyRecord) -> Table:
-    columns = ["variant"]
-    for name in study.columns:
+    columns, names = ["variant"], study.columns
+    for name in names:
         columns += [TITLES[name], "paper"] if name in PAPER else [TITLES[name]]
     return Table(
-        "Mean ± standard deviation (seeds)", columns, [_row(row, study.columns) for row in study.rows],
+        "Mean ± standard deviation (seeds)", columns, [_row(row, names) for row in study.rows],
         ["strong" if row.variant == study.baseline else "" for row in study.rows],
         note=f"Paper: 7B parameters, 100B tokens, one run. Bold: the baseline. {conditions(study)}",
     )  # fmt: skip
@@ -158,13 +158,14 @@ def _lines(study: StudyRecord) -> list[Table]:
 
 
 def _verdicts(study: StudyRecord) -> list[Table]:
-    rows = [[judged.variant, judged.verdict, *judged.outcomes(study.compared, NONE)] for judged in study.verdicts]
+    metrics = study.compared
+    rows = [[judged.variant, judged.verdict, *judged.outcomes(metrics, NONE)] for judged in study.verdicts]
     changes = [[row.variant, _plain(row.summary), "; ".join(row.changes) or "as the preset"] for row in study.rows]
     rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in study.rules.items())
     claims = [[f"{claim.title}: {claim.text}", claim.verdict, _plain(claim.evidence)] for claim in study.claims]
     tables = []
     if rows:
-        header = ("variant", "verdict", *map(study.effect_title, study.compared))
+        header = ("variant", "verdict", *map(study.effect_title, metrics))
         title = "Variant over baseline, with its 95 % interval over seeds"
         tables.append(Table(title, header, rows, words=len(header), note=f"{study.bounds}Rules: {rules}."))
     if claims:

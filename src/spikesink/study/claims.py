@@ -7,6 +7,7 @@ rules of 26 November 2026, when two cells had been looked at; docs/study.md stat
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,7 +110,7 @@ def _judged(claim: Claim, verdicts: list[VariantVerdict]) -> ClaimVerdict:
         evidence += [f"{title}: {', '.join(variants)}{halves}." for halves, variants in by_halves.items()]
     return ClaimVerdict(
         claim=claim.claim, part=claim.part, text=claim.text, speak=sides,
-        verdict=_from_counts(claim, len(sides), *(list(sides.values()).count(which) for which in ("for", "against"))),
+        verdict=_from_sides(claim, Counter(sides.values())),
         evidence=" ".join(evidence) or f"None of {', '.join(claim.speak)} has finished.",
     )  # fmt: skip
 
@@ -121,9 +122,10 @@ def _side(row: VariantVerdict, claim: Claim) -> Side:
     return "for" if _shows(row, claim.expect) else "against" if _opposes(row, claim) else "nothing"
 
 
-def _from_counts(
-    claim: Claim, speaking: int, meeting: int, opposing: int
+def _from_sides(
+    claim: Claim, counts: Counter[Side]
 ) -> Literal["supported", "contradicted", "mixed", "undecided", "not tested"]:
+    speaking, meeting, opposing = counts.total(), counts["for"], counts["against"]
     if not speaking:
         return "not tested"
     if claim.one_is_enough:

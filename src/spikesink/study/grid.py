@@ -124,11 +124,16 @@ def cells(
     left_out = impossible(grid, base) if only is None else {}
     chosen = [name for name in grid.variants if only is None or name in (*only, grid.baseline)]
     return [
-        Cell(study, name, seed, variant_recipe(base, grid.variants[name], seed, f"{name}-{seed}"), base)
+        cell_of(study, grid, base, name, seed)
         for seed in range(first_seed, first_seed + seeds)
         for name in chosen
         if name not in left_out
     ]
+
+
+def cell_of(study: str, grid: Grid, base: Recipe, variant: str, seed: int) -> Cell:
+    """One cell. Raises InputError for a variant that cannot be made of the base."""
+    return Cell(study, variant, seed, variant_recipe(base, grid.variants[variant], seed, f"{variant}-{seed}"), base)
 
 
 def impossible(grid: Grid, base: Recipe) -> dict[str, str]:

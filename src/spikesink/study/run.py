@@ -11,7 +11,7 @@ from spikesink.records.study import CellCurves, CellRecord, StudyRecord
 from spikesink.study import claims, table, verdict
 from spikesink.study.cell import evaluation_sha256, measured_function
 from spikesink.study.executors import Executor
-from spikesink.study.grid import Cell, Grid, cells, impossible
+from spikesink.study.grid import Cell, Grid, cell_of, cells, impossible
 from spikesink.train.recipe import Recipe
 from spikesink.train.streams import source_sha256
 
@@ -131,14 +131,9 @@ class Study:
 
     def _others(self) -> list[Cell]:
         """The cells of records that stand in the table without being asked for now."""
-        asked = {cell.name for cell in self.cells}
+        asked = {(cell.variant, cell.seed) for cell in self.cells}
         kept = {(record.variant, record.seed) for record in self.finished()}
-        return [
-            one
-            for variant, seed in sorted(kept)
-            for one in cells(self.name, self.grid, self.base, 1, [variant], seed)
-            if one.variant == variant and one.name not in asked
-        ]
+        return [cell_of(self.name, self.grid, self.base, *one) for one in sorted(kept - asked)]
 
     def _path(self, cell: Cell) -> Path:
         return self.records / f"{cell.name}.json"

@@ -96,8 +96,9 @@ def table_markdown(study: StudyRecord) -> str:
 
 def _changes(study: StudyRecord) -> str:
     """Every variant against the baseline: each change with its interval, and what it is called."""
-    header = [f"over {study.baseline}", *map(study.effect_title, study.compared)]
-    body = [[judged.variant, *judged.outcomes(study.compared, "-")] for judged in study.verdicts]
+    metrics = study.compared
+    header = [f"over {study.baseline}", *map(study.effect_title, metrics)]
+    body = [[judged.variant, *judged.outcomes(metrics, "-")] for judged in study.verdicts]
     return f"{_table(header, body)}\n\n{study.bounds}".rstrip()
 
 
