@@ -25,6 +25,7 @@ from spikesink.analyse.scan import measure
 from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.measure.amplifier import rank_one, spectrum
 from spikesink.measure.sink_tokens import SinkTokens
+from spikesink.measure.statistics import rank_correlation
 from spikesink.records import Anatomy, NotApplicable, Section
 from spikesink.report.terminal import print_record
 
@@ -420,6 +421,10 @@ def test_heads_and_geometry_of_the_embedded_model(anatomy, embedded, golden_ids)
         assert gap.gap == pytest.approx(gap.content + gap.distance, abs=1e-9)
     sinks, others = ([g.gap for g in gaps.values() if g.is_sink is kind] for kind in (True, False))
     assert np.mean(sinks) > np.mean(others) + 1
+    largest = maps.mean(3)[..., : maps.shape[-1] // 2].amax(-1).double().mean(1)
+    pairs = [(gap.gap, float(largest[gap.block // 2, gap.head]), gap.block) for gap in gaps.values()]
+    over_layers = rank_correlation(*map(np.array, zip(*pairs, strict=True)))
+    assert anatomy.geometry.gap_and_sink.model_dump() == pytest.approx(over_layers.model_dump(), abs=1e-3)
     ranks = np.array([(key.rank_spike, key.rank_other, key.separability) for key in anatomy.geometry.keys])
     assert np.median(ranks[:, 0]) < 0.4 * np.median(ranks[:, 1])
     for plane in anatomy.geometry.planes:

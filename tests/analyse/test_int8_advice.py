@@ -7,8 +7,8 @@ from tiny import spiking, tiny, token_ids
 import spikesink
 from spikesink.access import access
 from spikesink.analyse.quantisation import is_notable
-from spikesink.records.advice import advice
-from spikesink.records.deployment import Damage, KvCache, Quantisation
+from spikesink.records.advice import advice, advised_prefix
+from spikesink.records.deployment import Budget, Damage, KvCache, MeasureSet, Quantisation, Remedies
 from spikesink.records.intervals import Estimate
 from spikesink.report.export import _modules
 
@@ -46,6 +46,31 @@ def test_what_is_said_of_inputs_and_of_the_cache(inputs, cache, said):
     base = Estimate(value=5.0, low=4.0, high=6.0)
     section = Quantisation(baseline=base, sites=sites, worst_kind="down_proj")
     assert [each for each in advice(True, section, NO_CACHE) if not each.startswith("Remedies")] == said
+
+
+@pytest.mark.parametrize(
+    ("plain", "behind", "met_with", "advised"),
+    [
+        (2.0, 0.3, None, [7]),
+        (0.015, 0.005, None, []),  # no damage to mend
+        (2.0, 2.5, None, []),  # none mended
+        (0.015, 0.005, ["prefix"], [7]),
+        (0.015, 0.005, ["smoothing"], []),
+    ],
+)
+def test_a_prefix_is_advised_where_it_mends_what_int8_breaks_or_meets_the_budget(plain, behind, met_with, advised):
+    static = {"scales": "static", "kind": "all"}
+    rows = [damage("all", plain).model_copy(update=static)]
+    rows.append(damage("all", behind).model_copy(update=static | {"remedy": "prefix"}))
+    budget = None
+    if met_with:
+        cost = rows[1].model_dump(include={"perplexity", "loss_difference_nats"})
+        chosen = MeasureSet(measures=met_with, ignored=[], blocks=[], within=True, **cost)
+        budget = Budget(nats=0.02, deployed="", tried=[chosen], chosen=chosen)
+    section = Remedies(rows=rows, prefix_ids=[7])
+    assert advised_prefix(section, budget) == advised
+    said = advice(True, Quantisation(applicable=False), NO_CACHE, None, section)
+    assert any("Prefix: token 7" in sentence for sentence in said) == (plain == 2.0 and behind < plain)
 
 
 def outlying_keys(factor):

@@ -35,9 +35,9 @@ def padded(sequences, width, side, padding):
     return ids, valid
 
 
-def parallel_spike(part):
-    """A GPT-NeoX of parallel layers in which this part of the first layer writes 500 at the first token."""
-    model = tiny("gpt_neox")
+def parallel_spike(part, family="gpt_neox", layer=0):
+    """A model of parallel layers in which this part of a layer writes 500 at the first token."""
+    model = tiny(family)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -45,10 +45,11 @@ def parallel_spike(part):
 
     def write(_module, _args, output):
         hidden = (output[0] if isinstance(output, tuple) else output).clone()
-        hidden[:, 0, CHANNEL] += 500
+        if hidden.ndim == 3:  # its weights are read from vectors (vector, d)
+            hidden[:, 0, CHANNEL] += 500
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    getattr(model.gpt_neox.layers[0], part).register_forward_hook(write)
+    getattr(model.base_model.layers[layer], part).register_forward_hook(write)
     return model
 
 
@@ -68,6 +69,18 @@ def test_every_measure_of_a_parallel_model_with_a_spike(part, block):
     assert record.arrays["trigger.first"] == pytest.approx(alone.numpy(), rel=1e-4)
     rows = {(row.first_block, row.last_block): row.spiking_share for row in record.trigger.attention_ablation.rows}
     assert rows == {(1, 1): 0.0 if part == "attention" else 1.0}
+
+
+@pytest.mark.parametrize(("layer", "before"), [(0, None), (1, [1])])
+def test_attention_of_the_step_layer_itself_leads_no_token_to_it_where_layers_are_parallel(layer, before):
+    """The FFN reads what enters the layer, without what its attention writes."""
+    trigger = scan(access(parallel_spike("mlp", "cohere", layer)), token_ids(8, 24), measures=("trigger",)).trigger
+    if before is None:
+        assert trigger.first_token_map is None
+        assert "No attention block comes before what the step-up block 2" in trigger.first_token_reason
+    else:
+        assert trigger.first_token_map.step_block == 2 * layer + 2
+        assert [row.block for row in trigger.first_token_map.blocks] == before
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import mmap
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ def test_checkpoints_come_in_the_order_of_their_steps(measured):
     _, _, record, _ = measured
     steps = [(row.revision, row.step, row.tokens_trained) for row in record.rows if row.model == "run"]
     assert steps[::2] == [("checkpoint-3", 3, 15), ("checkpoint-20", 20, 100), ("checkpoint-100", 100, 500)]
+
+
+@pytest.mark.parametrize("tokens", [7, None])
+def test_finished_rows_have_the_tokens_a_step_of_the_survey_that_is_asked_now(measured, tmp_path, tokens):
+    """Nothing is measured again for it; a model that is not asked for stays as it is."""
+    spec, out, before, _ = measured
+    shutil.copytree(out, tmp_path / "again")
+    *others, run = spec["models"]
+    run = {name: value for name, value in run.items() if name != "tokens_per_step"}
+    asked = {**spec, "models": [others[0], {**run, "tokens_per_step": tokens} if tokens else run]}
+    record, _ = surveyed(asked, tmp_path / "again")
+    rows = {row.key: row for row in record.rows}
+    for old in before.rows:
+        expected = tokens and old.step * tokens if old.model == "run" else old.tokens_trained
+        assert rows[old.key] == old.model_copy(update={"tokens_trained": expected})
 
 
 def test_a_model_is_loaded_once_for_two_texts(folder, tmp_path, monkeypatch):

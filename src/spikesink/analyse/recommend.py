@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from spikesink.analyse.evaluation import Evaluator
-from spikesink.records.advice import advice, formats_within
+from spikesink.records.advice import advice, advised_prefix, formats_within
 from spikesink.records.deployment import Budget, Formats, KvCache, Quantisation, Remedies
 from spikesink.records.interventions import Recommendation
 
@@ -31,7 +31,7 @@ def recommend(
         modules=quantised.worst_modules,
         keep_sink_tokens=cache.keep,
         budget=budget,
-        prefix_ids=deployed.prefix_ids,
+        prefix_ids=advised_prefix(deployed, budget),
         formats=formats_within(formats, budget),
     )
 

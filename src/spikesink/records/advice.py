@@ -7,6 +7,7 @@ from spikesink.records.deployment import (
     NO_FORMATS,
     NO_REMEDIES,
     PER_TOKEN,
+    PREFIX,
     TRUE,
     Budget,
     Damage,
@@ -18,6 +19,7 @@ from spikesink.records.deployment import (
     Remedies,
     is_damage,
 )
+from spikesink.records.intervals import Estimate
 
 SERVED = {"inputs": "What enters linear maps costs", "weights": "Weights cost", "kv": "The KV cache costs"}
 LEFT_OUT_SHARE = 0.2
@@ -108,14 +110,29 @@ def _broken(quantised: Quantisation, base: float, broken: Damage) -> list[str]:
 
 def _deployed(section: Remedies) -> list[str]:
     """Static scales, which break first, with each remedy."""
-    rows = {row.remedy: row.loss_difference_nats for row in section.rows if row.scales == "static"}
+    rows = _static(section)
     if None not in rows or not is_damage(rows[None]):
         return []
     costs = sorted((cost.value, name) for name, cost in rows.items() if name)
     ways = "; with " + ", ".join(f"{name} {cost:+.2f}" for cost, name in costs) if costs else ""
     text = f"Every linear map in int8 with one static scale costs {rows[None].value:+.2f} nats{ways}."
-    ids = " ".join(map(str, section.prefix_ids))
+    ids = " ".join(map(str, advised_prefix(section)))
     return [text, *([f"Prefix: token {ids} before every sequence, its keys and values unrounded."] if ids else [])]
+
+
+def _static(section: Remedies) -> dict[str | None, Estimate]:
+    return {row.remedy: row.loss_difference_nats for row in section.rows if row.scales == "static"}
+
+
+def advised_prefix(section: Remedies, budget: Budget | None = None) -> list[int]:
+    """Token ids to put before every sequence, none where that mends nothing.
+
+    They are advised where int8 with static scales does damage that they lessen, or where the budget is met with them.
+    """
+    rows = _static(section)
+    mends = PREFIX in rows and is_damage(rows[None]) and rows[PREFIX].value < rows[None].value
+    chosen = budget is not None and budget.chosen is not None and PREFIX in budget.chosen.measures
+    return section.prefix_ids if mends or chosen else []
 
 
 def formats_within(section: Formats, budget: Budget | None) -> dict[str, list[str]]:

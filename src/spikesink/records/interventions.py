@@ -142,7 +142,7 @@ class Recommendation(Frozen):
     budget: Budget | None = None
     """With which measures the loss stays within a budget; None where none was given."""
     prefix_ids: list[int] = Field(default_factory=list)
-    """Token ids to put before every sequence; empty where there are none, or were not asked for."""
+    """Token ids to put before every sequence; empty where they mend nothing, or were not asked for."""
     formats: dict[str, list[str]] = Field(default_factory=dict)
     """By kind (inputs, weights, kv) the formats within the budget, 0.05 nats without one, the cheapest first."""
 

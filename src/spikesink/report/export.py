@@ -118,7 +118,7 @@ class Plain(Frozen):
     keep_first_tokens: int | None
     """First tokens to keep in a cache, at their true positions; null where it was not measured."""
     prefix_token_ids: list[int]
-    """Ids to put before every sequence; empty where there are none, or was not measured."""
+    """Ids to put before every sequence; empty where they mend nothing, or were not measured."""
 
 
 def _plain(record: Interventions) -> str:

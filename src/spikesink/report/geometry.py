@@ -148,7 +148,7 @@ def _gaps(record: Anatomy, section: sections.Geometry) -> Figure:
         chart=layered(chart),
         rows=table(rows),
         caption=f"One point a head: mean over {section.queries:,} queries. Rank correlation "
-        f"{interval(correlation)} over {correlation.n} heads (95 % bootstrap interval).",
+        f"{interval(correlation)} over {correlation.n} heads (95 % bootstrap interval over layers).",
         alternative=f"Scatter of importance against logit gap; rank correlation {number(correlation.value)}.",
     )
 

@@ -78,7 +78,6 @@ class Job(Frozen):
     size: int
     download: int
     keep: bool
-    tokens_per_step: int | None
     loading: dict[str, Any]
     """Further options of `load`."""
     further: tuple[str, ...]
@@ -92,14 +91,12 @@ class Job(Frozen):
 
     def row(self, wanted: Wanted, **outcome: Any) -> SurveyRow:
         asked = wanted.asked
-        step = step_of(self.revision)
         return SurveyRow.model_validate(
             {
                 **asked.model_dump(exclude={"text", "text_name", "sequences"}),
                 "model": self.model, "revision": self.revision, "text": asked.text_name, "identity": wanted.identity,
-                "folder": f"runs/{self.name}/{wanted.folder}", "commit": self.commit, "step": step,
-                "tokens_trained": step * self.tokens_per_step if step and self.tokens_per_step else None,
-                **outcome,
+                "folder": f"runs/{self.name}/{wanted.folder}", "commit": self.commit,
+                "step": step_of(self.revision), **outcome,
             }
         )  # fmt: skip
 

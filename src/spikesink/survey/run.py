@@ -38,6 +38,7 @@ class Survey:
         check(spec)
         self.spec, self.out, self.keep = spec, out, keep
         self.loading, self.sinks = loading or {}, sinks or {}
+        self.models = dict(zip(names(spec), spec.models, strict=True))
         self.room = Room(keep=keep)
         self.started = time.perf_counter()
         self.keys: set[tuple[object, ...]] = set()
@@ -82,7 +83,7 @@ class Survey:
     def _planned(self, progress: Progress) -> list[Job]:
         """What is to be run; a revision that cannot be had, or does not fit, gets rows that say so."""
         jobs = []
-        for index, (model, name) in enumerate(zip(self.spec.models, names(self.spec), strict=True)):
+        for index, (name, model) in enumerate(self.models.items()):
             progress("plan", index, len(self.spec.models))
             cells = asked(self.spec, model)
             hashes = {cell: self._text_sha256(cell) for cell in cells}
@@ -100,6 +101,7 @@ class Survey:
                     self._refuse(name, revision, cells, str(error), "failed")
                     continue
                 if not job.wanted:
+                    self._keep(ModelRows(name=job.name, rows=[]))
                     continue
                 refusal = self.room.refusal(job)
                 if refusal is None:
@@ -119,7 +121,7 @@ class Survey:
         return Job(
             name=folder, model=name, source=plan.source, revision=revision, hub_revision=plan.hub_revision,
             commit=plan.commit, weights=weights, size=plan.size, download=plan.download, keep=self.keep,
-            tokens_per_step=model.tokens_per_step, loading=self.loading, further=self.spec.further,
+            loading=self.loading, further=self.spec.further,
             interventions=INTERVENTIONS in self.spec.measures, rounding=ROUNDING in self.spec.measures,
             sinks=self.sinks, wanted=[one for one in wanted if one.identity not in there],
             place=str((self.out / RUNS / folder).absolute()),
@@ -159,7 +161,16 @@ class Survey:
         """The record of a model with these rows in the place of older ones of the same cells."""
         rows = {row.key: row for row in [*self._rows(record.name), *record.rows]}
         self._spent += sum(row.seconds for row in record.rows)
-        record.model_copy(update={"rows": list(rows.values())}).write(self.out / RECORDS / f"{record.name}.json")
+        trained = [self._trained(row) for row in rows.values()]
+        record.model_copy(update={"rows": trained}).write(self.out / RECORDS / f"{record.name}.json")
+
+    def _trained(self, row: SurveyRow) -> SurveyRow:
+        """The row with the tokens of its step, as this survey says, also where it was measured by an earlier one."""
+        model = self.models.get(row.model)
+        if model is None:
+            return row
+        tokens = row.step * model.tokens_per_step if row.step and model.tokens_per_step else None
+        return row.model_copy(update={"tokens_trained": tokens})
 
     def _rows(self, name: str) -> list[SurveyRow]:
         path = self.out / RECORDS / f"{name}.json"
@@ -183,7 +194,7 @@ class Survey:
     def summarise(self) -> SurveyRecord:
         """Of all models in the folder, in this survey's order; those of earlier ones after them."""
         rows = [row for record in self._records() for row in record.rows]
-        order = {name: index for index, name in enumerate(names(self.spec))}
+        order = {name: index for index, name in enumerate(self.models)}
         rows.sort(key=lambda row: (order.get(row.model, len(order)), row.model, row.step or 0, row.revision or ""))
         return SurveyRecord(
             rows=rows,

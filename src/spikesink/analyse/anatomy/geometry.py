@@ -118,13 +118,14 @@ def measure_geometry(scanned: Scan, progress: Progress) -> Steps[tuple[record.Ge
     planes, arrays = _planes(scanned, watch, picked)
     arrays |= _head_planes(watch, picked)
     importance = np.array([scanned.sinks.largest[gap.block][gap.head] for gap in gaps])
+    layers = np.array([gap.block for gap in gaps])
     section = record.Geometry(
         sink_tokens=rule(sinks),
         sequences=len(sequences),
         queries=int(max((sums.count for sums in watch.gaps.values()), default=0)),
         keys=keys,
         gaps=gaps,
-        gap_and_sink=rank_correlation(np.array([gap.gap for gap in gaps]), importance),
+        gap_and_sink=rank_correlation(np.array([gap.gap for gap in gaps]), importance, layers),
         planes=planes,
         **parts.measure(watch.keys),
     )

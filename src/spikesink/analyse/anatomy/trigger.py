@@ -11,7 +11,7 @@ from spikesink.access import AccessedModel, editing, observing
 from spikesink.access.capture import run_until
 from spikesink.access.gated_ffn import gated_ffns
 from spikesink.access.weights import attention_weights, probe
-from spikesink.analyse.anatomy.sample import sample_tokens, spike_block, valid_mask
+from spikesink.analyse.anatomy.sample import read_by, sample_tokens, spike_block, valid_mask
 from spikesink.analyse.anatomy.self_sinking import self_sinking
 from spikesink.analyse.anatomy.vocabulary_probe import PRIMARY, SEED, alone, probe_record, probe_vocabulary, vocabulary
 from spikesink.analyse.passes import Progress, Scan, Steps, in_steps
@@ -105,7 +105,9 @@ def first_token_map(scanned: Scan, progress: Progress) -> record.FirstTokenMap:
     """Alignment with s* before, in and after every early attention block. Raises DoesNotApplyError."""
     accessed = scanned.accessed
     step, channel, direction = step_direction(scanned)
-    blocks = list(range(1, step, 2))[-MAX_BLOCKS:]
+    blocks = list(range(1, read_by(accessed, step) + 1, 2))[-MAX_BLOCKS:]
+    if not blocks:
+        raise DoesNotApplyError(f"No attention block comes before what the step-up block {placed(step)} reads")
     ids = np.random.default_rng(0).permutation(vocabulary(accessed))[:ITEMS]
     sample = sample_tokens(scanned, spikes=0, others=ITEMS)
     later = sample.rank > 0

@@ -112,7 +112,7 @@ class Geometry(Section):
     keys: list[KeyGeometry]
     gaps: list[LogitGap]
     gap_and_sink: Interval
-    """Rank correlation over heads between the gap and the head's largest importance."""
+    """Rank correlation over heads between the gap and the head's largest importance; its interval is over layers."""
     planes: list[KeyPlane]
     key_parts: list[KeyPart] | None = None
     """In the blocks between a spike's step-up and its step-down; None as `key_parts_reason` says."""
