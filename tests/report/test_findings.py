@@ -162,6 +162,53 @@ def test_what_a_sweep_says_of_sinks_that_are_masked(evidence, stays, falls, left
     assert any(line.says.startswith(said) and not line.verdict for line in claim.lines)
 
 
+def test_models_of_a_study_that_come_out_alike_are_one_line(evidence):
+    """From the least to the most that is left in any of them, of rows at the claim's strength."""
+    swept = {name: record for name, record in evidence.doses.items() if name.startswith("python-gpu-64-")}
+    rows = [
+        row
+        for record in swept.values()
+        for row in record.dose[0].levels
+        if row.strength == 10 and row.control_of is None
+    ]
+    made = findings(type(evidence)(evidence.studies, swept, {}))
+    (line,) = next(one for one in made if "direction" in one.text).lines
+    assert (line.source, line.n) == ("pre_norm, python-gpu-64 (0, 1, 2, 3, 4), 64 tokens", "5 x 240 sequences")
+    left = [row.downstream_sink_ratio_kept for row in rows]
+    low, high = (f"{bound(each.value for each in left) * 100:.1f}".removesuffix(".0") for bound in (min, max))
+    assert f"divided by 10, {low} % to {high} % of the sinks are left" in line.says
+    ends = min(each.low for each in left), max(each.high for each in left)
+    assert f"(intervals from {ends[0] * 100:.1f} % to {ends[1] * 100:.1f} %)" in line.says
+    ratios = [row.norm_ratio.value for row in rows]
+    assert f"norm ratio {min(ratios):.2f} to {max(ratios):.2f}, at +0.0" in line.says
+    other = next(one for one in made if "spikes do not need sinks" in one.text)
+    assert [line.source for line in other.lines] == [
+        "pre_norm, python-gpu-64 (0, 1, 3), 64 tokens", "pre_norm, python-gpu-64 (2, 4), 64 tokens"
+    ]  # fmt: skip
+
+
+def test_sweeps_that_cannot_say_have_no_verdict_and_no_curve(evidence):
+    """Of one study with one reason they are one line, whatever they are called."""
+
+    def silent(record):
+        dose, *others = record.dose
+        levels = [row.model_copy(update={"cannot_answer": "no attention"}) for row in dose.levels]
+        said = {"levels": levels, "stays_to": None, "falls_from": None, "sentence": "It does not say."}
+        return record.model_copy(update={"dose": [dose.model_copy(update=said), *others]})
+
+    swept = {name: silent(record) for name, record in evidence.doses.items() if name.startswith("python-cpu")}
+    swept["default-text"] = evidence.doses["default-text"]
+    made = findings(type(evidence)(evidence.studies, swept, {}))
+    one = next(one for one in made if "direction" in one.text)
+    assert one.verdict == "supported"
+    assert [(line.source, line.n, line.says, line.verdict) for line in one.lines[1:]] == [
+        ("pre_norm, python-cpu (0, 2), 64 tokens", "2 x 240 sequences", "It does not say.", "")
+    ]
+    assert {row["sweep"] for row in one.figures[-1].rows} == {"default-text"}
+    claim = next(one for one in made if one.title == "Claim 4 (spikes)")
+    assert any("sinks stay in 1 of 1 sweep and" in line.says for line in claim.lines)
+
+
 def test_intervals_stand_behind_every_variant_that_the_evidence_names(evidence):
     """Not behind one whose name begins alike; a variant that decides nothing has its own verdict first."""
     study = next(one for one in evidence.studies if one.preset == "sinks-700-gpu" and one.study == "normalisation")
@@ -207,7 +254,7 @@ def test_the_sweeps_are_drawn_over_the_norm_ratio_that_is_left(evidence):
         for dose in record.dose
         if dose.target == "spikes"
         for row in dose.levels
-        if row.control_of is None
+        if row.control_of is None and not row.cannot_answer
     }
     assert set(drawn) == set(expected) and len(drawn) > 10
     for key, (ratio, left) in expected.items():

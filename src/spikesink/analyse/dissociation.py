@@ -171,16 +171,16 @@ def _cannot_answer(evaluator: Evaluator, description: dict[str, Any], baseline: 
         return None
     if not any(baseline.spike_tokens):
         return "no token of the evaluated sequences spikes"
-    counted, where = baseline.sink_ratios, ""
+    complete = placed(evaluator.targets.edit_block)
     if made.edits == "spikes":
-        counted, where = baseline.downstream_ratios, " behind the spikes"
-    if not counted:
-        return f"no attention block stands{where}, so that no sink could go with them"
-    if not any(counted):
-        return f"no head{where} sinks on the evaluated sequences"
-    if made.edits == "spikes" or made.reach == "start":
+        if not baseline.downstream_ratios:
+            return f"no attention block stands behind block {complete}, where the spikes are complete"
+        return None if any(baseline.downstream_ratios) else "no head behind the spikes sinks on the evaluated sequences"
+    if not any(baseline.sink_ratios):
+        return "no head sinks on the evaluated sequences"
+    if made.reach == "start":
         return None
-    return f"it edits sinks after block {placed(evaluator.targets.edit_block)}, when the spikes are written"
+    return f"it edits sinks after block {complete}, when the spikes are written"
 
 
 def _draw(seed: int, drawn: Evaluation) -> Draw:

@@ -50,7 +50,7 @@ class InterventionRow(Frozen):
     sink_ratio_kept: Estimate | None = None
     """Sink ratio as a share of the baseline's; as every share None where that is 0."""
     downstream_sink_ratio: Estimate | None = None
-    """Sink ratio of the blocks after the one where spikes are complete: earlier ones cannot change with the spikes."""
+    """Sink ratio of the blocks after the one where spikes are complete: earlier ones see a part of them at most."""
     downstream_sink_ratio_kept: Estimate | None = None
     """The same as a share of the baseline's."""
     spike: float | None = None
@@ -77,6 +77,17 @@ class InterventionRow(Frozen):
     cannot_answer: str | None = None
     """Why the row says nothing about the quantity that it does not aim at."""
     draws: list[Draw] = Field(default_factory=list)
+
+    @property
+    def other_kept(self) -> Estimate | None:
+        """What is left of the quantity that it does not aim at: of sinks those behind the edit; of spikes the smaller
+        of size and number, by the lower ends. None where nothing can be said."""
+        if self.cannot_answer is not None:
+            return None
+        if self.target == "spikes":
+            return self.downstream_sink_ratio_kept
+        shares = [share for share in (self.plateau_kept, self.spike_tokens_kept) if share is not None]
+        return min(shares, key=lambda share: share.low, default=None)
 
     @field_validator("spike_tokens_kept", mode="before")
     @classmethod

@@ -123,7 +123,7 @@ def dose_figure(record: Interventions, dose: Dose) -> Figure:
         chart=chart,
         rows=table(rows),
         caption="What is left at each strength, with 95 % bootstrap intervals over sequences; above: the cost in nats. "
-        "Sinks: of the blocks behind the edit where it has a place." + _places(dose),
+        "Sinks: of the blocks behind spikes that are edited." + _places(dose),
         alternative=f"Lines over strength ({dose.strength}); at the last level: {ends}.",
     )
 
@@ -179,8 +179,7 @@ def _places(dose: Dose) -> str:
 
 
 def _sinks(row: InterventionRow) -> Estimate | None:
-    behind = row.target == "spikes" and row.downstream_sink_ratio is not None
-    return row.downstream_sink_ratio_kept if behind else row.sink_ratio_kept
+    return row.downstream_sink_ratio_kept if row.target == "spikes" else row.sink_ratio_kept
 
 
 def _over(kept: Estimate | None, base: Estimate | None) -> Any:

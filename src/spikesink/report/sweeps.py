@@ -4,14 +4,55 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spikesink.records.interventions import Dose, Interventions
+from spikesink.records.interventions import Dose, InterventionRow, Interventions
 from spikesink.report.dose import dominance_figure, dose_figure
 from spikesink.report.drawing import Figure
 from spikesink.report.evidence import OWN, ROUTES, Evidence, Finding, Line, combined, source
-from spikesink.report.format import counted, listed
+from spikesink.report.format import counted, listed, number, percent, signed
 
-Sweep = tuple[str, Interventions, Dose]
-"""Name of the run, its record, and the sweep."""
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep of a model: name of the run, its record, and the sweep in it."""
+
+    name: str
+    record: Interventions
+    dose: Dose
+
+    @property
+    def seed(self) -> str:
+        """Of a cell of a study, in whose seed the names of the model and of the run end; else empty."""
+        seed = str(self.record.provenance.model.get("name", "")).rpartition("-")[2]
+        return seed if seed.isdigit() and self.name.endswith(f"-{seed}") else ""
+
+    @property
+    def study(self) -> str:
+        return self.name.removesuffix(f"-{self.seed}") if self.seed else self.name
+
+    @property
+    def silent(self) -> str | None:
+        """Why it says nothing about the quantity that it does not aim at."""
+        return next((row.cannot_answer for row in self.dose.levels if row.cannot_answer), None)
+
+    @property
+    def judged_rows(self) -> list[InterventionRow]:
+        """The row at the strength at which the claim is judged, and its controls; empty where it was not tried."""
+        return [row for row in self.dose.levels if row.strength == CLAIMS[self.dose.target].level and row.applicable]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the other quantity stays at that strength or has fallen there; undecided where masked sinks do not
+        go; empty where it cannot say."""
+        level, dose, rows = CLAIMS[self.dose.target].level, self.dose, self.judged_rows
+        if self.silent:
+            return ""
+        if rows and dose.target == "sinks":
+            left = rows[0].sink_ratio_kept.value if rows[0].sink_ratio_kept else 1.0
+            if left > self.record.dissociation.rules["sinks_removed_max"]:
+                return "undecided"
+        if dose.stays_to is not None and dose.stays_to >= level:
+            return "supported"
+        return "contradicted" if dose.falls_from is not None and dose.falls_from <= level else "undecided"
 
 
 @dataclass(frozen=True)
@@ -32,7 +73,11 @@ class SweepClaim:
 
 
 def _drawn(sweeps: Sequence[Sweep]) -> list[Figure]:
-    return [dose_figure(sweeps[0][1], sweeps[0][2])]
+    return [dose_figure(sweeps[0].record, sweeps[0].dose)]
+
+
+def _dominance(sweeps: Sequence[Sweep]) -> Figure:
+    return dominance_figure([(sweep.name, sweep.dose) for sweep in sweeps if not sweep.silent])
 
 
 CLAIMS = {
@@ -42,7 +87,7 @@ CLAIMS = {
         "Another model or text whose sinks fall at a spike divided by ten or less.",
         "Sweeps of spikes that stand out alike: a tenth of one that stands out little lies among other tokens.",
         "It reports that both meet in pre-norm models; it has no sweep of the spike's size.",
-        lambda sweeps: [*_drawn(sweeps), dominance_figure([(name, dose) for name, _, dose in sweeps])],
+        lambda sweeps: [*_drawn(sweeps), _dominance(sweeps)],
     ),
     "sinks": SweepClaim(
         "spikes", "In a finished pre-norm model spikes do not need sinks: with every sink masked they stay.", 1,
@@ -63,48 +108,73 @@ def sweep_lines(evidence: Evidence, targets: Sequence[str]) -> list[Line]:
     """How the sweeps come out, a line for each quantity: no verdict on what training without it would give."""
     lines = []
     for target in targets:
-        sweeps, claim = _sweeps(evidence, target), CLAIMS[target]
+        sweeps, claim = [sweep for sweep in _sweeps(evidence, target) if not sweep.silent], CLAIMS[target]
         if sweeps:
             n = counted(len(sweeps), "sweep")
-            found = Counter(_judged(claim, *sweep[1:]) for sweep in sweeps)
+            found = Counter(sweep.verdict for sweep in sweeps)
             says = (
                 f"{claim.at.capitalize()} {claim.other} stay in {found['supported']} of {n} and have fallen in "
                 f"{found['contradicted']}; the finding on it has each."
             )
-            lines.append(Line(ROUTES[0], listed([name for name, *_ in sweeps], 2), n, says, ""))
+            lines.append(Line(ROUTES[0], _names(sweeps), n, says, ""))
     return lines
 
 
-def _shortly(dose: Dose) -> str:
-    """What a sweep says, without the limits, which docs/interventions.md states."""
-    return dose.sentence.partition(" (Stay")[0]
-
-
 def _sweeps(evidence: Evidence, target: str) -> list[Sweep]:
-    every = [(name, record, dose) for name, record in evidence.doses.items() for dose in record.dose]
-    return [sweep for sweep in every if sweep[2].target == target and sweep[2].applicable]
+    every = [Sweep(name, record, dose) for name, record in evidence.doses.items() for dose in record.dose]
+    return [sweep for sweep in every if sweep.dose.target == target and sweep.dose.applicable]
 
 
 def _finding(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Finding:
-    lines = [
-        Line(
-            ROUTES[0], source(name, record), counted(record.provenance.settings["evaluated_sequences"], "sequence"),
-            _shortly(dose), _judged(claim, record, dose),
-        )
-        for name, record, dose in sweeps
-    ]  # fmt: skip
+    """A line for the models of a study that come out alike, and for every other sweep."""
+    alike: dict[tuple[str, str, str], list[Sweep]] = {}
+    for sweep in sweeps:
+        study = sweep.study if sweep.silent or sweep.judged_rows else sweep.name
+        alike.setdefault((study, sweep.verdict, sweep.silent or ""), []).append(sweep)
+    lines = [_line(claim, group) for group in alike.values()]
     verdict = combined(lines)
     change = claim.change if verdict == "supported" else claim.mixed
     return Finding(OWN, claim.text, verdict, lines, change, claim.paper, claim.figures(sweeps))
 
 
-def _judged(claim: SweepClaim, record: Interventions, dose: Dose) -> str:
-    """Whether the other quantity stays at that strength or has fallen there; undecided where masked sinks do not go."""
-    row = next((row for row in dose.levels if row.control_of is None and row.strength == claim.level), None)
-    if row is not None and dose.target == "sinks":
-        left = row.sink_ratio_kept.value if row.sink_ratio_kept else 1.0
-        if left > record.dissociation.rules["sinks_removed_max"]:
-            return "undecided"
-    if dose.stays_to is not None and dose.stays_to >= claim.level:
-        return "supported"
-    return "contradicted" if dose.falls_from is not None and dose.falls_from <= claim.level else "undecided"
+def _line(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Line:
+    """What a sweep says, without the limits, which docs/interventions.md states; or several of them together."""
+    first = sweeps[0]
+    n = counted(first.record.provenance.settings["evaluated_sequences"], "sequence")
+    of, says = source(first.name, first.record), first.dose.sentence.partition(" (Stay")[0]
+    if len(sweeps) > 1:
+        n = f"{len(sweeps)} x {n}"
+        of = source(_names(sweeps), first.record).replace(f"-{first.seed}, ", ", ", 1)
+        says = says if first.silent else _together(claim, sweeps)
+    return Line(ROUTES[0], of, n, says, first.verdict)
+
+
+def _together(claim: SweepClaim, sweeps: Sequence[Sweep]) -> str:
+    """What is left at the strength at which the claim is judged, over several models."""
+    rows = [row for sweep in sweeps for row in sweep.judged_rows]
+    real, controls = ([row for row in rows if (row.control_of is None) is kind] for kind in (True, False))
+    left = [row.other_kept for row in real if row.other_kept]
+    sinks = [row.sink_ratio_kept.value for row in real if row.target == "sinks" and row.sink_ratio_kept]
+    norms = [row.norm_ratio.value for row in real if row.norm_ratio]
+    costs = [row.loss_difference_nats.value for row in real if row.loss_difference_nats]
+    beside = min((row.other_kept.value for row in controls if row.other_kept), default=None)
+    return (
+        f"{claim.at.capitalize()}, {_range([each.value for each in left], percent)} of the {claim.other} are left "
+        f"(intervals from {percent(min(each.low for each in left))} to {percent(max(each.high for each in left))})"
+        + (f" and {_range(sinks, percent)} of the sinks" if sinks else "")
+        + f", norm ratio {_range(norms, number)}, at {_range(costs, signed)} nats. "
+        f"Controls of the same strength leave {percent(beside)} or more."
+    )
+
+
+def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    low, high = shown(min(values)), shown(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _names(sweeps: Sequence[Sweep]) -> str:
+    """The runs, those of a study together with their seeds."""
+    seeds: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        seeds.setdefault(sweep.study, []).append(sweep.seed)
+    return listed([f"{study} ({', '.join(of)})" if all(of) else study for study, of in seeds.items()], 3)
