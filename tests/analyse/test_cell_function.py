@@ -23,6 +23,7 @@ def test_costs_are_of_the_other_half_and_heads_of_the_first(monkeypatch):
     found = function_of(accessed, ids)
     targets = find(accessed, ids[:5])
     assert (found.spike_tokens, found.same_context) == (targets.spike_tokens / 5, targets.same_context)
+    assert (targets.edit_block, found.attention_behind) == (2, 3)
     plain = evaluate(accessed, ids[5:], loss_only=True).losses
     for cost, edit in ((found.freeze_nats, freeze_spikes), (found.zero_nats, zero_spikes)):
         edited = evaluate(accessed, ids[5:], edit(accessed, targets), loss_only=True).losses

@@ -82,6 +82,7 @@ def test_what_was_found(record):
     assert record.found["channels"] == [507]
     assert record.found["sink_positions"] == [0]
     assert (record.found["sequences"], record.found["same_context"]) == (6, 1 / 6)
+    assert (record.found["edit_block"], record.found["attention_behind"]) == (2, 2)
     assert record.arrays["spike_states"].shape == (37, 576)
     assert record.arrays["spike_states"][0].argmax() == 507
     assert np.linalg.norm(record.arrays["direction"]) == pytest.approx(1, abs=1e-4)
@@ -428,7 +429,7 @@ def test_layers_that_are_taken_over_change_no_row(monkeypatch):
 
 def test_an_edit_behind_the_last_attention_block_says_nothing_about_sinks():
     """All sinks are left then, whatever sinks need: models whose last FFN completes the spike."""
-    evaluator = SimpleNamespace(targets=SimpleNamespace(has_spikes=True, edit_block=8))
+    evaluator = SimpleNamespace(targets=SimpleNamespace(has_spikes=True, edit_block=8, attention_behind=0))
     told = {
         name: _cannot_answer(
             evaluator,  # type: ignore[arg-type]

@@ -109,6 +109,9 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
     alike = judged(*rows, same_context=0.514).constant_suffices
     assert alike.answer == "not applicable" and "51% of the spike tokens found are one token" in alike.reason
     assert f"freezing costs {to_three_digits(frozen)} nats" in alike.reason
+    assert judged(*rows, attention_behind=1).constant_suffices.answer == answer
+    unread = judged(*rows, attention_behind=0, same_context=0.514).constant_suffices
+    assert unread.answer == "not applicable" and "no attention block stands behind the spikes" in unread.reason
 
 
 def test_the_rules_are_in_the_record():

@@ -46,7 +46,23 @@ def test_the_interval_is_students():
 )
 def test_claim_2(freeze, zero, random, expected):
     columns = {"freeze_nats": freeze, "zero_nats": zero, "random_constant_nats": random}
-    assert verdict(2, cells(**columns, same_context=(0.1,) * len(freeze))) == expected
+    known = {"same_context": (0.1,) * len(freeze), "attention_behind": (1,) * len(freeze)}
+    assert verdict(2, cells(**columns, **known)) == expected
+
+
+def test_models_whose_spikes_no_other_token_reads_do_not_speak_for_claim_2():
+    """Zero is free there, whatever the model: all but the spike tokens' own predictions stay as they are."""
+    claims = [ClaimVerdict(claim=2, text="", verdict="not tested", evidence="")]
+    columns = {
+        "freeze_nats": (0.0,) * 5, "zero_nats": (0.001, 0.002, 0.001, 2.0, 2.1), "random_constant_nats": (1.0,) * 5,
+        "same_context": (0.5, 0.5, 0.5, 0.5, 1.0),
+    }  # fmt: skip
+    (told,) = judged(claims, cells(**columns, attention_behind=(0, 0, None, 2, 2)), FunctionRules())
+    assert told.verdict == "not tested"
+    assert told.evidence.startswith("Fewer than 3 of 5 models can be asked: in 2 no attention block stands behind the ")
+    assert "; in 1 it is not known whether either is so; in 1 most spike tokens are one token" in told.evidence
+    (told,) = judged(claims, cells(**columns, attention_behind=(1, 1, 1, 0, 0)), FunctionRules())
+    assert (told.verdict, told.evidence[-8:]) == ("contradicted", "(n = 3).")
 
 
 def test_a_constant_that_cannot_cost_anything_does_not_speak_for_claim_2():
@@ -55,6 +71,7 @@ def test_a_constant_that_cannot_cost_anything_does_not_speak_for_claim_2():
         "freeze_nats": (0.0,) * 4, "zero_nats": (2.0, 2.1, 2.2, 0.01), "random_constant_nats": (1.0, 1.1, 1.2, 0.0)
     }  # fmt: skip
     assert verdict(2, cells(**columns)) == "not tested", "records from before it do not say it"
+    columns["attention_behind"] = (1,) * 4
     assert verdict(2, cells(**columns, same_context=(1.0, 0.2, 0.5, 0.51))) == "not tested"
     assert verdict(2, cells(**columns, same_context=(0.1, 0.2, 0.5, 0.51))) == "supported", "of the first three alone"
     assert verdict(2, cells(**columns, same_context=(0.1, 0.2, 0.5, 0.5))) == "undecided"
@@ -92,7 +109,9 @@ def test_cells_without_the_measure_leave_the_claims_as_they_are():
 def test_models_without_spikes_do_not_speak_for_claim_2():
     claims = [ClaimVerdict(claim=2, text="", verdict="not tested", evidence="")]
     columns = {"freeze_nats": (0.01, 0.011, 0.012), "zero_nats": (0.001, 0.002, 0.003)}
-    baseline = cells(**columns, random_constant_nats=(1.0, 1.1, 1.2), same_context=(0.1, 0.2, 0.3))
+    baseline = cells(
+        **columns, random_constant_nats=(1.0, 1.1, 1.2), same_context=(0.1, 0.2, 0.3), attention_behind=(1,) * 3
+    )
     assert judged(claims, baseline, FunctionRules())[0].verdict == "contradicted"
     (told,) = judged(claims, baseline, FunctionRules(), spikes=False)
     assert told.verdict == "not tested"

@@ -84,7 +84,9 @@ def test_a_spike_goes_with_any_part_of_it(part):
     lost = [{**one, measured: times * one[measured]} for one in figures(MANY, HIGH)]
     judged = decide(BASELINE, lost)
     assert (judged.verdict, judged.spikes) == (verdict.SPIKES_GO, "falls")
-    assert f"({TITLES[part]} falls)" in judged.sentence
+    assert f"({TITLES[part]} falls; " in judged.sentence
+    left = 4 if part == "norm_ratio" else 0
+    assert judged.sentence.endswith(f"; {left} of 4 models have spikes by the definition), n = 4.")
 
 
 def test_a_baseline_without_spikes_leaves_the_sinks():

@@ -173,7 +173,7 @@ def _cannot_answer(evaluator: Evaluator, description: dict[str, Any], baseline: 
         return "no token of the evaluated sequences spikes"
     complete = placed(evaluator.targets.edit_block)
     if made.edits == "spikes":
-        if not baseline.downstream_ratios:
+        if evaluator.targets.attention_behind == 0:
             return f"no attention block stands behind block {complete}, where the spikes are complete"
         return None if any(baseline.downstream_ratios) else "no head behind the spikes sinks on the evaluated sequences"
     if not any(baseline.sink_ratios):

@@ -66,6 +66,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "has_spikes": spike.has_spikes,
         "spike": spike.peak.value,
         "edit_block": block,
+        "attention_behind": sum(sites.block > block for sites in scanned.accessed.attending),
         "step_up_block": step_up,
         "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
         "step_blocks": (*steps.step_up, *steps.step_down) if steps else (),

@@ -1,6 +1,7 @@
 """What spikes and sinks do in a model, in few numbers: for models of which there are many, as the cells of a study."""
 
 import statistics
+from typing import Any
 
 from torch import Tensor
 
@@ -27,8 +28,9 @@ def function_of(accessed: AccessedModel, ids: Tensor, progress: Progress = no_pr
     count = max(1, min(SEQUENCES, len(ids) // 2))
     scanned, _ = measure(accessed, ids[:count], Criteria(), progress=progress)
     targets = targets_of(scanned, progress=progress)
-    facts: dict[str, float | str] = {
-        "spike_tokens": targets.spike_tokens / count, "same_context": targets.same_context
+    facts: dict[str, Any] = {
+        "spike_tokens": targets.spike_tokens / count, "same_context": targets.same_context,
+        "attention_behind": targets.attention_behind,
     }  # fmt: skip
     try:
         facts |= _spike_costs(accessed, ids[count : 2 * count], targets)

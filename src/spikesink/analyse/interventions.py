@@ -183,8 +183,9 @@ def _check_long(accessed: AccessedModel, long: Tokens) -> None:
 
 def _judged(rows: list[InterventionRow], targets: Targets) -> Dissociation:
     return dissociation(
-        rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, same_context=targets.same_context
-    )
+        rows, has_spikes=targets.has_spikes, has_sinks=targets.has_sinks, same_context=targets.same_context,
+        attention_behind=targets.attention_behind,
+    )  # fmt: skip
 
 
 def _timing(evaluator: Evaluator, started: float) -> Timing:

@@ -20,6 +20,7 @@ ONE_CONTEXT = (
     "{:.0%} of the spike tokens found are one token behind the same ones, whose state is one whatever the model; "
     "sequences without BOS, or texts that begin differently, would ask it"
 )
+UNREAD = "no attention block stands behind the spikes, so that no other token reads them"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def rules_in_words(rules: Thresholds) -> list[str]:
         f"One constant suffices if freezing costs at most {rules.free_max:g} nats (upper end) while zeroing costs at "
         f"least {rules.costly_min:g} (lower end), and a random constant of the same norm costs more than the learned "
         f"one. It is not asked where more than {rules.same_context_max:.0%} of the spike tokens found are the same "
-        "token behind the same ones, as BOS is: its state is one constant whatever the model.",
+        "token behind the same ones, as BOS is: its state is one constant whatever the model; nor where no attention "
+        "block stands behind the spikes.",
     ]
 
 
@@ -68,9 +70,10 @@ def dissociation(
     has_spikes: bool,
     has_sinks: bool,
     same_context: float | None = None,
+    attention_behind: int | None = None,
     thresholds: Thresholds | None = None,
 ) -> Dissociation:
-    """The verdict on a table of rows. same_context: as in `Targets`; None where it is not known."""
+    """The verdict on a table of rows. same_context, attention_behind: as in `Targets`; None where it is not known."""
     thresholds = thresholds or Thresholds()
     missing = [name for name, there in (("spikes", has_spikes), ("sinks", has_sinks)) if not there]
     reason = f"the model has no {' and no '.join(missing)}" if missing else None
@@ -82,7 +85,7 @@ def dissociation(
         sentence=_sentence(verdict, sinks, spikes),
         sinks_need_spikes=sinks,
         spikes_need_sinks=spikes,
-        constant_suffices=_constant(rows, thresholds, has_spikes, same_context),
+        constant_suffices=_constant(rows, thresholds, has_spikes, same_context, attention_behind),
         rules={**asdict(thresholds), "in_words": rules_in_words(thresholds)},
     )
 
@@ -238,7 +241,11 @@ def _sentence(verdict: str, sinks: Answer, spikes: Answer) -> str:
 
 
 def _constant(
-    rows: list[InterventionRow], thresholds: Thresholds, has_spikes: bool, same_context: float | None
+    rows: list[InterventionRow],
+    thresholds: Thresholds,
+    has_spikes: bool,
+    same_context: float | None,
+    attention_behind: int | None,
 ) -> Answer:
     """Whether one constant vector can stand in for every spike token's state."""
     question = "Does one constant vector do in place of a spike token?"
@@ -253,9 +260,11 @@ def _constant(
         )
     numbers = [to_three_digits(row.value) for row in (frozen, zeroed, random)]
     costs = f"freezing costs {numbers[0]} nats, zeroing {numbers[1]}, a random constant {numbers[2]}"
-    if same_context is not None and same_context > thresholds.same_context_max:
-        reason = f"{ONE_CONTEXT.format(same_context)} ({costs})"
-        return Answer(question=question, answer="not applicable", evidence=[], reason=reason)
+    why = UNREAD if attention_behind == 0 else None
+    if why is None and same_context is not None and same_context > thresholds.same_context_max:
+        why = ONE_CONTEXT.format(same_context)
+    if why is not None:
+        return Answer(question=question, answer="not applicable", evidence=[], reason=f"{why} ({costs})")
     if frozen.high <= thresholds.free_max and zeroed.low >= thresholds.costly_min and random.low > frozen.high:
         answer = "yes"
     elif frozen.low > thresholds.costly_min:

@@ -64,6 +64,8 @@ class Targets:
     """Held-out sequences that all this was learned on."""
     spike_tokens: int = 0
     """Spike tokens among them."""
+    attention_behind: int | None = None
+    """Attention blocks behind `edit_block`: with none, no other token reads a spike that is whole."""
     same_context: float = 0.0
     """Largest share of them that are one token behind the same ones (BOS), whose state is one whatever the model."""
 

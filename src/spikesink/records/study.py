@@ -96,6 +96,8 @@ class CellFunction(Frozen):
     """How many of the spike tokens differ, in the token or in those before it; in records of 27 November 2026 alone."""
     same_context: float | None = None
     """Largest share of the spike tokens that are one token behind the same ones; None in records from before it."""
+    attention_behind: int | None = None
+    """Attention blocks behind the one where the spikes are complete; None in records from before 28 November 2026."""
     freeze_nats: float | None = None
     """Cost of one learned constant in place of every spike token's state."""
     zero_nats: float | None = None

@@ -268,8 +268,11 @@ def _breaks(model: Model) -> Statement:
                      f"{_perplexity(rows['zero_spikes'])}")  # fmt: skip
     if "freeze_spikes" in rows:
         part = f"one constant vector in place of every spike token's state costs {_cost(rows['freeze_spikes'])}"
-        alike = record.dissociation.constant_suffices.answer == "not applicable"
-        parts.append(f"{part}, as it must, since most are the same token behind the same ones" if alike else part)
+        if record.dissociation.constant_suffices.answer == "not applicable":
+            unread = record.found.get("attention_behind") == 0
+            why = "no attention block reads them" if unread else "most are the same token behind the same ones"
+            part += f", as it must, since {why}"
+        parts.append(part)
     if "mask_sinks" in rows:
         parts.append(f"masking the sink keys costs {_cost(rows['mask_sinks'])}")
     text = "; ".join(parts)

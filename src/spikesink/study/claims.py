@@ -145,12 +145,6 @@ def _shows(change: VariantVerdict, pattern: dict[Quantity, Expected]) -> bool:
     return all(getattr(change, quantity) in MEETS[expected] for quantity, expected in pattern.items())
 
 
-ONE_CONTEXT = (
-    "Of fewer than {} models is it known that at most half of the spike tokens are one token behind the same ones "
-    "(BOS), whose state is one constant whatever the model."
-)
-
-
 @dataclass(frozen=True)
 class FunctionRules:
     """Thresholds of claims 2 and 3; costs in nats are those of the verdict of `intervene`."""
@@ -218,16 +212,29 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
     if None in every:
         reasons = sorted({cell.spikes_missing for cell in cells if cell.spikes_missing})
         return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
-    asked = [cell for cell in cells if cell.same_context is not None and cell.same_context <= rules.same_context_max]
+    why = [_not_asked(cell, rules) for cell in cells]
+    asked = [cell for cell, reason in zip(cells, why, strict=True) if reason is None]
     freeze, zero, random = (over_seeds(asked, name, rules) for name in COSTS)
     if freeze is None or zero is None or random is None:
-        return "not tested", f"{ONE_CONTEXT.format(rules.function_seeds_min)} {_in_words(*every)}"
+        reasons = "; ".join(f"in {n} {reason}" for reason, n in Counter(filter(None, why)).items())
+        few = f"Fewer than {rules.function_seeds_min} of {len(cells)} models can be asked: {reasons}."
+        return "not tested", f"{few} {_in_words(*every)}"
     evidence = _in_words(freeze, zero, random)
     if freeze.high <= rules.free_max and zero.low >= rules.costly_min and random.low > freeze.high:
         return "supported", evidence
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
     against = zero.high < rules.free_max or freeze.low > rules.costly_min
     return ("contradicted" if against else "undecided"), evidence
+
+
+def _not_asked(cell: CellFunction, rules: FunctionRules) -> str | None:
+    """Why the model says nothing about a constant in place of its spikes; None where it does."""
+    if cell.attention_behind == 0:
+        return "no attention block stands behind the spikes, so that no other token reads them"
+    if cell.same_context is not None and cell.same_context > rules.same_context_max:
+        return "most spike tokens are one token behind the same ones (BOS), whose state is one constant in any model"
+    unknown = cell.attention_behind is None or cell.same_context is None
+    return "it is not known whether either is so" if unknown else None
 
 
 def _in_words(freeze: SeedInterval | None, zero: SeedInterval | None, random: SeedInterval | None) -> str:

@@ -70,7 +70,8 @@ class Study:
             folder = work / self.title / cell.name
             if self._path(cell).exists() and (folder / MODEL).is_dir():
                 record = CellRecord.read_file(self._path(cell))
-                if record.status == "finished" and record.function is None:
+                known = record.function is not None and record.function.attention_behind is not None
+                if record.status == "finished" and not known:
                     self._keep(record.model_copy(update={"function": measured_function(cell, folder, progress)}))
 
     def write(self) -> StudyRecord:

@@ -229,22 +229,26 @@ def _cost(effects: dict[str, Effect], rules: Rules) -> str:
     return "none" if effect.high < rules.cost else "some" if effect.low > rules.cost else "unclear"
 
 
-def has_spikes(row: VariantRow, rules: Rules = Rules()) -> bool:
-    """Whether most seeds have what the definition asks for; by `scan`'s verdict where the parts were not kept."""
+def spiking(row: VariantRow, rules: Rules = Rules()) -> list[bool]:
+    """Of every seed, whether it has what the definition asks for; by `scan`'s verdict where the parts were not kept."""
     values = row.values
     if not all(values.get(name) for name in ("spike_max_over_median", "within_token", "sequence_tokens")):
-        flags = values.get("has_spikes", [])
-    else:
-        flags = [
-            extreme >= rules.max_over_median_min
-            and within >= rules.within_token_min
-            and 0 < share * length <= rules.spike_tokens_max
-            for extreme, within, share, length in zip(
-                values["spike_max_over_median"], values["within_token"], values["spike_token_share"],
-                values["sequence_tokens"], strict=True,
-            )
-        ]  # fmt: skip
-    return sum(map(bool, flags)) > len(flags) / 2
+        return list(map(bool, values.get("has_spikes", [])))
+    return [
+        extreme >= rules.max_over_median_min
+        and within >= rules.within_token_min
+        and 0 < share * length <= rules.spike_tokens_max
+        for extreme, within, share, length in zip(
+            values["spike_max_over_median"], values["within_token"], values["spike_token_share"],
+            values["sequence_tokens"], strict=True,
+        )
+    ]  # fmt: skip
+
+
+def has_spikes(row: VariantRow, rules: Rules = Rules()) -> bool:
+    """Whether most seeds have spikes."""
+    seeds = spiking(row, rules)
+    return sum(seeds) > len(seeds) / 2
 
 
 def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], rules: Rules) -> VariantVerdict:
@@ -259,11 +263,13 @@ def _verdict(row: VariantRow, baseline: VariantRow, effects: dict[str, Effect], 
     spikes = "not testable" if not has_spikes(baseline, rules) else "unclear" if why else spikes_change(effects)
     sinks: Change = "unclear" if why else sinks_change(effects)
     verdict, unclear = _named(spikes, sinks)
+    still = spiking(row, rules)
+    left = f"; {sum(still)} of {len(still)} models have spikes by the definition" if spikes == "falls" and still else ""
     return VariantVerdict.model_validate(
         {
             "variant": row.variant, "verdict": verdict, "effects": list(effects.values()), "version_1": before,
             "spikes": spikes, "sinks": sinks, "cost": "unclear" if why or row.diverged else _cost(effects, rules),
-            "sentence": _sentence(row, verdict, why or unclear or _moved(effects)), "diverged": row.diverged,
+            "sentence": _sentence(row, verdict, why or (unclear or _moved(effects)) + left), "diverged": row.diverged,
         }
     )  # fmt: skip
 
