@@ -68,7 +68,8 @@ def findings_markdown(evidence: Evidence, pictures: str) -> str:
     for one in findings(evidence):
         lines = ["| route | of | n | what it says | verdict |", "| --- | --- | --- | --- | --- |"]
         lines += [
-            f"| {line.route} | {line.source} | {line.n} | {line.says} | {line.verdict or NONE} |" for line in one.lines
+            f"| {line.route} | {line.source} | {line.size} | {line.says} | {line.verdict or NONE} |"
+            for line in one.lines
         ]
         new = [figure for figure in one.figures if figure.name not in shown]
         shown.update(figure.name for figure in new)
@@ -93,7 +94,7 @@ def _briefly(lines: Sequence[Line]) -> str:
     counts: dict[str, Counter[str]] = {}
     for line in lines:
         if not line.n.startswith("0"):
-            counts.setdefault(line.route, Counter())[line.n] += 1
+            counts.setdefault(line.route, Counter())[line.n] += line.models
     return (
         "; ".join(
             f"{route}: {', '.join(f'{times} x {n}' if times > 1 else n for n, times in routes.items())}"

@@ -58,9 +58,6 @@ def test_records_that_do_not_say_who_speaks_name_them(evidence):
     old = findings(type(evidence)(before, evidence.doses, evidence.grafts))
     new = findings(type(evidence)(evidence.studies, evidence.doses, evidence.grafts))
     assert {one.text: one.paper for one in old} == {one.text: one.paper for one in new}
-    assert {one.text: [line.seeds_needed for line in one.lines] for one in old} == {
-        one.text: [line.seeds_needed for line in one.lines] for one in new
-    }
 
 
 def test_parts_that_count_from_1_say_so(evidence):
@@ -90,19 +87,6 @@ def test_a_verdict_follows_from_what_is_decided(evidence, verdicts, expected):
     changed = type(evidence)(said, {}, {})
     (one,) = [one for one in findings(changed) if one.title == "Claim 1"]
     assert one.verdict == expected
-
-
-def test_seeds_needed_are_those_of_the_variants_that_speak(evidence):
-    """Sandwich alone would be decided sooner than no_bos_loss, of which the finding is."""
-    (one,) = [one for one in findings(evidence) if one.text.startswith("Sinks come with the loss on what follows BOS")]
-    needed = [
-        effect.seeds_needed
-        for study in evidence.studies
-        for judged in study.verdicts
-        for effect in judged.effects
-        if judged.variant == "no_bos_loss" and effect.change == "unclear" and effect.metric == "sink_ratio"
-    ]
-    assert len(needed) == 2 and f"(at this spread {min(needed)} would decide the first)" in one.change
 
 
 def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
@@ -173,7 +157,7 @@ def test_models_of_a_study_that_come_out_alike_are_one_line(evidence):
     ]
     made = findings(type(evidence)(evidence.studies, swept, {}))
     (line,) = next(one for one in made if "direction" in one.text).lines
-    assert (line.source, line.n) == ("pre_norm, python-gpu-64 (0, 1, 2, 3, 4), 64 tokens", "5 x 240 sequences")
+    assert (line.source, line.size) == ("pre_norm, python-gpu-64 (0, 1, 2, 3, 4), 64 tokens", "5 x 240 sequences")
     left = [row.downstream_sink_ratio_kept for row in rows]
     low, high = (f"{bound(each.value for each in left) * 100:.1f}".removesuffix(".0") for bound in (min, max))
     assert f"divided by 10, {low} % to {high} % of the sinks are left" in line.says
@@ -201,7 +185,7 @@ def test_sweeps_that_cannot_say_have_no_verdict_and_no_curve(evidence):
     made = findings(type(evidence)(evidence.studies, swept, {}))
     one = next(one for one in made if "direction" in one.text)
     assert one.verdict == "supported"
-    assert [(line.source, line.n, line.says, line.verdict) for line in one.lines[1:]] == [
+    assert [(line.source, line.size, line.says, line.verdict) for line in one.lines[1:]] == [
         ("pre_norm, python-cpu (0, 2), 64 tokens", "2 x 240 sequences", "It does not say.", "")
     ]
     assert {row["sweep"] for row in one.figures[-1].rows} == {"default-text"}

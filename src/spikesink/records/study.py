@@ -286,6 +286,9 @@ class ClaimVerdict(Frozen):
     verdict: Literal["supported", "contradicted", "mixed", "undecided", "not tested"]
     """Contradicted: a decided opposite; mixed: both were seen."""
     evidence: str
+    n: int | None = None
+    """Models that were asked, of claims 2 and 3, which the baseline decides; None in records from before 28 November
+    2026, and where none was."""
     speak: dict[str, Side] = Field(default_factory=dict)
     """What each variant that speaks for it shows; empty of claims 2 and 3, which the baseline decides, and in records
     from before 28 November 2026."""

@@ -26,8 +26,13 @@ class Line:
     n: str
     says: str
     verdict: str
-    seeds_needed: int | None = None
-    """Seeds at which the first undecided variant that speaks would be decided."""
+    models: int = 1
+    """That are told together, each with its own n."""
+
+    @property
+    def size(self) -> str:
+        """5 x 240 sequences."""
+        return self.n if self.models == 1 else f"{self.models} x {self.n}"
 
 
 @dataclass

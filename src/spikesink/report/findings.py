@@ -93,7 +93,7 @@ def _finding(claim: PaperClaim, evidence: Evidence) -> Finding:
     verdict = combined(lines)
     part = f" ({claim.part})" if claim.part else ""
     return Finding(
-        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict, lines),
+        f"Claim {claim.claim}{part}", claim.text, verdict, lines, _change(claim.finished, verdict),
         f"{claim.paper} {_paper(evidence, claim.is_judged)}".strip(), _figures(claim, evidence),
     )  # fmt: skip
 
@@ -160,11 +160,12 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
             if before:
                 before[0].source += f"; {study.study} at {study.preset}, the same models"
                 continue
-            seeds = sorted({len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)})
+            asked = [len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)]
+            seeds = sorted({*asked} if judged.n is None else {judged.n})
             n = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
-            route, needed = ROUTES[2 if study.pretrained is None else 1], _needed(_named(judged, study))
+            route = ROUTES[2 if study.pretrained is None else 1]
             source = f"{study.study} at {study.preset}"
-            lines.append(Line(route, source, n, _says(judged, study), judged.verdict, needed))
+            lines.append(Line(route, source, n, _says(judged, study), judged.verdict))
             told.append((baseline, lines[-1]))
     return lines
 
@@ -183,7 +184,7 @@ def _own(evidence: Evidence) -> list[Finding]:
         lines = _trained(evidence, asks)
         verdict = combined(lines)
         paper = _paper(evidence, asks) or "It has no such run."
-        made.append(Finding(OWN, text, verdict, lines, _change("", verdict, lines), paper))
+        made.append(Finding(OWN, text, verdict, lines, _change("", verdict), paper))
     return made
 
 
@@ -240,29 +241,12 @@ def _effects(judged: VariantVerdict, study: StudyRecord) -> list[str]:
     ]
 
 
-def _needed(speaking: list[VariantVerdict]) -> int | None:
-    """Seeds a variant at which the first unclear sink or norm ratio would be clear; None where none is known."""
-    return min(
-        (
-            effect.seeds_needed
-            for judged in speaking
-            for effect in judged.effects
-            if effect.change == "unclear" and effect.seeds_needed and effect.metric in ("sink_ratio", "norm_ratio")
-        ),
-        default=None,
-    )
-
-
-def _change(finished: str, verdict: str, lines: list[Line]) -> str:
+def _change(finished: str, verdict: str) -> str:
     """What would change the verdict; finished: what can be seen in a finished model."""
     if verdict == "not tested":
         return f"Any run that speaks for it. {finished}"
     if verdict == "undecided":
-        needed = [line.seeds_needed for line in lines if line.seeds_needed]
-        seeds = f" (at this spread {min(needed)} would decide the first)" if needed else ""
-        return (
-            f"More seeds of the variants that speak for it{seeds}; longer healing; a size that grows spikes and sinks."
-        )
+        return "More seeds of the variants that speak for it; longer healing; a size that grows spikes and sinks."
     return "A variant with at least three seeds that shows the decided opposite; a larger size; another text."
 
 
@@ -324,7 +308,7 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
         tables=[
             Table(
                 "Evidence", ("route", "of", "n", "what it says", "verdict"),
-                [[line.route, line.source, line.n, line.says.replace("`", ""), line.verdict or "–"]
+                [[line.route, line.source, line.size, line.says.replace("`", ""), line.verdict or "–"]
                  for line in finding.lines],
                 words=5,
             )

@@ -143,10 +143,9 @@ def _line(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Line:
     n = counted(first.record.provenance.settings["evaluated_sequences"], "sequence")
     of, says = source(first.name, first.record), first.dose.sentence.partition(" (Stay")[0]
     if len(sweeps) > 1:
-        n = f"{len(sweeps)} x {n}"
         of = source(_names(sweeps), first.record).replace(f"-{first.seed}, ", ", ", 1)
         says = says if first.silent else _together(claim, sweeps)
-    return Line(ROUTES[0], of, n, says, first.verdict)
+    return Line(ROUTES[0], of, n, says, first.verdict, len(sweeps))
 
 
 def _together(claim: SweepClaim, sweeps: Sequence[Sweep]) -> str:

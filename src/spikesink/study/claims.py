@@ -181,9 +181,9 @@ def judged(
         return claims
     own = {2: _constant(cells, rules), 3: _local(cells, rules)}
     if not spikes:
-        own[2] = ("not tested", f"The baseline has no spikes by the definition. {own[2][1]}")
+        own[2] = ("not tested", f"The baseline has no spikes by the definition. {own[2][1]}", None)
     return [
-        claim.model_copy(update=dict(zip(("verdict", "evidence"), own[claim.claim], strict=True)))
+        claim.model_copy(update=dict(zip(("verdict", "evidence", "n"), own[claim.claim], strict=True)))
         if claim.claim in own
         else claim
         for claim in claims
@@ -206,25 +206,29 @@ def over_seeds(cells: list[CellFunction], name: str, rules: FunctionRules) -> Se
 COSTS = ("freeze_nats", "zero_nats", "random_constant_nats")
 
 
-def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
+def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str, int | None]:
     """One constant must be free, no state at all costly, and another constant of its size worse."""
     every = [over_seeds(cells, name, rules) for name in COSTS]
     if None in every:
-        reasons = sorted({cell.spikes_missing for cell in cells if cell.spikes_missing})
-        return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
+        return "not tested", _too_few({cell.spikes_missing for cell in cells}, rules), None
     why = [_not_asked(cell, rules) for cell in cells]
     asked = [cell for cell, reason in zip(cells, why, strict=True) if reason is None]
     freeze, zero, random = (over_seeds(asked, name, rules) for name in COSTS)
     if freeze is None or zero is None or random is None:
         reasons = "; ".join(f"in {n} {reason}" for reason, n in Counter(filter(None, why)).items())
         few = f"Fewer than {rules.function_seeds_min} of {len(cells)} models can be asked: {reasons}."
-        return "not tested", f"{few} {_in_words(*every)}"
+        return "not tested", f"{few} {_in_words(*every)}", None
     evidence = _in_words(freeze, zero, random)
     if freeze.high <= rules.free_max and zero.low >= rules.costly_min and random.low > freeze.high:
-        return "supported", evidence
+        return "supported", evidence, freeze.n
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
     against = zero.high < rules.free_max or freeze.low > rules.costly_min
-    return ("contradicted" if against else "undecided"), evidence
+    return ("contradicted" if against else "undecided"), evidence, freeze.n
+
+
+def _too_few(missing: set[str | None], rules: FunctionRules) -> str:
+    reasons = "; ".join(sorted(filter(None, missing)))
+    return f"Fewer than {rules.function_seeds_min} models have it ({reasons or 'seeds'})."
 
 
 def _not_asked(cell: CellFunction, rules: FunctionRules) -> str | None:
@@ -245,20 +249,19 @@ def _in_words(freeze: SeedInterval | None, zero: SeedInterval | None, random: Se
     )
 
 
-def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
+def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str, int | None]:
     """Where the sink takes more a head writes less, and what sink heads look at besides lies nearer than by chance, and
     not the farther, the more a head's sink takes."""
     write, reach = (over_seeds(cells, name, rules) for name in ("write_with_mass", "sink_head_distance"))
     if write is None or reach is None:
-        reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
-        return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
+        return "not tested", _too_few({cell.sinks_missing for cell in cells}, rules), None
     evidence = (
         f"Within heads, sink mass and norm of the write correlate at {write}. With the sink taken out, sink heads look "
         f"{str(reach).replace('+', '')} as far as uniform attention does"
     )
     further = over_seeds(cells, "distance_with_mass", rules)
     if further is None:
-        return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared."
+        return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared.", write.n
     evidence += f"; within layers, sink mass and that distance have rank correlation {further} (n = {write.n})."
     look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
-    return on_sides(side(write.low, write.high), look), evidence
+    return on_sides(side(write.low, write.high), look), evidence, write.n
