@@ -6,9 +6,19 @@ from tiny import spiking, tiny, token_ids
 
 import spikesink
 from spikesink.access import access
+from spikesink.access.linears import find_linears, missing_linears
 from spikesink.analyse.quantisation import is_notable
 from spikesink.records.advice import advice, advised_prefix
-from spikesink.records.deployment import Budget, Damage, KvCache, MeasureSet, Quantisation, Remedies
+from spikesink.records.deployment import (
+    Budget,
+    Damage,
+    FormatDamage,
+    Formats,
+    KvCache,
+    MeasureSet,
+    Quantisation,
+    Remedies,
+)
 from spikesink.records.intervals import Estimate
 from spikesink.report.export import _modules
 
@@ -46,6 +56,35 @@ def test_what_is_said_of_inputs_and_of_the_cache(inputs, cache, said):
     base = Estimate(value=5.0, low=4.0, high=6.0)
     section = Quantisation(baseline=base, sites=sites, worst_kind="down_proj")
     assert [each for each in advice(True, section, NO_CACHE) if not each.startswith("Remedies")] == said
+
+
+MISSING = ["ffn_in: there is none", "down_proj: there is none"]
+UNKNOWN = "What rounding does to ffn_in and down_proj was not measured: there is none."
+
+
+@pytest.mark.parametrize("inputs", [0.015, 0.3])
+def test_where_experts_were_not_measured_no_sentence_speaks_of_every_map(inputs):
+    sites = [damage("attention_in", inputs), damage("kv", 0.0)]
+    base = Estimate(value=5.0, low=4.0, high=6.0)
+    section = Quantisation(baseline=base, sites=sites, worst_kind="attention_in", skipped=MISSING)
+    cost = damage("", -0.0004).model_dump(include={"perplexity", "loss_difference_nats"})
+    facts = {"name": "fine", "element": "", "scales": "", "static": False, "spike_share": None, "lost": 0.0}
+    rows = [FormatDamage(kind=kind, lost_without_spikes=None, **facts, **cost) for kind in ("inputs", "weights", "kv")]
+    remedies = Remedies(rows=[damage("all", 1.0).model_copy(update={"scales": "static"})], missing=MISSING)
+    said = advice(True, section, NO_CACHE, None, remedies, Formats(rows=rows, missing=MISSING))
+    assert said.count(UNKNOWN) == 1
+    whole = ["enters linear maps", "Weights cost", "Every linear map in"]
+    assert not [sentence for sentence in said if any(words in sentence for words in whole)]
+    assert any(
+        "the linear maps that were measured costs at most 0.05 nats (upper end) in fine (+0.000)" in s for s in said
+    )
+
+
+def test_experts_of_some_layers_alone_are_counted():
+    moe, dense = access(tiny("qwen2_moe")), access(tiny("llama"))
+    reason = "the model has no such single linear map in 1 of 3 blocks"
+    assert missing_linears(moe, find_linears(moe)) == [f"ffn_in: {reason}", f"down_proj: {reason}"]
+    assert missing_linears(dense, find_linears(dense)) == []
 
 
 @pytest.mark.parametrize(

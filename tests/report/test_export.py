@@ -102,6 +102,22 @@ def test_servers_get_layers_and_prefix_ids(record):
     assert sglang["input_ids_prefix"] == [7]
 
 
+@pytest.mark.parametrize("tool", ["json", "vllm", "sglang", "torchao", "llm-compressor"])
+def test_files_say_which_maps_were_not_measured(record, tool):
+    assert "not measured" not in export(record, tool).decode()
+    quantised = record.quantisation.model_copy(update={"skipped": ["ffn_in: it is fused"]})
+    written = export(record.model_copy(update={"quantisation": quantised}), tool).decode()
+    assert "What rounding does to ffn_in was not measured: it is fused." in written
+
+
+def test_arguments_for_llama_cpp_stand_alone_and_the_note_beside_them(record, tmp_path, cli):
+    quantised = record.quantisation.model_copy(update={"skipped": ["ffn_in: it is fused"]})
+    record.model_copy(update={"quantisation": quantised}).save(tmp_path)
+    told = cli("export", str(tmp_path), "--for", "gguf")
+    assert all(line.startswith("--tensor-type") for line in told.out.splitlines())
+    assert told.err == "What rounding does to ffn_in was not measured: it is fused.\n"
+
+
 def test_llama_cpp_gets_patterns_of_its_own_names(record):
     assert export(record, "gguf").decode().splitlines() == [
         r"--tensor-type blk\.1\.ffn_gate\.=bf16",

@@ -76,6 +76,17 @@ def find_linears(accessed: AccessedModel) -> list[LinearSite]:
     return sites
 
 
+def missing_linears(accessed: AccessedModel, linears: list[LinearSite]) -> list[str]:
+    """Kinds of linear maps that some block does not have singly, each with the reason."""
+    reasons = []
+    for kind in KINDS:
+        blocks = {(layer.attention if kind.startswith("attention") else layer.ffn).block for layer in accessed.layers}
+        missing = blocks - {site.block for site in linears if site.kind == kind}
+        where = "" if missing == blocks else f" in {len(missing)} of {len(blocks)} blocks"
+        reasons += [f"{kind}: the model has no such single linear map{where}"] if missing else []
+    return reasons
+
+
 def _note(called: list[Called]) -> Callable[..., None]:
     def hook(module: nn.Module, _args: Any, output: Any) -> None:
         called.append((module, (output[0] if isinstance(output, tuple) else output).detach()))

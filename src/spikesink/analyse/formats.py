@@ -155,7 +155,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
         rows.append(row)
     evaluator.progress(STAGE, len(asked), len(asked))
     evaluator.seconds = few.seconds
-    return Formats(rows=rows, skipped=skipped)
+    return Formats(rows=rows, skipped=skipped, missing=calibration.missing)
 
 
 def _row(evaluator: Evaluator, calibration: Calibration, baseline: Evaluation, kind: str, name: str) -> FormatDamage:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spikesink import bootstrap
 from spikesink.access import AccessedModel, editing, full_batch, observing, run
-from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears
+from spikesink.access.linears import KINDS, LinearSite, editing_inputs, find_linears, missing_linears
 from spikesink.analyse.evaluation import Evaluation, Evaluator, spike_share
 from spikesink.analyse.passes import stream
 from spikesink.intervene import freeze_spikes
@@ -47,6 +47,8 @@ class Calibration:
     """Spike tokens (sequence, token) bool of the evaluated sequences; None where the model has no spikes."""
     ordinary: ChannelRange
     """Ranges without the held-out spike tokens; all of them where these were not told."""
+    missing: list[str]
+    """Kinds of linear maps that some block does not have singly, with the reason."""
 
     @property
     def blocks(self) -> list[int]:
@@ -95,7 +97,8 @@ def calibrate(evaluator: Evaluator, held_out: Tensor, marked: Tensor | None = No
     ranges = _Ranges(marked)
     ranges.fill(evaluator.accessed, linears, held_out, evaluator.batch_size)
     sites = {kind: [site for site in linears if site.kind == kind] for kind in KINDS}
-    return Calibration(sites, ranges.all, evaluator.spike_tokens(), ranges.unmarked)
+    missing = missing_linears(evaluator.accessed, linears)
+    return Calibration(sites, ranges.all, evaluator.spike_tokens(), ranges.unmarked, missing)
 
 
 @dataclass
@@ -196,7 +199,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
         remedies=[row for row, _ in remedies.values()],
         spike_share=spike_share(broken, remedies[KEPT][1], baseline) if KEPT in remedies and is_told else None,
         rotation_error=_rotation_error(table, worst),
-        skipped=[f"{kind}: the model has no such single linear map" for kind in SITE_KINDS if kind not in kinds],
+        skipped=calibration.missing,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spikesink.access import AccessedModel
-from spikesink.access.linears import LinearSite, find_linears
+from spikesink.access.linears import LinearSite, find_linears, missing_linears
 from spikesink.analyse.evaluation import HELD_OUT_SPIKES, Evaluator
 from spikesink.analyse.passes import stream
 from spikesink.analyse.quantisation import InputRanges
@@ -67,7 +67,8 @@ def remedies(evaluator: Evaluator, held_out: Tensor) -> tuple[Remedies, Arrays]:
             table.add(name, fold)
         except DoesNotApplyError as reason:
             skipped.append(f"{name}: {reason}")
-    return Remedies(rows=table.rows, skipped=skipped, **facts), arrays
+    missing = missing_linears(accessed, linears)
+    return Remedies(rows=table.rows, skipped=skipped, missing=missing, **facts), arrays
 
 
 def stored_largest(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def export_command(
     """
     from spikesink.atomic import write_atomically
     from spikesink.records.interventions import Interventions
-    from spikesink.report.export import TOOLS, export
+    from spikesink.report.export import TOOLS, export, notes
 
     if tool not in (*TOOLS, *CHECKPOINTS):
         raise InputError(f"Unknown tool '{tool}'{did_you_mean(tool, [*TOOLS, *CHECKPOINTS])}")
@@ -58,6 +58,9 @@ def export_command(
         _checkpoint(record, run, tool, loading, out)
     else:
         content = export(record, tool)
+        # Its lines are arguments, among which no note can stand.
+        for note in notes(record) if tool == "gguf" else ():
+            print(note, file=sys.stderr)
         if out is None:
             sys.stdout.buffer.write(content)
             return

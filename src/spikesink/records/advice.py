@@ -22,6 +22,11 @@ from spikesink.records.deployment import (
 from spikesink.records.intervals import Estimate
 
 SERVED = {"inputs": "What enters linear maps costs", "weights": "Weights cost", "kv": "The KV cache costs"}
+SERVED_PARTLY = {
+    "inputs": "What enters the linear maps that were measured costs",
+    "weights": "Weights of the linear maps that were measured cost",
+}
+"""The same where some linear maps could not be measured."""
 LEFT_OUT_SHARE = 0.2
 """Share of what a format costs that a block does alone, from which it is named."""
 
@@ -42,9 +47,25 @@ def advice(
         *_int8(quantised),
         *_deployed(deployed),
         *_served(formats, budget),
+        *unmeasured(missing_maps(quantised, deployed, formats)),
         *_keep(cache),
     ]
     return sentences or ["Nothing was measured that says what to do."]
+
+
+def missing_maps(quantised: Quantisation, deployed: Remedies, formats: Formats) -> list[str]:
+    """Kinds of linear maps that these could not measure, each with the reason."""
+    return list(dict.fromkeys([*quantised.skipped, *deployed.missing, *formats.missing]))
+
+
+def unmeasured(missing: list[str]) -> list[str]:
+    """A sentence for each reason why kinds of linear maps were not measured; none where all were."""
+    kinds: dict[str, list[str]] = {}
+    for kind, _, reason in (text.partition(": ") for text in missing):
+        kinds.setdefault(reason, []).append(kind)
+    return [
+        f"What rounding does to {' and '.join(names)} was not measured: {reason}." for reason, names in kinds.items()
+    ]
 
 
 def _within(budget: Budget | None) -> list[str]:
@@ -71,18 +92,20 @@ def _measures(made: MeasureSet) -> str:
 
 def _costs(made: MeasureSet | Damage) -> str:
     cost = made.loss_difference_nats
-    return f"{cost.value:+.3f} [{cost.low:+.3f}, {cost.high:+.3f}]"
+    return f"{cost.value:+z.3f} [{cost.low:+z.3f}, {cost.high:+z.3f}]"
 
 
 def _int8(quantised: Quantisation) -> list[str]:
     if not quantised.applicable or quantised.baseline is None or quantised.worst_kind is None:
         return []
     kind = quantised.worst_kind
+    entering = f"what enters {'the linear maps that were measured' if quantised.skipped else 'linear maps'}"
     rows = {(row.kind, row.granularity): row for row in quantised.sites if (row.bits, row.scales) == (8, "dynamic")}
     broken = [each for each in dict.fromkeys((kind, "kv")) if _is_broken(rows.get((each, "tensor")))]
     if not broken:
-        return ["Int8 with one scale per tensor does no notable damage to what enters linear maps, or to the KV cache."]
-    sentences = ["Int8 with one scale per tensor does no notable damage to what enters linear maps."]
+        where = "the KV cache" if kind == "kv" else f"{entering}, or to the KV cache"
+        return [f"Int8 with one scale per tensor does no notable damage to {where}."]
+    sentences = [f"Int8 with one scale per tensor does no notable damage to {entering}."]
     if kind in broken:
         sentences = _broken(quantised, quantised.baseline.value, rows[kind, "tensor"])
     if "kv" in broken and kind != "kv":
@@ -114,8 +137,9 @@ def _deployed(section: Remedies) -> list[str]:
     if None not in rows or not is_damage(rows[None]):
         return []
     costs = sorted((cost.value, name) for name, cost in rows.items() if name)
-    ways = "; with " + ", ".join(f"{name} {cost:+.2f}" for cost, name in costs) if costs else ""
-    text = f"Every linear map in int8 with one static scale costs {rows[None].value:+.2f} nats{ways}."
+    ways = "; with " + ", ".join(f"{name} {cost:+z.2f}" for cost, name in costs) if costs else ""
+    maps = "linear map that was measured" if section.missing else "linear map"
+    text = f"Every {maps} in int8 with one static scale costs {rows[None].value:+.2f} nats{ways}."
     ids = " ".join(map(str, advised_prefix(section)))
     return [text, *([f"Prefix: token {ids} before every sequence, its keys and values unrounded."] if ids else [])]
 
@@ -155,8 +179,9 @@ def _served(section: Formats, budget: Budget | None) -> list[str]:
     sentences = []
     for kind, within in formats_within(section, budget).items():
         rows = {row.name: row for row in section.rows if row.kind == kind}
-        text = f"{SERVED[kind]} at most {_allowed(budget):g} nats (upper end) in "
-        text += ", ".join(f"{name} ({rows[name].loss_difference_nats.value:+.3f})" for name in within) or "no format"
+        costs = {**SERVED, **(SERVED_PARTLY if section.missing else {})}[kind]
+        text = f"{costs} at most {_allowed(budget):g} nats (upper end) in "
+        text += ", ".join(f"{name} ({rows[name].loss_difference_nats.value:+z.3f})" for name in within) or "no format"
         over = sorted(rows.keys() - within, key=lambda name: rows[name].loss_difference_nats.value)
         more = "; more in " if over else ""
         sentences.append(f"{text}{more}{', '.join(_over(rows[name]) for name in over)}.")
@@ -167,8 +192,8 @@ def _over(row: FormatDamage) -> str:
     """A format that costs too much, and the blocks to leave out of it first, where few do much of the damage."""
     cost = row.loss_difference_nats.value
     alone = {placed(each.block): each.loss_difference_nats.value for each in row.worst_blocks}
-    worst = ", ".join(f"{block} {nats:+.3f}" for block, nats in alone.items() if nats >= LEFT_OUT_SHARE * cost)
-    return f"{row.name} ({cost:+.3f}{f'; leave out first: {worst}' if worst else ''})"
+    worst = ", ".join(f"{block} {nats:+z.3f}" for block, nats in alone.items() if nats >= LEFT_OUT_SHARE * cost)
+    return f"{row.name} ({cost:+z.3f}{f'; leave out first: {worst}' if worst else ''})"
 
 
 def _option(row: Damage) -> str:

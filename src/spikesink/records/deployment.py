@@ -48,7 +48,7 @@ class Quantisation(Section):
     rotation_error: float | None = None
     """Largest relative difference of the logits between the rotated, unquantised model and the model."""
     skipped: list[str] = Field(default_factory=list)
-    """Site kinds that the model does not have, with the reason."""
+    """Kinds of linear maps that the model has not singly, in some blocks or any, with the reason: not measured."""
 
 
 class BlockDamage(Frozen):
@@ -91,6 +91,8 @@ class Formats(Section):
     rows: list[FormatDamage] = Field(default_factory=list)
     skipped: list[str] = Field(default_factory=list)
     """Formats that the model's sizes do not allow, with the reason."""
+    missing: list[str] = Field(default_factory=list)
+    """Kinds of linear maps that were not measured, as `Quantisation.skipped`."""
 
 
 class Remedies(Section):
@@ -111,6 +113,8 @@ class Remedies(Section):
     first_token_spikes_behind_prefix: float | None = None
     skipped: list[str] = Field(default_factory=list)
     """Remedies that the model does not allow, with the reason."""
+    missing: list[str] = Field(default_factory=list)
+    """Kinds of linear maps that were not measured, as `Quantisation.skipped`."""
 
 
 NOTABLE_NATS = 0.01

@@ -7,6 +7,7 @@ import numpy as np
 from spikesink.positions import first_half
 from spikesink.records import Anatomy
 from spikesink.records.advice import advice as recommended
+from spikesink.records.advice import missing_maps, unmeasured
 from spikesink.records.deployment import PARTS, UNASKED
 from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
 from spikesink.report.conditions import command
@@ -44,8 +45,14 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> list[str]:
     points = _modules(record.recommendation, anatomy)
     budget, has_spikes = record.recommendation.budget, bool(record.found.get("has_spikes"))
     parts = recommended(has_spikes, record.quantisation, record.kv_cache, budget, record.remedies, record.formats)
+    if " ".join(parts) == record.recommendation.text:
+        return points + parts
     # A record of another version may say it in other words: those are shown as they are.
-    return points + (parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text])
+    return [
+        *points,
+        record.recommendation.text,
+        *unmeasured(missing_maps(record.quantisation, record.remedies, record.formats)),
+    ]
 
 
 def _not_measured(record: Interventions) -> tuple[list[str], tuple[str, ...]]:

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from spikesink.errors import InputError, did_you_mean
+from spikesink.records.advice import unmeasured
 from spikesink.records.base import Frozen
 from spikesink.records.deployment import KEPT, PER_TOKEN, PREFIX, REASSIGNED, SMOOTHING, TRUE, MeasureSet, fewest
 from spikesink.records.interventions import Interventions
@@ -57,14 +58,14 @@ def _granularity(record: Interventions) -> str:
     return "token" if PER_TOKEN in measures else "tensor"
 
 
-def _notes(record: Interventions) -> list[str]:
-    """What the measures within a budget need beside this file."""
+def notes(record: Interventions) -> list[str]:
+    """What was not measured, and what the measures within a budget need beside this file."""
     measures = [] if (chosen := _chosen(record)) is None else chosen.measures
     needed = {
         SMOOTHING: "For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed --out FOLDER",
         PREFIX: "Behind the prefix: spikesink export RUN --for prefix",
     }
-    return [note for name, note in needed.items() if name in measures]
+    return [*unmeasured(record.quantisation.skipped), *(note for name, note in needed.items() if name in measures)]
 
 
 def _linears(record: Interventions) -> list[str]:
@@ -119,6 +120,8 @@ class Plain(Frozen):
     """First tokens to keep in a cache, at their true positions; null where it was not measured."""
     prefix_token_ids: list[int]
     """Ids to put before every sequence; empty where they mend nothing, or were not measured."""
+    notes: list[str]
+    """What was not measured, and what the measures need beside this file."""
 
 
 def _plain(record: Interventions) -> str:
@@ -132,6 +135,7 @@ def _plain(record: Interventions) -> str:
         spike_channels=advice.channels,
         keep_first_tokens=record.kv_cache.keep if record.kv_cache.applicable else None,
         prefix_token_ids=advice.prefix_ids,
+        notes=notes(record),
     )
     return _json(content.model_dump())
 
@@ -150,7 +154,7 @@ def _llm_compressor(record: Interventions) -> str:
     }
     modifier = {"ignore": ["lm_head", *_linears(record)], "config_groups": {"group_0": group}}
     content = {"quant_stage": {"quant_modifiers": {"QuantizationModifier": modifier}}}
-    return "".join(f"# {note}\n" for note in _notes(record)) + yaml.safe_dump(content, sort_keys=False)
+    return "".join(f"# {note}\n" for note in notes(record)) + yaml.safe_dump(content, sort_keys=False)
 
 
 def _torchao(record: Interventions) -> str:
@@ -167,16 +171,14 @@ def _torchao(record: Interventions) -> str:
         "def chosen(module, name): return isinstance(module, torch.nn.Linear) and name not in left_out",
         "torchao.quantization.quantize_(model, torchao.core.config.config_from_dict(advice['config']), chosen)",
     ]
-    return _json(
-        {"config": config, "left_out": ["lm_head", *_linears(record)], "apply": apply, "notes": _notes(record)}
-    )
+    return _json({"config": config, "left_out": ["lm_head", *_linears(record)], "apply": apply, "notes": notes(record)})
 
 
 def _vllm(record: Interventions) -> str:
     """`--quantization-config` of its online quantisation, which names layers before they are fused; ids for prompts."""
     config = {"ignore": ["lm_head", *_linears(record)]}
     ids = record.recommendation.prefix_ids
-    return _json({"quantization_config": config, "prompt_token_ids_prefix": ids, "notes": _notes(record)})
+    return _json({"quantization_config": config, "prompt_token_ids_prefix": ids, "notes": notes(record)})
 
 
 def _sglang(record: Interventions) -> str:
@@ -187,7 +189,7 @@ def _sglang(record: Interventions) -> str:
             "environment": {"SGLANG_FP8_IGNORED_LAYERS": ",".join(layers)},
             "quantization_config": {"ignored_layers": layers},
             "input_ids_prefix": record.recommendation.prefix_ids,
-            "notes": _notes(record),
+            "notes": notes(record),
         }
     )
 

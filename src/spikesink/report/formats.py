@@ -1,6 +1,7 @@
 """What the formats that models are served in cost, in which blocks, and what spikes have to do with it."""
 
 from spikesink.positions import placed
+from spikesink.records.advice import unmeasured
 from spikesink.records.deployment import FormatDamage
 from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
@@ -31,6 +32,7 @@ def formats_part(record: Interventions) -> Part:
                 "what one costs alone, where the format costs enough to look.",
                 ANOTHER_PROCESSOR,
                 *_skipped(section.skipped),
+                *unmeasured(section.missing),
             ]
         ),
     )

@@ -5,6 +5,7 @@ from typing import Any
 import altair as alt
 
 from spikesink.positions import placed
+from spikesink.records.advice import unmeasured
 from spikesink.records.deployment import Damage, Quantisation
 from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
@@ -35,7 +36,7 @@ def quantisation_part(record: Interventions) -> Part:
         "With one scale a tensor, one spike sets the scale, and what is ordinary is rounded away.",
         figures=quantisation_figures(record),
         tables=[_site_table(section), _block_table(section), *_remedies(section), *_tokens(record)],
-        note=" ".join(filter(None, [section.weights_note, ANOTHER_PROCESSOR])),
+        note=" ".join(filter(None, [section.weights_note, *unmeasured(section.skipped), ANOTHER_PROCESSOR])),
     )
 
 

@@ -1,5 +1,6 @@
 """What int8 costs behind a prefix, and with smoothing or rotation in the weights."""
 
+from spikesink.records.advice import unmeasured
 from spikesink.records.interventions import Interventions
 from spikesink.report.document import Part, Table
 from spikesink.report.format import listed, number
@@ -20,7 +21,7 @@ def remedies_part(record: Interventions) -> Part:
             f"Behind the prefix {ids} a sequence has {section.spike_tokens_behind_prefix:.2g} spike tokens, "
             f"{section.spike_tokens:.2g} without; the prefix alone: {cost_text(section.prefix_alone_nats)} nats."
         )
-    notes.append(ANOTHER_PROCESSOR)
+    notes += [*unmeasured(section.missing), ANOTHER_PROCESSOR]
     if section.skipped:
         notes.append(f"Left out: {listed(section.skipped, 12)}.")
     table = Table("Int8 with remedies as deployed", ("remedy", "scales", "perplexity", "cost in nats"), rows, words=2)
