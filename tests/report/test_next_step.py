@@ -73,8 +73,8 @@ def test_costs_are_round(seconds, words):
 
 def test_a_terminal_names_the_run_and_the_model():
     console = Console(file=io.StringIO(), width=200)
-    print_record(anatomy(name="folder"), console, model="my models/folder")
-    print_record(interventions(), console, run="runs/a b")
+    print_record(anatomy(name="folder"), console, {"MODEL": ["my models/folder"]})
+    print_record(interventions(), console, {"RUN": ["runs/a b"]})
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines() if "Next" in line]
     assert "spikesink intervene 'my models/folder' measures" in lines[0]
     assert "spikesink export 'runs/a b' --for json writes" in lines[1]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.options import FLAG, RESULT, TEXT, Json, Text, grouped, safe_name
-from spikesink.cli.report import page_beside, show
+from spikesink.cli.report import page_beside, places, show
 from spikesink.errors import InputError
 
 TRAINING = "The training"
@@ -95,6 +95,6 @@ def graft_command(
         record = graft_and_heal(
             settings, folder, resume=resume, control=control, control_from=control_from, code=code, progress=progress
         )
-    show(record, json, run=folder)
+    show(record, json, places(folder))
     print(f"Record: {folder}\nModel: {folder / 'model'}", file=sys.stderr)
     page_beside(folder)

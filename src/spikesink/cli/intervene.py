@@ -9,7 +9,7 @@ import typer
 
 from spikesink.cli.checks import refuse_idle, stands, tell_fewer
 from spikesink.cli.options import LoadingOnce, Output, Sinking, Text, grouped
-from spikesink.cli.report import page_beside, show
+from spikesink.cli.report import page_beside, places, show
 
 if TYPE_CHECKING:
     from spikesink.records.interventions import Interventions
@@ -99,7 +99,7 @@ def intervene_command(
             epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, magnitude=magnitude,
             batch_size=sinking.batch_size, long_tokens=long, folder=folder, progress=progress,
         )  # fmt: skip
-    _finish(record, folder, output, loading.model)
+    _finish(record, folder, output, places(folder, loading, text))
 
 
 def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int, asked: Sequence[str] = ()) -> Any:
@@ -131,14 +131,14 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int, aske
     return made
 
 
-def _finish(record: "Interventions", folder: Path | None, output: Output, model: str | None) -> None:
+def _finish(record: "Interventions", folder: Path | None, output: Output, known: dict[str, list[str]]) -> None:
     """Write the record, forget the finished passes, and say what came out."""
     from spikesink.analyse.resume import remove_partial
 
     if folder is not None:
         record.save(folder, force=output.force)
         remove_partial(folder)
-    show(record, output.json, run=folder, model=model)
+    show(record, output.json, known)
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
-        page_beside(folder)
+        page_beside(folder, places=known)

@@ -100,6 +100,12 @@ class Loading:
         if is_hub_id(self.model):
             check_reachable(str(self.model), self.revision)
 
+    def words(self) -> list[str]:
+        """The model on a command line, with the options of which a record says nothing."""
+        base = ["--base", self.base] if self.base else []
+        flags = {"--trust-remote-code": self.trust_remote_code, "--allow-pickle": self.allow_pickle}
+        return [str(self.model), *base, *(flag for flag, given in flags.items() if given)]
+
     def load(self, progress: Callable[[str, int, int], None], *, verify: bool = True) -> Any:
         """The accessed model, as one step of the progress bar; verified also where it was before if `verify`."""
         from spikesink.access import load

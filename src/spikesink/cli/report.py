@@ -2,13 +2,17 @@
 
 import json as json_module
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spikesink.cli.checks import refuse_idle
 from spikesink.errors import InputError
+
+if TYPE_CHECKING:
+    from spikesink.cli.options import Loading, Text
 
 Runs = Annotated[
     list[Path], typer.Argument(help="Folders of runs: of one model, of several to compare, or of a study.")
@@ -60,25 +64,39 @@ def default_page(runs: list[Path]) -> Path:
     return run.with_suffix(".html") if run.is_file() else run / "report.html"
 
 
-def show(record: Any, json: bool, *, run: Path | None = None, model: str | None = None) -> None:
-    """Print what a record says, with the next step for this run and model, or it as JSON."""
+def places(run: Path | None, loading: "Loading | None" = None, text: "Text | None" = None) -> dict[str, list[str]]:
+    """What a record does not keep of the places in its commands: this run's folder, model and text, as typed."""
+    known = {} if run is None else {"RUN": [str(run)]}
+    if loading is not None and loading.model:
+        known |= {word: loading.words() for word in ("MODEL", loading.model)}
+    file = text and (text.text or text.tokens)
+    if file:
+        known |= {name: [str(file)] for name in (file.name, file.resolve().name)}
+    return known
+
+
+def show(record: Any, json: bool, places: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Print what a record says, with these places in its commands, or it as JSON."""
     if json:
         sys.stdout.write(record.to_json())
         return
     from spikesink.report.terminal import print_record
 
-    print_record(record, run=run, model=model)
+    print_record(record, places=places)
 
 
-def page_beside(run: Path, page: Path | None = None) -> None:
-    """Write the page of what was just made, by default report.html in its folder, and say where it is.
+def page_beside(run: Path, page: Path | None = None, places: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Write the page of what was just made, by default report.html in its folder, and say where it is; places: those
+    in its commands.
 
     A page that cannot be written never costs the record.
     """
     from spikesink.errors import SpikesinkError
-    from spikesink.report import write_page
+    from spikesink.report.write import write_report
 
+    target = page or run / "report.html"
     try:
-        print(f"Page: {write_page([run], page or run / 'report.html')}", file=sys.stderr)
+        write_report([run], target, places=places)
+        print(f"Page: {target}", file=sys.stderr)
     except SpikesinkError as error:
         print(f"No page: {error}", file=sys.stderr)

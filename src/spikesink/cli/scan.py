@@ -9,7 +9,7 @@ import typer
 
 from spikesink.cli.checks import refuse_idle, tell_fewer
 from spikesink.cli.options import BOS, MEASURING, SEQUENCES, TEXT, LoadingOnce, Output, Sinking, Text, grouped
-from spikesink.cli.report import page_beside, show
+from spikesink.cli.report import page_beside, places, show
 
 if TYPE_CHECKING:
     from spikesink.records import Anatomy
@@ -92,23 +92,24 @@ def scan_command(
             accessed, ids, epsilon=sinking.epsilon, sink_metric=sinking.sink_metric, batch_size=sinking.batch_size,
             measures=names, progress=progress,
         )  # fmt: skip
+    known = places(folder, loading, text)
     if isinstance(made, tuple):
-        _save_pair(made, output, folder, loading.model)
+        _save_pair(made, output, folder, known)
         return
     if folder is not None:
         made.save(folder, force=output.force)
-    show(made, output.json, run=folder, model=loading.model)
+    show(made, output.json, known)
     if prompt is not None and not output.json:
         from spikesink.report.terminal import print_prompt
 
         print_prompt(made, [accessed.token_text(int(token)) for token in ids.ids[0]])
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)
-        page_beside(folder)
+        page_beside(folder, places=known)
 
 
 def _save_pair(
-    pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder: Path | None, model: str | None
+    pair: "tuple[Anatomy, Anatomy, BosPair]", output: Output, folder: Path | None, known: dict[str, list[str]]
 ) -> None:
     """A record in a folder for each condition, and their comparison beside them."""
     *records, comparison = pair
@@ -116,7 +117,7 @@ def _save_pair(
         for name, record in zip((WITH_BOS, WITHOUT_BOS), records, strict=True):
             record.save(folder / name, force=output.force)
         comparison.write(folder / comparison.file)
-    show(comparison, output.json, run=folder, model=model)
+    show(comparison, output.json, known)
     if folder is not None:
         print(f"Records: {folder / WITH_BOS}, {folder / WITHOUT_BOS}, {folder / comparison.file}", file=sys.stderr)
 

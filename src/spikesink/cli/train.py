@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from spikesink.cli import checks, options
-from spikesink.cli.report import show
+from spikesink.cli.report import places, show
 from spikesink.train.presets import PRESETS
 
 RecipeName = Annotated[str, typer.Argument(help=f"{', '.join(PRESETS)}, or a YAML file.")]
@@ -84,7 +84,7 @@ def _leave_group() -> None:
 
 
 def _report(record: Any, folder: Path, json: bool) -> None:
-    show(record, json, run=folder)
+    show(record, json, places(folder))
     if not json:
         print(f"Run: {folder}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from spikesink.cli.options import RESULT, Loading, Output, grouped
-from spikesink.cli.report import show
+from spikesink.cli.report import places, show
 
 SeqLen = Annotated[
     int | None,
@@ -39,5 +39,5 @@ def verify_command(context: typer.Context, loading: Loading, output: Written, se
         record = verify_all(accessed, tokens=seq_len, progress=progress)
     if output.out is not None:
         record.save(output.out, force=output.force)
-    show(record, output.json, model=loading.model)
+    show(record, output.json, places(None, loading))
     require_verified(record)

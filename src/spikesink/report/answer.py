@@ -10,7 +10,7 @@ from spikesink.records.advice import advice as recommended
 from spikesink.records.advice import missing_maps, unmeasured
 from spikesink.records.deployment import PARTS, UNASKED
 from spikesink.records.interventions import InterventionRow, Interventions, Recommendation
-from spikesink.report.conditions import command
+from spikesink.report.command import command
 from spikesink.report.document import Statement
 from spikesink.report.format import blocks, counted, listed, number, percent, quantity, quoted
 from spikesink.report.next_step import intervene_s, lasting
@@ -60,7 +60,7 @@ def _not_measured(record: Interventions) -> tuple[list[str], tuple[str, ...]]:
     reasons = {name: briefly(getattr(record, name).reason) for name in PARTS if not getattr(record, name).applicable}
     unasked = [name for name, reason in reasons.items() if reason in ("", UNASKED)]
     points = [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
-    lines = (f"{command('intervene', record.provenance.model)} --which {','.join(unasked)}",) if unasked else ()
+    lines = (command("intervene", record.provenance, "--which", ",".join(unasked)),) if unasked else ()
     return points + [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines], lines
 
 
@@ -254,7 +254,7 @@ def _found(record: Interventions) -> Statement:
             f", in {counted(len(targets.get('channels', [])), 'channel')} ({listed(targets.get('channels', []), 6)})"
         )
     sinks = f"{counted(len(targets.get('sink_heads', [])), 'head')} sink." if targets.get("has_sinks") else "No sinks."
-    line = command("scan", record.provenance.model)
+    line = command("scan", record.provenance)
     text = f"{text}. {sinks} Their anatomy was not measured: {line} adds it."
     return Statement("Spikes and sinks", text, commands=(line,))
 
@@ -264,7 +264,7 @@ def _breaks(model: Model) -> Statement:
     if record is None or not record.has_changes:
         known = record or model.anatomy
         assert known is not None
-        line = command("intervene", known.provenance.model)
+        line = command("intervene", known.provenance)
         lasts = lasting(intervene_s(model.anatomy)) if model.anatomy else ""
         text = f"Not measured; {line} adds it{lasts}."
         return Statement("What breaks without them", text, measured=False, commands=(line,))

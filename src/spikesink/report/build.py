@@ -12,6 +12,7 @@ from spikesink.records.study import StudyRecord
 from spikesink.records.survey import SurveyRecord
 from spikesink.records.training import GraftRecord
 from spikesink.report.atlas import atlas_document, moves_document
+from spikesink.report.command import Places, filled
 from spikesink.report.compare import compare_document
 from spikesink.report.conditions import name
 from spikesink.report.document import Document
@@ -44,8 +45,26 @@ def record_document(record: object) -> Document | None:
     return None
 
 
-def runs_document(paths: Sequence[Path]) -> Document:
-    """What the records in these folders say: a survey, what moved between two, a study, one model, or a comparison."""
+def runs_document(paths: Sequence[Path], places: Places | None = None) -> Document:
+    """What the records in these folders say: a survey, what moved between two, a study, one model, or a comparison.
+
+    places: those in its commands; the folders of these runs are known.
+    """
+    # A page is sent to others, to whom a whole path on this machine says nothing.
+    given = {word: words for word, words in (places or {}).items() if not Path(words[0]).is_absolute()}
+    return filled(_document(paths), {**_places(paths), **given})
+
+
+def _places(paths: Sequence[Path]) -> dict[str, list[str]]:
+    """The run or survey that commands speak of."""
+    folders = [path.parent if path.is_file() else path for path in paths]
+    kinds = (Interventions, TrainingRun, GraftRecord)
+    run = next((folder for kind in kinds for folder in folders if (folder / kind.file).is_file()), folders[0])
+    where = run.name if run.is_absolute() else str(run)
+    return {word: [where] for word in ("RUN", "SURVEY")}
+
+
+def _document(paths: Sequence[Path]) -> Document:
     surveys = [
         SurveyRecord.read_file(path / SurveyRecord.file) for path in paths if (path / SurveyRecord.file).is_file()
     ]

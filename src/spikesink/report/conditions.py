@@ -28,14 +28,6 @@ def name(model: dict[str, Any]) -> str:
     return str(model.get("name") or model.get("model_type") or "model")
 
 
-def command(verb: str, model: dict[str, Any]) -> str:
-    """The command line of a model: its hub id; a folder's name alone does not say where it lies, the embedded model
-    has none."""
-    text = name(model)
-    embedded = (text, model.get("gguf_quantisation")) == EMBEDDED
-    return f"spikesink {verb}" + ("" if embedded else f" {text if '/' in text else 'MODEL'}")
-
-
 def shape(provenance: Provenance) -> str:
     """24 × 64 tokens of pydoc_data.topics: the sequences that were evaluated."""
     tokens, settings = provenance.tokens, provenance.settings

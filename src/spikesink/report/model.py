@@ -11,7 +11,7 @@ from spikesink.records import Anatomy, NotApplicable, Provenance
 from spikesink.records.base import is_rows
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
-from spikesink.report.conditions import command as command_line
+from spikesink.report.command import command
 from spikesink.report.conditions import condition_table, line, sentence
 from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
 from spikesink.report.dose import dose_part
@@ -178,10 +178,9 @@ def _unmeasured(model: Model) -> list[Unmeasured]:
     """What is missing, one line with its command for each kind."""
     rows: list[Unmeasured] = []
     if model.anatomy is not None:
-        command = command_line("scan", model.anatomy.provenance.model)
         known, measured = measures.measures(), _further(model.anatomy)
         missing = [name for name in known if name not in measured]
         if missing:
             names = "all" if len(missing) == len(known) else ",".join(missing)
-            rows.append(Unmeasured(", ".join(missing), f"{command} --measure {names}"))
+            rows.append(Unmeasured(", ".join(missing), command("scan", model.anatomy.provenance, "--measure", names)))
     return rows

@@ -1,5 +1,6 @@
 """What to run next after each kind of record, and about what it costs: the last words of every summary."""
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from spikesink.records.scan import BosPair
 from spikesink.records.study import StudyRecord
 from spikesink.records.survey import SurveyRecord
 from spikesink.records.training import GraftRecord
-from spikesink.report.conditions import command
+from spikesink.report.command import command
 from spikesink.report.document import Statement
 from spikesink.report.format import counted
 
@@ -51,14 +52,14 @@ def _statement(line: str, answers: str, seconds: float | None) -> Statement:
 
 
 def _scanned(record: Anatomy) -> Statement:
-    line = command("intervene", record.provenance.model)
+    line = command("intervene", record.provenance)
     return _statement(line, "measures what int8 and a short KV cache cost, and what breaks", intervene_s(record))
 
 
 def _intervened(record: Interventions) -> Statement:
     if record.quantisation.applicable:
         return _statement("spikesink export RUN --for json", "writes what to spare for other tools", 0)
-    line = command("intervene", record.provenance.model) + " --which all"
+    line = command("intervene", record.provenance, "--which", "all")
     text = "adds int8 and the KV cache"
     if not record.has_changes:
         # How many passes its seconds were is not known.
@@ -67,7 +68,7 @@ def _intervened(record: Interventions) -> Statement:
 
 
 def _verified(record: VerificationRecord) -> Statement:
-    line = command("scan", record.provenance.model)
+    line = command("scan", record.provenance)
     return _statement(line, "finds its spikes and sinks", record.timing.total_s)
 
 
@@ -82,7 +83,7 @@ def _grafted(record: GraftRecord) -> Statement:
 
 
 def _compared(record: BosPair) -> Statement:
-    line = command("intervene", record.provenance.model)
+    line = command("intervene", record.provenance)
     return _statement(line, "measures what breaks without spikes and sinks", intervene_s(record))
 
 
@@ -94,7 +95,8 @@ def _studied(record: StudyRecord) -> Statement:
         missing = sum(max(0, seeds - n) for n in run)
         lasts = lasting(record.timing.forward_s / max(sum(run), 1) * missing)
         return Statement("Next", f"The same command with --seeds {seeds} adds {counted(missing, 'cell')}{lasts}.")
-    line = f"spikesink report RUNS/{record.study}-{record.preset}.json --figures figures"
+    file = shlex.quote(f"RUNS/{record.study}-{record.preset}.json")
+    line = f"spikesink report {file} --figures figures"
     return _statement(line, "draws every chart as a file", 0)
 
 

@@ -1,9 +1,5 @@
 """A document in a terminal: statements, figures of merit, charts in characters, tables as wide as there is room."""
 
-import re
-import shlex
-from dataclasses import replace
-
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -12,6 +8,7 @@ from rich.text import Text
 
 from spikesink.records import Anatomy
 from spikesink.report.build import record_document
+from spikesink.report.command import Places, filled
 from spikesink.report.document import Document, Merit, Part, Statement, Table, Unmeasured
 from spikesink.report.format import counted, number
 
@@ -27,18 +24,11 @@ STYLES = {"strong": "bold", "control": "dim", "dim": "dim", "yes": "green", "no"
 """Looks of a table's rows, by the class that the page gives them."""
 
 
-def print_record(
-    record: object, console: Console | None = None, *, run: object = None, model: str | None = None
-) -> None:
-    """Print what a record says; run, model: what RUN and MODEL are in the command of the next step, where known."""
+def print_record(record: object, console: Console | None = None, places: Places | None = None) -> None:
+    """Print what a record says; places: those in its commands, as far as they are known."""
     document = record_document(record)
     if document is not None:
-        if document.next is not None:
-            names = {"RUN": run, "MODEL": model}
-            words = [shlex.quote(str(names.get(word) or word)) if word in names else word
-                     for word in re.split(r"\b(RUN|MODEL)\b", document.next.text)]  # fmt: skip
-            document.next = replace(document.next, text="".join(words))
-        print_document(document, console)
+        print_document(filled(document, places or {}), console)
 
 
 def print_document(document: Document, console: Console | None = None) -> None:

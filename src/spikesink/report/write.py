@@ -11,6 +11,7 @@ from spikesink.errors import InputError, OutputError, RecordError, SpikesinkErro
 from spikesink.limits import panics_raised
 from spikesink.records.files import write_files
 from spikesink.report.build import runs_document
+from spikesink.report.command import Places
 from spikesink.report.document import FORMATS, Document
 from spikesink.report.drawing import Figure
 from spikesink.report.page import render, vl_version
@@ -21,15 +22,22 @@ PNG_SCALE = 3
 
 
 def write_report(
-    paths: Sequence[Path], page: Path | None, figures: Path | None = None, file_format: str = "svg"
+    paths: Sequence[Path],
+    page: Path | None,
+    figures: Path | None = None,
+    file_format: str = "svg",
+    places: Places | None = None,
 ) -> tuple[Document, list[Path]]:
-    """Page and figures of one document, each where a place is given; returns the document and the figures' files."""
+    """Page and figures of one document, each where a place is given; returns the document and the figures' files.
+
+    places: those in its commands that the runs do not say themselves.
+    """
     if file_format not in FORMATS:
         raise InputError(f"Unknown format '{file_format}'{did_you_mean(file_format, FORMATS)}")
     if page is not None:
         _check_target(page)
     with _explained(paths):
-        document = runs_document(paths)
+        document = runs_document(paths, places)
         html = render(document).encode() if page is not None else b""
         charts = document.figures() if figures is not None else []
     if page is not None:
