@@ -77,6 +77,21 @@ def test_a_verdict_of_no():
     assert said["Sinks"].text.startswith("No sinks.")
 
 
+def test_the_cache_keeps_what_heads_sink_on():
+    """Of three sink heads one is on key 1; with a second one there, and the third on key 2, none is on the first."""
+    record = anatomy(name="org/name")
+    record.arrays["key_importance"][0, 1] = record.arrays["key_importance"][1, 1]
+    record.arrays["key_importance"][2, 1] = [0.1, 0.1, 0.7, *[0.01] * 3]
+    said = answers(anatomy=record)
+    assert "none of them mostly on the first token; most often on position 1" in said["Sinks"].text
+    line = "spikesink intervene org/name --which kv_cache"
+    assert said["What to do"].points[-1] == (
+        "Keep positions 0 to 2 in the KV cache, not the first token alone: heads sink mostly on positions 1 (2 heads) "
+        f"and 2 (1 head). {line} measures how many."
+    )
+    assert said["What to do"].commands == (line,)
+
+
 def test_what_was_not_measured_names_its_command():
     said = answers(anatomy=anatomy(name="org/name", measures=()))
     assert not said["What breaks without them"].measured

@@ -25,12 +25,13 @@ def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Stat
     """What interventions recommend; where nothing was measured for that, what a scan alone can say."""
     points, lines = [], ()
     if anatomy is not None and not (interventions and says_what_to_do(interventions)):
-        points = [*_precision(anatomy), *_cache(anatomy)]
+        cache, lines = _cache(anatomy)
+        points = [*_precision(anatomy), *cache]
     elif interventions is not None:
         points = _measured(interventions, anatomy)
     if interventions is not None:
-        missing, lines = _not_measured(interventions)
-        points += missing
+        missing, more = _not_measured(interventions)
+        points, lines = points + missing, (*lines, *more)
     if len(points) == 1:
         return Statement(HEADING, points[0], commands=lines)
     return Statement(HEADING, "", tuple(points), commands=lines)
@@ -106,12 +107,20 @@ def _advice_tokens(record: Anatomy) -> str:
     return listed(parts, LISTED + 1)
 
 
-def _cache(record: Anatomy) -> list[str]:
+def _cache(record: Anatomy) -> tuple[list[str], tuple[str, ...]]:
+    """What a small KV cache must keep, and the command that measures it where that is more than the first token."""
     summary = record.summary
     if not summary.has_sinks:
-        return []
-    heads = counted(summary.sink_head_count, "head")
-    return [f"Keep the first token in the KV cache: {heads} of {summary.head_count:,} attend to a sink."]
+        return [], ()
+    places = _sink_places(record)
+    if 2 * places[0] > places.total():
+        heads = counted(summary.sink_head_count, "head")
+        return [f"Keep the first token in the KV cache: {heads} of {summary.head_count:,} attend to a sink."], ()
+    most = places.most_common(LISTED)
+    where = listed([f"{place} ({counted(heads, 'head')})" for place, heads in most])
+    line = command("intervene", record.provenance, "--which", "kv_cache")
+    text = f"Keep positions 0 to {max(place for place, _ in most)} in the KV cache, not the first token alone: heads "
+    return [f"{text}sink mostly on position{'s' * (len(most) > 1)} {where}. {line} measures how many."], (line,)
 
 
 def answer(model: Model) -> list[Statement]:
@@ -215,18 +224,22 @@ def _sinks(record: Anatomy) -> str:
     return text + _overlap(record)
 
 
-def _target(record: Anatomy) -> str:
-    """On which key sink heads put most of their attention."""
+def _sink_places(record: Anatomy) -> Counter[int]:
+    """By position of a key: the sink heads that put most of their attention there."""
     importance, rows = record.arrays["key_importance"], record.arrays["attention_blocks"].tolist()
     keys = first_half(np.ones(importance.shape[-1], dtype=bool))
-    places = Counter(
+    return Counter(
         int(np.nanargmax(importance[rows.index(head.block), head.head, keys]))
         for head in record.sinks.heads
         if head.is_sink
     )
-    first = places.get(0, 0)
-    total = sum(places.values())
-    if first == total:
+
+
+def _target(record: Anatomy) -> str:
+    """On which key sink heads put most of their attention."""
+    places = _sink_places(record)
+    first = places[0]
+    if first == places.total():
         return "all of them mostly on the first token"
     if first:
         return f"{first:,} of them mostly on the first token"
