@@ -13,6 +13,9 @@ from made import HOSTILE, MEASURES, anatomy, interventions, study, training
 
 from spikesink.errors import InputError, OutputError, RecordError
 from spikesink.report import write_figures, write_page
+from spikesink.report.build import runs_document
+from spikesink.report.conditions import mind
+from spikesink.report.interventions import cost_text
 from spikesink.report.page import embedded_json
 
 
@@ -177,7 +180,7 @@ def test_two_models_are_compared(tmp_path):
     training(name="third").save(tmp_path / "c")
     text = write_page([tmp_path / name for name in "abc"], tmp_path / "report.html").read_text()
     assert "one/a, two/b and third" in text
-    assert "1 of 2 scans find spikes: one/a." in text
+    assert "1 of 2 scans finds spikes: one/a." in text
     assert "figure-compare_lifecycle" in text and "figure-training_loss" in text and "figure-sink_map" not in text
 
 
@@ -188,6 +191,52 @@ def test_different_conditions_are_named(tmp_path):
     type(anatomy()).model_validate({**other, "arrays": anatomy().arrays}).save(tmp_path / "b")
     text = write_page([tmp_path / "a", tmp_path / "b"], tmp_path / "report.html").read_text()
     assert "These conditions differ, so numbers may differ for that reason alone: BOS." in text
+
+
+def under(record, **tokens):
+    provenance = record.provenance.model_copy(update={"tokens": {**record.provenance.tokens, **tokens}})
+    return record.model_copy(update={"provenance": provenance})
+
+
+def test_a_scan_and_interventions_of_one_folder_say_which_conditions_differ(tmp_path):
+    scanned, changed = anatomy(), interventions()
+    sinks = {"sinks": scanned.provenance.settings["sinks"]}
+    other = under(changed, sequences=40, ids_sha256="other")
+    assert other.provenance.settings["sinks"] == sinks["sinks"] and mind([scanned, other]) == []
+    assert mind([changed, other])[0].text.endswith("alone: sequences and token ids.")
+    scanned.save(tmp_path)
+    under(changed, sequences=40, bos_added=True).save(tmp_path)
+    said = runs_document([tmp_path]).statements[-1]
+    assert (said.heading, said.text.rpartition(": ")[2]) == ("Mind", "BOS.")
+
+
+def test_records_of_two_kinds_say_what_each_is(tmp_path):
+    anatomy(name="one/a", spikes=False).save(tmp_path / "a")
+    interventions(name="two/b").save(tmp_path / "b")
+    said = {each.heading: each for each in runs_document([tmp_path / "a", tmp_path / "b"]).statements}
+    assert said["Records"].text == "one/a: a scan; two/b: interventions."
+    assert said["Spikes"].text == "The scan of one/a finds no spikes."
+    assert said["Sinks"].text == "The scan of one/a finds sinks."
+    assert said["What breaks without them"].points == ("two/b: sinks need spikes.",)
+
+
+def test_interventions_are_compared_by_what_int8_costs(tmp_path):
+    record = interventions(name="one/a")
+    site = record.quantisation.sites[0]
+    cache = site.model_copy(update={"kind": "kv"})
+    planted = {"sites": [site, cache], "worst_modules": ["layers.0.mlp.down_proj"], "skipped": ["ffn_in: it is fused"]}
+    quantised = record.quantisation.model_copy(update=planted)
+    record.model_copy(update={"quantisation": quantised}).save(tmp_path / "a")
+    interventions(name="two/b", parts=False).save(tmp_path / "b")
+    document = runs_document([tmp_path / "a", tmp_path / "b"])
+    rows = {row[0]: row[1:] for row in document.sections[0].tables[0].rows}
+    cost = cost_text(site.loss_difference_nats)
+    assert rows["int8 per tensor, worst input, nats"] == [f"down_proj {cost}", "–"]
+    assert rows["KV cache in int8 per tensor, nats"] == [cost, "–"]
+    assert rows["where it breaks"][0] == "block 2 (layer 0, FFN)"
+    assert rows["linear maps there"][0] == "layers.0.mlp.down_proj"
+    assert rows["what mends it best, nats"][0].startswith("spike tokens kept +")
+    assert rows["linear maps not measured"] == ["ffn_in", "–"]
 
 
 def test_the_same_model_twice_is_told_apart_by_folder(tmp_path):

@@ -100,7 +100,7 @@ def _int8(quantised: Quantisation) -> list[str]:
         return []
     kind = quantised.worst_kind
     entering = f"what enters {'the linear maps that were measured' if quantised.skipped else 'linear maps'}"
-    rows = {(row.kind, row.granularity): row for row in quantised.sites if (row.bits, row.scales) == (8, "dynamic")}
+    rows = quantised.int8()
     broken = [each for each in dict.fromkeys((kind, "kv")) if _is_broken(rows.get((each, "tensor")))]
     if not broken:
         where = "the KV cache" if kind == "kv" else f"{entering}, or to the KV cache"

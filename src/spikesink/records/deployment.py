@@ -50,6 +50,10 @@ class Quantisation(Section):
     skipped: list[str] = Field(default_factory=list)
     """Kinds of linear maps that the model has not singly, in some blocks or any, with the reason: not measured."""
 
+    def int8(self) -> dict[tuple[str, str], Damage]:
+        """Int8 with dynamic scales in all blocks, by site kind and granularity."""
+        return {(row.kind, row.granularity): row for row in self.sites if (row.bits, row.scales) == (8, "dynamic")}
+
 
 class BlockDamage(Frozen):
     """What one block costs alone."""

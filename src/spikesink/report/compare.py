@@ -6,11 +6,14 @@ from collections.abc import Sequence
 import altair as alt
 import numpy as np
 
-from spikesink.records import Anatomy
-from spikesink.report.conditions import condition_table, shape
+from spikesink.records import Anatomy, TrainingRun
+from spikesink.records.deployment import Quantisation, is_damage
+from spikesink.records.interventions import Interventions
+from spikesink.report.conditions import condition_table, mind, shape
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import Figure, Rows, drawing, layered, lines, log_scale, magnitude_axis, table
-from spikesink.report.format import NONE, blocks, counted, interval, listed, number, percent
+from spikesink.report.format import NONE, blocks, counted, listed, number, percent
+from spikesink.report.interventions import cost_text
 from spikesink.report.runs import Model, labels
 from spikesink.report.training import training_figures
 
@@ -56,38 +59,39 @@ def compare_document(models: Sequence[Model]) -> Document:
     )
 
 
+def _kinds(named: Sequence[tuple[str, Model]]) -> list[Statement]:
+    """What each column is of; nothing where all are of the same kinds of record."""
+    words = {Anatomy: "a scan", Interventions: "interventions", TrainingRun: "a training"}
+    kinds = {name: sorted(words[type(source.record)] for source in model.sources) for name, model in named}
+    if len(set(map(tuple, kinds.values()))) == 1:
+        return []
+    return [Statement("Records", "; ".join(f"{name}: {listed(made)}" for name, made in kinds.items()) + ".")]
+
+
 def _statements(named: Sequence[tuple[str, Model]]) -> list[Statement]:
     anatomies = [(name, model.anatomy) for name, model in named if model.anatomy is not None]
     with_spikes = [name for name, record in anatomies if record.summary.has_spikes]
     with_sinks = [name for name, record in anatomies if record.summary.has_sinks]
-    statements = []
+    statements = _kinds(named)
     if anatomies:
-        n = len(anatomies)
-        statements = [
-            Statement("Spikes", f"{len(with_spikes)} of {counted(n, 'scan')} find spikes{_which(with_spikes, n)}."),
-            Statement("Sinks", f"{len(with_sinks)} of {counted(n, 'scan')} find sinks{_which(with_sinks, n)}."),
+        scanned = [name for name, _ in anatomies]
+        statements += [
+            Statement("Spikes", _finding(scanned, with_spikes, "spikes")),
+            Statement("Sinks", _finding(scanned, with_sinks, "sinks")),
         ]
-    differing = _differing(named)
-    if differing:
-        text = f"These conditions differ, so numbers may differ for that reason alone: {listed(differing)}."
-        statements.append(Statement("Mind", text))
-    return statements
+    changed = [(name, model.interventions) for name, model in named if model.interventions is not None]
+    verdicts = tuple(f"{name}: {record.dissociation.verdict}." for name, record in changed if record.has_changes)
+    if verdicts:
+        statements.append(Statement("What breaks without them", "", verdicts))
+    return statements + mind([source.record for _, model in named for source in model.sources])
 
 
-def _which(names: list[str], of: int) -> str:
-    return f": {listed(names)}" if 0 < len(names) < of else ""
-
-
-CONDITIONS = {"source_sha256": "text", "sequences": "sequences", "seq_len": "sequence length", "bos_added": "BOS",
-              "chat_template": "chat template", "ids_sha256": "token ids"}  # fmt: skip
-
-
-def _differing(named: Sequence[tuple[str, Model]]) -> list[str]:
-    """Conditions of the scans that are not the same everywhere."""
-    tokens = [model.anatomy.provenance.tokens for _, model in named if model.anatomy is not None]
-    settings = [str(model.anatomy.provenance.settings.get("sinks")) for _, model in named if model.anatomy is not None]
-    labels = [label for key, label in CONDITIONS.items() if len({str(content.get(key)) for content in tokens}) > 1]
-    return [*labels, *(["sink criteria"] if len(set(settings)) > 1 else [])]
+def _finding(scanned: list[str], found: list[str], what: str) -> str:
+    """Which of the scans find spikes, or sinks."""
+    if len(scanned) == 1:
+        return f"The scan of {scanned[0]} finds {what if found else f'no {what}'}."
+    which = f": {listed(found)}" if 0 < len(found) < len(scanned) else ""
+    return f"{len(found)} of {counted(len(scanned), 'scan')} {'finds' if len(found) == 1 else 'find'} {what}{which}."
 
 
 def _table(named: Sequence[tuple[str, Model]]) -> Table:
@@ -112,13 +116,34 @@ def _cells(model: Model) -> dict[str, str]:
             "first": number(anatomy.sinks.first_key_importance), "perplexity": number(summary.perplexity),
         }  # fmt: skip
     if interventions is not None:
-        cells["verdict"] = interventions.dissociation.verdict
+        if interventions.has_changes:
+            cells["verdict"] = interventions.dissociation.verdict
         zeroed = next((item for item in interventions.interventions if item.name == "zero_spikes"), None)
         if zeroed is not None and zeroed.loss_difference_nats is not None:
-            cells["zero"] = interval(zeroed.loss_difference_nats)
+            cells["zero"] = cost_text(zeroed.loss_difference_nats)
         cells["keep"] = number(interventions.kv_cache.keep)
+        cells |= _int8_cells(interventions.quantisation)
     if training is not None:
         cells["held"] = f"{training.held_out_loss_nats:.3f}"
+    return cells
+
+
+def _int8_cells(section: Quantisation) -> dict[str, str]:
+    """What int8 with one scale per tensor breaks, where, and what mends it best."""
+    rows, kind = section.int8(), section.worst_kind
+    broken, cached = rows.get((kind or "", "tensor")), rows.get(("kv", "tensor"))
+    cells = {"unmeasured": listed([text.partition(":")[0] for text in section.skipped]) or NONE}
+    if cached is not None:
+        cells["kv"] = cost_text(cached.loss_difference_nats)
+    if broken is None or kind == "kv":
+        return cells
+    cells["int8"] = f"{kind} {cost_text(broken.loss_difference_nats)}"
+    if is_damage(broken.loss_difference_nats):
+        cells["worst"] = blocks(sorted(section.worst_blocks))
+        cells["modules"] = listed(section.worst_modules, 4) or NONE
+        remedies = [row for row in section.remedies if row.applicable]
+        best = min(remedies, key=lambda row: row.perplexity.value, default=None)
+        cells["remedy"] = NONE if best is None else f"{best.remedy} {cost_text(best.loss_difference_nats)}"
     return cells
 
 
@@ -135,6 +160,12 @@ _ROWS = (
     ("perplexity", "perplexity"),
     ("verdict", "verdict"),
     ("cost of zeroing spikes, nats", "zero"),
+    ("int8 per tensor, worst input, nats", "int8"),
+    ("where it breaks", "worst"),
+    ("linear maps there", "modules"),
+    ("what mends it best, nats", "remedy"),
+    ("linear maps not measured", "unmeasured"),
+    ("KV cache in int8 per tensor, nats", "kv"),
     ("first tokens to keep", "keep"),
     ("held-out loss, nats", "held"),
 )

@@ -1,9 +1,12 @@
 """Under which conditions a number was measured: in a sentence, in a line, and every field as a table."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from spikesink.records import Provenance, Timing
-from spikesink.report.document import Table
+from spikesink.records import Anatomy, Provenance, Timing
+from spikesink.records.interventions import Interventions
+from spikesink.report.document import Statement, Table
+from spikesink.report.format import listed
 
 EMBEDDED = ("SmolLM2-135M-Instruct", "Q4_1")
 """What records call the embedded model, and what its weights come from."""
@@ -47,6 +50,34 @@ def _bos(tokens: dict[str, Any]) -> str:
     if "bos_added" in tokens:
         return "with BOS" if tokens["bos_added"] else "no BOS added"
     return "with BOS" if tokens.get("bos") is True else ""
+
+
+CONDITIONS = {"source_sha256": "text", "sequences": "sequences", "seq_len": "sequence length", "bos_added": "BOS",
+              "chat_template": "chat template", "packed": "packing", "ids_sha256": "token ids"}  # fmt: skip
+COUNTED = ("sequences", "ids_sha256")
+"""Of these, what differs between a scan and interventions by default."""
+
+
+def mind(records: Sequence[Any]) -> list[Statement]:
+    """Under which conditions these scans and interventions were not all made; nothing where they were."""
+    made = [record for record in records if isinstance(record, Anatomy | Interventions)]
+    differing = [label for key, label in CONDITIONS.items() if _differs(made, key)]
+    for label, where, key in (("dtype", "model", "dtype"), ("sink criteria", "settings", "sinks")):
+        known = {str(getattr(record.provenance, where).get(key)) for record in made}
+        differing += [label] if len(known) > 1 else []
+    if not differing:
+        return []
+    text = f"These conditions differ, so numbers may differ for that reason alone: {listed(differing)}."
+    return [Statement("Mind", text)]
+
+
+def _differs(records: Sequence[Anatomy | Interventions], key: str) -> bool:
+    """Whether a condition of the tokens is not the same in all; of those in COUNTED, in all of a kind."""
+    by_kind: dict[object, set[str]] = {}
+    for record in records:
+        kind = type(record) if key in COUNTED else None
+        by_kind.setdefault(kind, set()).add(str(record.provenance.tokens.get(key)))
+    return any(len(known) > 1 for known in by_kind.values())
 
 
 def line(record: Any) -> str:

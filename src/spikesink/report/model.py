@@ -12,7 +12,7 @@ from spikesink.records.base import is_rows
 from spikesink.records.interventions import Interventions
 from spikesink.report.answer import answer
 from spikesink.report.command import command
-from spikesink.report.conditions import condition_table, line, sentence
+from spikesink.report.conditions import condition_table, line, mind, sentence
 from spikesink.report.document import Document, Merit, Part, Table, Unmeasured
 from spikesink.report.dose import dose_part
 from spikesink.report.format import counted, number
@@ -82,7 +82,7 @@ def model_document(model: Model) -> Document:
         kind="model",
         title=model.name,
         lead=sentence(records[0].provenance),
-        statements=answer(model),
+        statements=answer(model) + mind(records),
         merits=_merits(model),
         sections=[section for section in _sections(model) if not section.empty],
         unmeasured=_unmeasured(model),
