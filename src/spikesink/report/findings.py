@@ -310,9 +310,10 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
                 "Evidence", ("route", "of", "n", "what it says", "verdict"),
                 [[line.route, line.source, line.size, line.says.replace("`", ""), line.verdict or "–"]
                  for line in finding.lines],
+                note=f"The paper: {finding.paper}",
                 words=5,
             )
         ],
-        note=f"What would change it: {finding.change} The paper: {finding.paper}".replace("`", ""),
+        note=f"What would change it: {finding.change}".replace("`", ""),
         label=finding.title,
     )  # fmt: skip
