@@ -28,7 +28,6 @@ from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, Revis
 
 from spikesink.access import adapter
 from spikesink.access.checkpoint import content_sha256, embedded_gguf, find_checkpoint, model_files
-from spikesink.access.gguf_header import read_header
 from spikesink.access.gguf_model import shards
 from spikesink.access.load import DTYPES
 from spikesink.access.stored import read_stored
@@ -108,9 +107,9 @@ def planned(source: str, revision: str | None, *, allow_pickle: bool = False) ->
 def _local(place: Path, allow_pickle: bool, *, source: str | None, revision: str | None = None) -> Planned:
     """Of a GGUF file with all its shards, or of a folder."""
     if place.is_file() and place.suffix.lower() == ".gguf":
-        files = shards(place)
-        elements = sum(read_header(file).elements for file in files)
-        return Planned(source, revision, content_sha256(files), elements=elements)
+        headers = shards(place)
+        elements = sum(header.elements for header in headers.values())
+        return Planned(source, revision, content_sha256(list(headers)), elements=elements)
     checkpoint = find_checkpoint(place, revision=None, allow_pickle=allow_pickle)
     stored = read_stored(checkpoint.name, checkpoint.weights)
     files = model_files(place.resolve(), checkpoint.weights)
