@@ -116,6 +116,13 @@ def prompt_corpus(text: str) -> Corpus:
     return Corpus("prompt", "prompt", _text_sha256(text), "one text", lambda: iter([text]))
 
 
+def chosen_corpus(path: Path | str | None, dataset: str | None, field: str | None) -> Corpus:
+    """The documents of a file, of a data set of the hub, or where neither is named the default. Raises InputError."""
+    if path is not None:
+        return read_corpus(path, field)
+    return hub_corpus(dataset, field) if dataset is not None else default_corpus()
+
+
 def default_corpus() -> Corpus:
     """English that every Python carries: the language reference in `pydoc_data.topics`, a paragraph a document.
 

@@ -17,7 +17,7 @@ from spikesink.analyse.passes import ids_of
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
-from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
+from spikesink.data.corpus import Corpus, chosen_corpus
 from spikesink.data.tokenise import tokenise
 from spikesink.data.tokens import Tokens, load_token_ids
 from spikesink.errors import (
@@ -212,10 +212,7 @@ def _tokens(asked: Asked, accessed: AccessedModel) -> Tokens:
 
 def corpus_of(asked: Asked) -> Corpus:
     """The documents of a text. Raises InputError."""
-    text = asked.text
-    if text.path is not None:
-        return read_corpus(Path(text.path), text.field)
-    return hub_corpus(text.dataset, text.field) if text.dataset is not None else default_corpus()
+    return chosen_corpus(asked.text.path, asked.text.dataset, asked.text.field)
 
 
 def _facts(accessed: AccessedModel) -> dict[str, Any]:
