@@ -65,11 +65,11 @@ def output_projection(accessed: AccessedModel, block: int, seen: Probe) -> tuple
         raise DoesNotApplyError(f"Block {sites.place} ({type(sites.inner).__name__}) mixes tokens without attending")
     module = projection(sites.inner, "output")
     if module is None:
-        raise _unknown(block, sites, "output projection")
+        raise _unknown(sites, "output projection")
     weight, bias = _matrix(module)
     heads = seen.outputs[block].transpose(1, 2).flatten(2).float()
     if weight.shape[1] != heads.shape[-1]:
-        raise _unknown(block, sites, "output projection")
+        raise _unknown(sites, "output projection")
     expected = heads @ weight.T + (0.0 if bias is None else bias)
     _check_write(accessed, sites, expected, seen.writes[block], "W_O times the heads' outputs")
     return weight, bias
@@ -156,7 +156,7 @@ def _matrix(module: Any) -> tuple[Tensor, Tensor | None]:
 def _key_or_value(sites: BlockSites, role: str, rows: int) -> tuple[Tensor, Tensor | None]:
     plain, fused = (projection(sites.inner, name) for name in (role, "query, key over value"))
     if plain is None and fused is None:
-        raise _unknown(sites.block, sites, f"{role} projection")
+        raise _unknown(sites, f"{role} projection")
     weight, bias = _matrix(plain if plain is not None else fused)
     # Fused projections end with keys and values (phi3, GPT-2); NeoX interleaves them and is caught by the check.
     last = len(weight) - (rows if plain is None and role == "key" else 0)
@@ -175,5 +175,5 @@ def _check_write(accessed: AccessedModel, sites: BlockSites, expected: Tensor, w
         )
 
 
-def _unknown(block: int, sites: BlockSites, what: str) -> DoesNotApplyError:
+def _unknown(sites: BlockSites, what: str) -> DoesNotApplyError:
     return DoesNotApplyError(f"The {what} of block {sites.place} ({type(sites.inner).__name__}) is not known")

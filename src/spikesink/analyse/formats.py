@@ -16,7 +16,7 @@ from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, lost, round_to
 from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
-from spikesink.positions import placed
+from spikesink.positions import layer_of, placed
 from spikesink.records.deployment import FORMAT_NATS, BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
@@ -216,7 +216,7 @@ def _pass(
 ) -> tuple[Evaluation, float]:
     """A pass in the format, in one block or all, and the share of ordinary values that were lost in it."""
     contexts, rounding = _contexts(evaluator, calibration, kind, name, spare, block)
-    untouched = 0 if block is None else (block - 1) // 2
+    untouched = 0 if block is None else layer_of(block)
 
     def run() -> dict[str, Any]:
         with evaluator.prefix.replaying(untouched):

@@ -2,7 +2,6 @@
 this machine has; and, while models run, who may start."""
 
 import hashlib
-import json
 import platform
 import shutil
 import sys
@@ -31,6 +30,7 @@ from spikesink.access.checkpoint import content_sha256, embedded_gguf, find_chec
 from spikesink.access.gguf_model import shards
 from spikesink.access.load import DTYPES
 from spikesink.access.stored import read_stored
+from spikesink.atomic import data_sha256
 from spikesink.errors import ModelError, SpikesinkError
 from spikesink.reach import CONFIGS, check_reachable, check_revision, is_hub_id
 from spikesink.requirement import dtype_name
@@ -331,4 +331,4 @@ def _cached(commit: str) -> tuple[HFCacheInfo | None, list[CachedRevisionInfo]]:
 def identity(plan: Planned, cell: Any, options: dict[str, Any], text_sha256: str) -> str:
     """What decides a cell's result, in one hash."""
     content = [plan.identity, cell.model_dump(mode="json", exclude={"text_name"}), text_sha256, options]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return data_sha256(content)[:32]
