@@ -21,6 +21,8 @@ ROWS = "rows"
 WIDTH, HEIGHT = 560, 280
 """Of a paper's figure in pixels; on the page a chart is as wide as its column."""
 
+STEPS = alt.X("step:Q", title="step", axis=alt.Axis(grid=False))
+
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 

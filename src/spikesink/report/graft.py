@@ -4,10 +4,10 @@ from spikesink.records.intervals import Estimate
 from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table
-from spikesink.report.drawing import Figure, table
+from spikesink.report.drawing import Figure, Rows
 from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
 from spikesink.report.next_step import next_step
-from spikesink.report.training import CURVES, step_lines
+from spikesink.report.training import CURVES, curve_figure
 
 GONE_SHARE = 1 / 3
 """A sink ratio below this share of the control's is called gone, one above its complement kept."""
@@ -143,23 +143,13 @@ def graft_figures(record: GraftRecord) -> list[Figure]:
 
 
 def _curve(record: GraftRecord, name: str) -> Figure | None:
-    title, axis, logarithmic = CURVES[name]
-    runs = [run for run in ("healed", "control") if f"{run}.{name}" in record.arrays]
-    rows = [
-        {"run": run, "step": int(step), "value": float(value)}
-        for run in runs
-        for step, value in zip(record.arrays[f"{run}.{name}.step"], record.arrays[f"{run}.{name}"], strict=True)
-    ]
-    if not rows:
-        return None
-    ends = listed([f"{run} {number(float(record.arrays[f'{run}.{name}'][-1]))}" for run in runs])
-    return Figure(
-        name=f"graft_{name.split('/')[-1]}",
-        title=title,
-        key=name != "loss",
-        chart=step_lines("run", runs, axis, rows, logarithmic),
-        rows=table(rows),
-        caption=f"At the end: {ends}.",
-        conditions=f"{record.model}, {record.tokens:,} tokens",
-        alternative=f"Line chart of {axis} over {record.steps:,} steps; at the end {ends}.",
-    )
+    arrays = record.arrays
+    points: list[tuple[str, Rows]] = [
+        (run, [
+            {"step": int(step), "value": float(value)}
+            for step, value in zip(arrays[f"{run}.{name}.step"], arrays[f"{run}.{name}"], strict=True)
+        ])
+        for run in ("healed", "control") if f"{run}.{name}" in arrays
+    ]  # fmt: skip
+    conditions = f"{record.model}, {record.tokens:,} tokens"
+    return curve_figure("graft", name, points, key=name != "loss", conditions=conditions, steps=record.steps)
