@@ -18,7 +18,8 @@ def row(name, target, sinks, plateau, *, cost=0.0, control_of=None, spread=0.02,
     kept = {"spike_tokens_kept": plateau if plateau > 0.25 else 0.0, "plateau_ratio_kept": estimate(plateau, spread)}
     return InterventionRow(
         name=name, control_of=control_of, target=target, summary="", loss_difference_nats=estimate(cost, 0.01),
-        sink_ratio_kept=estimate(sinks, spread), plateau_kept=estimate(plateau, spread), **{**kept, **facts},
+        sink_ratio_kept=estimate(sinks, spread), downstream_sink_ratio_kept=estimate(sinks, spread),
+        plateau_kept=estimate(plateau, spread), **{**kept, **facts},
     )  # fmt: skip
 
 
@@ -66,7 +67,10 @@ def test_one_removal_that_leaves_the_other_is_enough():
     made = judged(*twice(LEAVES), row("zero_spikes", "spikes", 0.1, 0.05), MASK_LEAVES)
     assert made.sinks_need_spikes.answer == "no"
     assert made.sinks_need_spikes.evidence == ["cut_amplifier", "cut_amplifier again"]
-    assert "cut_amplifier leaves 95% [93%, 97%] of the sinks, at +0 nats" in made.sinks_need_spikes.reason
+    assert (
+        "cut_amplifier leaves 95% [93%, 97%] of the sinks, in all blocks 95%, at +0 nats"
+        in made.sinks_need_spikes.reason
+    )
 
 
 def test_a_control_that_moves_sinks_too_or_was_not_run_leaves_it_open():

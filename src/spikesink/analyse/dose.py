@@ -53,15 +53,7 @@ def doses(evaluator: Evaluator, sweeps: Sequence[Sweep]) -> list[Dose]:
     if not sweeps:
         return []
     baseline = evaluator.baseline()
-    passes = sum(len(levels) * (1 + len(made.controls)) for made, levels in sweeps)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        evaluator.progress(STAGE, done, passes)
-
-    evaluator.progress(STAGE, 0, passes)
+    step = evaluator.steps(STAGE, sum(len(levels) * (1 + len(made.controls)) for made, levels in sweeps))
     swept = []
     targets = evaluator.targets
     missing = [name for name, there in (("spikes", targets.has_spikes), ("sinks", targets.has_sinks)) if not there]

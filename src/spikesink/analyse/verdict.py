@@ -166,7 +166,7 @@ def _none_removed(real: list[InterventionRow], asked: list[InterventionRow], rem
 def _numbers(row: InterventionRow, other: str) -> str:
     left = kept(row)
     whole = row.sink_ratio_kept
-    both = f", in all blocks {whole.value:.0%}" if other == "sinks" and row.downstream_sink_ratio_kept and whole else ""
+    both = f", in all blocks {whole.value:.0%}" if other == "sinks" and whole else ""
     return f"{row.name} leaves {left.value:.0%} [{left.low:.0%}, {left.high:.0%}] of the {other}{both}{_price(row)}"
 
 
@@ -190,9 +190,8 @@ def kept(row: InterventionRow) -> Estimate:
     """What is left of the quantity that a row, which can answer, does not aim at: of sinks behind the edit; of spikes
     the smaller of size and number, by the lower ends."""
     if row.target == "spikes":
-        kept = row.downstream_sink_ratio_kept or row.sink_ratio_kept
-        assert kept is not None
-        return kept
+        assert row.downstream_sink_ratio_kept is not None
+        return row.downstream_sink_ratio_kept
     assert row.plateau_kept is not None
     shares = [row.plateau_kept, *([row.spike_tokens_kept] if row.spike_tokens_kept else [])]
     return min(shares, key=lambda share: share.low)
