@@ -14,7 +14,7 @@ from spikesink.analyse.evaluation import HELD_OUT_SPIKES, Evaluation, Evaluator,
 from spikesink.analyse.quantisation import Calibration, calibrate, is_notable
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, lost, round_to
-from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
+from spikesink.intervene.quantise import KvEdit, TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
 from spikesink.positions import layer_of, placed
 from spikesink.records.deployment import FORMAT_NATS, BlockDamage, FormatDamage, Formats
@@ -105,28 +105,6 @@ class Rounding(TokenMarks):
         self.values += int((rows != 0).sum())
         self.lost += int(lost(rows, values, scale, self.name).sum())
         return values
-
-
-class KvRounding(Rounding):
-    """The same on post-RoPE keys and values of some blocks; channels are those of all KV heads."""
-
-    def __init__(
-        self, names: tuple[str, str], ranges: ChannelRange, marked: Tensor | None, spare: bool, blocks: set[int] | None
-    ) -> None:
-        super().__init__(names[0], ranges, marked, spare)
-        self.names, self.blocks = names, blocks
-
-    def edit_keys(self, block: int, key: Tensor) -> Tensor:
-        return self._cached(block, "key", key, self.names[0])
-
-    def edit_values(self, block: int, value: Tensor) -> Tensor:
-        return self._cached(block, "value", value, self.names[1])
-
-    def _cached(self, block: int, which: str, cached: Tensor, name: str) -> Tensor:
-        if self.blocks is not None and block not in self.blocks:
-            return cached
-        flat = cached.transpose(1, 2).flatten(2)
-        return self.rounded(kv_name(block, which), flat, name).unflatten(2, (cached.shape[1], -1)).transpose(1, 2)
 
 
 def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
@@ -236,14 +214,17 @@ def _contexts(
 ) -> tuple[list[AbstractContextManager], Rounding]:
     accessed = evaluator.accessed
     ranges = calibration.ordinary if spare else calibration.ranges
-    marked = calibration.spikes
-    blocks = None if block is None else {block}
+    marked = _kept_in_cache(evaluator, calibration.spikes) if kind == "kv" else calibration.spikes
+    formats = _formats(kind, name)
+    rounding = Rounding(formats[0], ranges, marked, spare)
     if kind == "kv":
-        marked = _kept_in_cache(evaluator, marked)
-        rounding = KvRounding(KV[name], ranges, marked, spare, blocks)
-        return [editing(accessed, rounding)], rounding
+        by_kind: dict[str, str] = {"key": formats[0], "value": formats[1]}
+        edit = KvEdit(
+            lambda block, which, flat: rounding.rounded(kv_name(block, which), flat, by_kind[which]),
+            None if block is None else {block},
+        )
+        return [editing(accessed, rounding), editing(accessed, edit)], rounding
     sites = [site for each in calibration.sites.values() for site in each if block in (None, site.block)]
-    rounding = Rounding(_formats(kind, name)[0], ranges, marked, spare)
     if kind == "weights":
         return [replaced_weights(sites, rounding.weight)], rounding
     return [editing(accessed, rounding), editing_inputs(sites, rounding.enter)], rounding
