@@ -227,7 +227,7 @@ def _target(record: Anatomy) -> str:
 
 
 def _overlap(record: Anatomy) -> str:
-    properties = (record.model_extra or {}).get("properties")
+    properties = record.further("properties")
     overlap = getattr(properties, "overlap", None)
     if overlap is None:
         return ""

@@ -119,7 +119,7 @@ def _local(name: str, record: Anatomy) -> Line:
     takes: heads without a sink are the control.
     """
     n = counted(record.provenance.tokens["sequences"], "sequence")
-    section = (record.model_extra or {}).get(HEADS)
+    section = record.further(HEADS)
     if not isinstance(section, Heads):
         return Line(ROUTES[0], source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
     write = next((row.mean for row in section.modulation or [] if row.other == "write"), None)

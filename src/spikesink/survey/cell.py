@@ -245,7 +245,7 @@ def figures(anatomy: Anatomy) -> dict[str, Any]:
     rows = {block: index for index, block in enumerate(arrays["attention_blocks"].tolist())}
     heads = [importance[rows[head.block], head.head] for head in sinks.heads if head.is_sink]
     on = np.flatnonzero((np.stack(heads) > sinks.importance_min).any(axis=0)).tolist() if heads else []
-    probe = getattr(getattr(anatomy, "trigger", None), "probe", None)
+    probe = getattr(anatomy.further("trigger"), "probe", None)
     counts = {count.criterion: count.first_count for count in probe.counts} if probe is not None else {}
     peaks = [cycle.resid_top3[0].value for cycle in anatomy.lifecycle.blocks if cycle.resid_top3]
     return {
