@@ -16,7 +16,7 @@ from spikesink.access.capture import observing, run
 from spikesink.access.comparison import difference, probe_ids, tolerances
 from spikesink.access.gated_ffn import projection
 from spikesink.access.model import AccessedModel
-from spikesink.access.norm_weights import norm_scale
+from spikesink.access.norm_weights import bias_of, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.observer import AttentionRows, Observer, full_batch
 from spikesink.weights import AttentionWeights
@@ -148,9 +148,7 @@ def unembedding(accessed: AccessedModel, seen: Probe) -> Callable[[Tensor], Tens
 def _matrix(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of an nn.Linear, or of GPT-2's Conv1D, which keeps (in, out)."""
     weight = module.weight.detach().float()
-    bias = getattr(module, "bias", None)
-    bias = None if bias is None or not bool(bias.any()) else bias.detach().float()
-    return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
+    return (weight.T if type(module).__name__ == "Conv1D" else weight), bias_of(module)
 
 
 def _key_or_value(sites: BlockSites, role: str, rows: int) -> tuple[Tensor, Tensor | None]:

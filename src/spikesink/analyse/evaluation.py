@@ -176,6 +176,10 @@ class Evaluator:
         """Only the loss of a pass with these contexts open, which change nothing in the first `untouched` layers."""
         return self._once(f"loss/{key}", (self.prefix.replaying(untouched), *contexts), {"loss_only": True})
 
+    def baseline_loss(self) -> Evaluation:
+        """Only the loss of the model as it is."""
+        return self.loss("baseline", untouched=self.accessed.n_layers)
+
     def _once(self, key: str, contexts: tuple[AbstractContextManager, ...], options: dict[str, Any]) -> Evaluation:
         def run() -> dict[str, Any]:
             return evaluate(self.accessed, self.ids, *contexts, batch_size=self.batch_size, **options).to_dict()

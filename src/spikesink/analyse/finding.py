@@ -55,6 +55,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
     """The same from a scan that has been made; one more pass over its sequences learns the constants."""
     spike, steps = scanned.spike, scanned.steps
     last = steps.step_up[-1] if steps and steps.step_up else None
+    step_down = steps.step_down[0] if steps and steps.step_down else None
     # The spike is whole after the last step; s* and W_down are those of the FFN that writes most of it.
     step_up = main_step_up(steps) or last
     block = last or spike.verdict.verdict_block
@@ -67,11 +68,11 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "spike": spike.peak.value,
         "edit_block": block,
         "step_up_block": step_up,
-        "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
+        "step_down_block": step_down,
         "step_blocks": (*steps.step_up, *steps.step_down) if steps else (),
         "channels": tuple(spike.channels),
         "magnitude_min": usual if magnitude is None else magnitude,
-        "massive_channels": _massive(scanned, block, steps.step_down[0] if steps and steps.step_down else None),
+        "massive_channels": _massive(scanned, block, step_down),
         "sequences": len(scanned.ids),
         **_sinks(scanned),
     }

@@ -114,7 +114,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     one block at a time, on the first sequences.
     """
     calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    baseline = evaluator.baseline_loss()
     few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES])
     with few.prefix.keeping():
         few_baseline = few.loss(f"baseline of {len(few.ids)}")

@@ -167,7 +167,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     thorough: also int4 and static scales of every site kind, not of the worst alone.
     """
     calibration = calibrate(evaluator, held_out)
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    baseline = evaluator.baseline_loss()
     table = _Table(evaluator, calibration, baseline, total=0)
     kinds = [kind for kind in SITE_KINDS if kind == "kv" or calibration.sites[kind]]
     further = len(_further(calibration)) * (len(kinds) if thorough else 1)

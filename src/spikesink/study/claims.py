@@ -14,16 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spikesink.records.intervals import to_three_digits
-from spikesink.records.study import (
-    SIDES,
-    CellFunction,
-    CellRecord,
-    ClaimVerdict,
-    Side,
-    VariantVerdict,
-    on_sides,
-    side,
-)
+from spikesink.records.study import SIDES, CellFunction, CellRecord, ClaimVerdict, Side, VariantVerdict, local_sided
 from spikesink.zoo.choice import Choice
 
 Quantity = Literal["spikes", "sinks", "cost"]
@@ -217,7 +208,7 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
     every = [over_seeds(cells, name, rules) for name in COSTS]
     if None in every:
         reasons = sorted({cell.spikes_missing for cell in cells if cell.spikes_missing})
-        return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
+        return _too_few(reasons, rules)
     asked = [cell for cell in cells if cell.same_context is not None and cell.same_context <= rules.same_context_max]
     freeze, zero, random = (over_seeds(asked, name, rules) for name in COSTS)
     if freeze is None or zero is None or random is None:
@@ -228,6 +219,10 @@ def _constant(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str
     # Not needed at all, or not replaceable: either way no constant that the model lives on.
     against = zero.high < rules.free_max or freeze.low > rules.costly_min
     return ("contradicted" if against else "undecided"), evidence
+
+
+def _too_few(reasons: list[str], rules: FunctionRules) -> tuple[Any, str]:
+    return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
 
 
 def _in_words(freeze: SeedInterval | None, zero: SeedInterval | None, random: SeedInterval | None) -> str:
@@ -244,7 +239,7 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
     write, reach = (over_seeds(cells, name, rules) for name in ("write_with_mass", "sink_head_distance"))
     if write is None or reach is None:
         reasons = sorted({cell.sinks_missing for cell in cells if cell.sinks_missing})
-        return "not tested", f"Fewer than {rules.function_seeds_min} models have it ({'; '.join(reasons) or 'seeds'})."
+        return _too_few(reasons, rules)
     evidence = (
         f"Within heads, sink mass and norm of the write correlate at {write}. With the sink taken out, sink heads look "
         f"{str(reach).replace('+', '')} as far as uniform attention does"
@@ -253,5 +248,4 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str]:
     if further is None:
         return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared."
     evidence += f"; within layers, sink mass and that distance have rank correlation {further} (n = {write.n})."
-    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
-    return on_sides(side(write.low, write.high), look), evidence
+    return local_sided(write, reach, further), evidence

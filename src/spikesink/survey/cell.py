@@ -28,6 +28,7 @@ from spikesink.errors import (
     SpikesinkError,
     UnsupportedModelError,
 )
+from spikesink.limits import resource
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
@@ -35,12 +36,6 @@ from spikesink.records.survey import ModelRows, SurveyRow
 from spikesink.study.executors import Kind
 from spikesink.survey.grid import Asked, step_of
 from spikesink.survey.plan import claim, forget
-
-try:
-    import resource
-except ImportError:
-    # Windows has none: there models run one after another.
-    resource = None
 
 ROW = "row.json"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
