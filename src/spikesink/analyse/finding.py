@@ -111,7 +111,7 @@ def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Pro
     site = _step_up_output(accessed, targets)
     writers = _Writers(targets, site) if site else None
     observers = [states, writers] if writers else [states]
-    with editing_inputs([site] if site else [], writers.keep if writers else _unchanged):
+    with editing_inputs([site] if site else [], writers.keep if writers else lambda _site, entering: entering):
         stream(accessed, ids, observers, stage="learn constants", progress=progress)
     spikes, others = states.means()
     return {
@@ -135,10 +135,6 @@ def _step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite | N
         return step_up_output(accessed, targets)
     except DoesNotApplyError:
         return None
-
-
-def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
-    return entering
 
 
 @dataclass

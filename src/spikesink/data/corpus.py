@@ -9,7 +9,6 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spikesink.data.files import (
     FIELD,
@@ -167,7 +166,7 @@ def hub_corpus(name: str, field: str | None = None) -> Corpus:
 
     def rows() -> Iterator[Document]:
         try:
-            for number, row in enumerate(_stream(builder, split), start=1):
+            for number, row in enumerate(builder.as_streaming_dataset(split=split), start=1):
                 yield document_of(unpadded(row), field, f"Data set '{name}', row {number},")
         except InputError:
             raise
@@ -207,10 +206,6 @@ def _saved_dataset(path: Path, field: str | None) -> Corpus:
 
     description = f"the field `{field or FIELD}` of a row of a saved data set"
     return Corpus(path.resolve().name, "dataset", digest, description, rows)
-
-
-def _stream(builder: Any, split: str) -> Iterator[Any]:
-    yield from builder.as_streaming_dataset(split=split)
 
 
 def _hub_error(name: str, error: Exception) -> InputError:

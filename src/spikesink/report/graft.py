@@ -24,6 +24,7 @@ def graft_document(record: GraftRecord) -> Document:
     replaced = listed(
         [f"{path} {before or NONE} → {after or NONE}" for path, (before, after) in record.replaced.items()]
     )
+    failures = " ".join(f"{NAMES[name]}: {reason}" for name, reason in record.failed.items())
     training = f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "no training"
     return Document(
         kind="graft",
@@ -32,7 +33,7 @@ def graft_document(record: GraftRecord) -> Document:
         statements=_statements(record),
         merits=_merits(record),
         sections=[
-            Part("models", "Before and after", tables=[_points(record)], note=_failures(record)),
+            Part("models", "Before and after", tables=[_points(record)], note=failures),
             Part("curves", "While it healed", figures=graft_figures(record)),
         ],
         conditions=[(record.file, condition_table(record))],
@@ -131,10 +132,6 @@ def _cells(point: GraftPoint) -> list[str]:
         signed(point.int8_nats.value),
         signed(point.fp8_nats.value),
     ]
-
-
-def _failures(record: GraftRecord) -> str:
-    return " ".join(f"{NAMES[name]}: {reason}" for name, reason in record.failed.items())
 
 
 def graft_figures(record: GraftRecord) -> list[Figure]:

@@ -101,17 +101,13 @@ SNIPPET = "window.vegaEmbed = vegaEmbed;"
 @cache
 def bundle() -> str:
     """The JavaScript that draws charts. Putting it together takes longer than the rest of a page, so it is kept."""
-    kept = _cache_file()
+    kept = cache_folder() / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
     with suppress(OSError):
         return kept.read_text(encoding="utf-8")
     made = vl_convert.javascript_bundle(SNIPPET, vl_version())
     with suppress(OutputError):
         write_files(kept.parent, {kept.name: made.encode()}, force=True)
     return made
-
-
-def _cache_file() -> Path:
-    return cache_folder() / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
 
 
 def vl_version() -> str:
