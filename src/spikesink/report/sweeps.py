@@ -32,7 +32,7 @@ class SweepClaim:
 
 
 def _drawn(sweeps: Sequence[Sweep]) -> list[Figure]:
-    return [dose_figure(sweeps[0][1], sweeps[0][2])]
+    return [dose_figure(sweeps[0][2])]
 
 
 CLAIMS = {
