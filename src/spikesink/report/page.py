@@ -87,12 +87,10 @@ def _equation(match: re.Match[str]) -> str:
 COPIED = Markup('<code>{}</code> <button type="button" class="copy" data-copy="{}" aria-label="Copy: {}">copy</button>')
 
 
-def commands(text: str, lines: Sequence[str]) -> Markup:
-    """Text, escaped, with the command lines that it holds as code that can be copied."""
+def copied(text: str, line: str | None) -> Markup:
+    """Text, escaped, with the command line, where it holds one, as code that can be copied."""
     shown = escape(text)
-    for line in lines:
-        shown = Markup(shown.replace(escape(line), COPIED.format(line, line, line)))
-    return shown
+    return shown if line is None else Markup(shown.replace(escape(line), COPIED.format(line, line, line)))
 
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -130,7 +128,7 @@ def render(page: Document) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(mathematics=mathematics, placed=placed, commands=commands)
+    environment.filters.update(mathematics=mathematics, placed=placed, copied=copied)
     return environment.get_template("page.html").render(
         page=page,
         version=version("spikesink"),
