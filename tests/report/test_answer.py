@@ -43,7 +43,7 @@ def test_everything_measured():
     line = "spikesink intervene made/model --which formats,remedies"
     unmeasured = f"Not measured: formats and remedies; {line} measures that."
     assert said["What to do"].points == ("Keep block 2 in high precision.", unmeasured)
-    assert said["What to do"].commands == (line,)
+    assert said["What to do"].command == line
     assert all(statement.measured for statement in said.values())
 
 

@@ -22,17 +22,18 @@ LISTED = 4
 
 def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Statement:
     """What interventions recommend; where nothing was measured for that, what a scan alone can say."""
-    points, lines = [], ()
+    points: list[str] = []
+    line = None
     if anatomy is not None and not (interventions and says_what_to_do(interventions)):
         points = [*_precision(anatomy), *_cache(anatomy)]
     elif interventions is not None:
         points = _measured(interventions, anatomy)
     if interventions is not None:
-        missing, lines = _not_measured(interventions)
+        missing, line = _not_measured(interventions)
         points += missing
     if len(points) == 1:
-        return Statement(HEADING, points[0], commands=lines)
-    return Statement(HEADING, "", tuple(points), commands=lines)
+        return Statement(HEADING, points[0], command=line)
+    return Statement(HEADING, "", tuple(points), command=line)
 
 
 def says_what_to_do(record: Interventions) -> bool:
@@ -48,13 +49,15 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> list[str]:
     return points + (parts if " ".join(parts) == record.recommendation.text else [record.recommendation.text])
 
 
-def _not_measured(record: Interventions) -> tuple[list[str], tuple[str, ...]]:
+def _not_measured(record: Interventions) -> tuple[list[str], str | None]:
     """What else says what to do, and the command that measures what was not asked for."""
     reasons = {name: briefly(getattr(record, name).reason) for name in PARTS if not getattr(record, name).applicable}
     unasked = [name for name, reason in reasons.items() if reason in ("", UNASKED)]
     points = [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
-    lines = (f"{command('intervene', record.provenance.model)} --which {','.join(unasked)}",) if unasked else ()
-    return points + [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines], lines
+    if not unasked:
+        return points, None
+    line = f"{command('intervene', record.provenance.model)} --which {','.join(unasked)}"
+    return [*points, f"Not measured: {listed(unasked)}; {line} measures that."], line
 
 
 def briefly(reason: str | None) -> str:
@@ -227,7 +230,7 @@ def _target(record: Anatomy) -> str:
 
 
 def _overlap(record: Anatomy) -> str:
-    properties = (record.model_extra or {}).get("properties")
+    properties = record.further("properties")
     overlap = getattr(properties, "overlap", None)
     if overlap is None:
         return ""
@@ -249,7 +252,7 @@ def _found(record: Interventions) -> Statement:
     sinks = f"{counted(len(targets.get('sink_heads', [])), 'head')} sink." if targets.get("has_sinks") else "No sinks."
     line = command("scan", record.provenance.model)
     text = f"{text}. {sinks} Their anatomy was not measured: {line} adds it."
-    return Statement("Spikes and sinks", text, commands=(line,))
+    return Statement("Spikes and sinks", text, command=line)
 
 
 def _breaks(model: Model) -> Statement:
@@ -260,7 +263,7 @@ def _breaks(model: Model) -> Statement:
         line = command("intervene", known.provenance.model)
         lasts = lasting(intervene_s(model.anatomy)) if model.anatomy else ""
         text = f"Not measured; {line} adds it{lasts}."
-        return Statement("What breaks without them", text, measured=False, commands=(line,))
+        return Statement("What breaks without them", text, measured=False, command=line)
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []
     if "zero_spikes" in rows and "baseline" in rows:

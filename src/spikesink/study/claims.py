@@ -14,16 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spikesink.records.intervals import to_three_digits
-from spikesink.records.study import (
-    SIDES,
-    CellFunction,
-    CellRecord,
-    ClaimVerdict,
-    Side,
-    VariantVerdict,
-    on_sides,
-    side,
-)
+from spikesink.records.study import SIDES, CellFunction, CellRecord, ClaimVerdict, Side, VariantVerdict, local_sided
 from spikesink.zoo.choice import Choice
 
 Quantity = Literal["spikes", "sinks", "cost"]
@@ -263,5 +254,4 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str, i
     if further is None:
         return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared.", write.n
     evidence += f"; within layers, sink mass and that distance have rank correlation {further} (n = {write.n})."
-    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
-    return on_sides(side(write.low, write.high), look), evidence, write.n
+    return local_sided(write, reach, further), evidence, write.n

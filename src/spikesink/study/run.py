@@ -97,8 +97,8 @@ class Study:
         of_baseline = [record for record in finished if record.variant == self.grid.baseline]
         version = rules_version(self.out / f"{self.title}.json")
         rules = claims.FunctionRules()
-        has_baseline = any(row.variant == self.grid.baseline for row in rows)
-        verdicts = verdict.verdicts(rows, self.grid.baseline, verdict.RULES[version]) if has_baseline else []
+        baseline = next((row for row in rows if row.variant == self.grid.baseline), None)
+        verdicts = [] if baseline is None else verdict.verdicts(rows, baseline.variant, verdict.RULES[version])
         return StudyRecord(
             study=self.name,
             preset=self.base.name,
@@ -111,7 +111,7 @@ class Study:
                 claims.claims(self.grid.claims, verdicts),
                 of_baseline,
                 rules,
-                spikes=any(row.variant == self.grid.baseline and verdict.has_spikes(row) for row in rows),
+                spikes=baseline is not None and verdict.has_spikes(baseline),
             ),
             rules={**verdict.rules_as_numbers(verdict.RULES[version]), **verdict.rules_as_numbers(rules)},
             rules_version=version,
@@ -157,33 +157,28 @@ class Study:
         if not self._path(cell).exists():
             return False
         record = CellRecord.read_file(self._path(cell))
+
+        def in_the_way(
+            made: str, way_out: str = "choose another --out, or another name with --set name=NAME"
+        ) -> InputError:
+            return InputError(f"'{self._path(cell)}' was {made}; {way_out}.")
+
         if record.recipe_sha256 != cell.recipe.sha256():
-            raise InputError(
-                f"'{self._path(cell)}' was made with another recipe than this study's '{cell.name}'; choose another "
-                "--out, or another name with --set name=NAME."
-            )
+            raise in_the_way(f"made with another recipe than this study's '{cell.name}'")
         if record.status == "failed":
             return False
         measured_on = record.provenance.tokens.get("evaluation_sha256")
         if measured_on not in (None, evaluation_sha256(cell.base)):
-            raise InputError(
-                f"'{self._path(cell)}' was measured on other held-out sequences than this study's (data of another "
-                "preset); choose another --out, or another name with --set name=NAME."
-            )
+            raise in_the_way("measured on other held-out sequences than this study's (data of another preset)")
         if not self._same_text(record, cell):
-            raise InputError(
-                f"'{self._path(cell)}' was made on another text than data.source gives now (a file that changed, or "
-                "another Python); choose another --out, or another name with --set name=NAME."
-            )
-        if _trained_on(record)[1] != device:
-            raise InputError(
-                f"'{self._path(cell)}' was made on '{_trained_on(record)[1]}', this study runs on '{device}'; choose "
-                "another --out, or another name with --set name=NAME."
-            )
-        if _trained_on(record)[0] != threads:
-            raise InputError(
-                f"'{self._path(cell)}' was made with {_trained_on(record)[0]} threads, this study runs with {threads}; "
-                f"pass --threads {_trained_on(record)[0]}, or choose another --out."
+            raise in_the_way("made on another text than data.source gives now (a file that changed, or another Python)")
+        made_with, made_on = _trained_on(record)
+        if made_on != device:
+            raise in_the_way(f"made on '{made_on}', this study runs on '{device}'")
+        if made_with != threads:
+            raise in_the_way(
+                f"made with {made_with} threads, this study runs with {threads}",
+                f"pass --threads {made_with}, or choose another --out",
             )
         return True
 
