@@ -115,7 +115,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     """
     calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
     baseline = evaluator.baseline_loss()
-    few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES])
+    few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES], seconds=0.0)
     with few.prefix.keeping():
         few_baseline = few.loss(f"baseline of {len(few.ids)}")
     asked = [(kind, name) for kind, names in (("inputs", INPUTS), ("weights", WEIGHTS), ("kv", KV)) for name in names]
@@ -132,7 +132,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
             row = row.model_copy(update={"worst_blocks": worst, "scanned": True})
         rows.append(row)
     evaluator.progress(STAGE, len(asked), len(asked))
-    evaluator.seconds = few.seconds
+    evaluator.seconds += few.seconds
     return Formats(rows=rows, skipped=skipped)
 
 
