@@ -35,7 +35,7 @@ def made():
 
 
 def test_the_time_of_every_pass_is_counted(monkeypatch):
-    """Those on all sequences and those on the first alone: at least what runs took, at most what asking for them did."""
+    """Those on all sequences and those on the first alone: no less than runs took, no more than asking for them did."""
     kept = Evaluator.kept
     inside: list[float] = []
     outside: list[float] = []
