@@ -66,17 +66,9 @@ def golden_ids() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def word_tokenizer():
-    """A tokenizer of VOCAB whole words w0 ... and an unknown one."""
-    from tiny import VOCAB
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
+    from tiny import word_tokenizer
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return word_tokenizer()
 
 
 @pytest.fixture(scope="session")

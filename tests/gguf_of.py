@@ -5,10 +5,11 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tiny_gguf import MERGES, SPECIAL
 from transformers import PreTrainedModel
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = ("t h", "th e", "i n", "Ġ t")
 VOCABULARY = [*SPECIAL, *bytes_to_unicode().values(), *("".join(merge.split()) for merge in MERGES)]
 
 

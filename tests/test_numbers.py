@@ -30,7 +30,6 @@ HALF = {
     torch.float16: {"spike": 0.005, "sink_ratio": 0.01, "loss_nats": 0.01},
 }
 """Largest difference from float32 on the embedded model: spike relative, sink ratio and loss absolute."""
-DISCRETE = ("spike_block", "spike_channel", "has_spikes", "has_sinks", "sink_head_count", "massive_count")
 
 
 def same_numbers(record, reference, relative=RELATIVE):

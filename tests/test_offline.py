@@ -11,12 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tiny import VOCAB, tiny
+from tiny import VOCAB, tiny, word_tokenizer
 from tiny_recipe import CONTENT
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 SOURCE = Path(__file__).parent.parent / "src"
 REFUSING = """
@@ -51,12 +47,7 @@ def folder(tmp_path_factory):
     """A tiny Llama with a tokenizer, token ids, a text and a recipe."""
     folder = tmp_path_factory.mktemp("offline")
     tiny("llama", max_position_embeddings=128).save_pretrained(folder / "model")
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
-        folder / "model"
-    )
+    word_tokenizer().save_pretrained(folder / "model")
     ids = np.random.default_rng(0).integers(3, VOCAB, (4, 32))
     np.save(folder / "ids.npy", ids)
     (folder / "text.txt").write_text("\n".join(" ".join(f"w{i}" for i in row) for row in ids.tolist()))

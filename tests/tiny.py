@@ -1,7 +1,10 @@
-"""Tiny random models of every supported family, built from configs; sizes are pairwise different on purpose."""
+"""Tiny random models of every supported family, built from configs, with pairwise different sizes; and a tokenizer."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB = 97
 COMMON = {
@@ -94,3 +97,11 @@ def spiking(channel: int = 3, marker: int = 7, **changes) -> PreTrainedModel:
 
 def token_ids(sequences: int = 3, tokens: int = 13, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, VOCAB, (sequences, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of VOCAB whole words w3 ... and an unknown one."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -23,6 +24,11 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's content, hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def data_sha256(content: object) -> str:
+    """Hash of plain data, whatever the order of its keys, hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """Weights as plain tensors: how `access` hands parameters to `measure`, which never sees a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class InputNorm:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """h~ of hidden (..., d), in at least float32."""
-        hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.centred:
             hidden = hidden - hidden.mean(-1, keepdim=True)
         return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps)
@@ -55,8 +55,6 @@ class GatedFFN:
         return self.gate.shape[0]
 
     def to(self, dtype: torch.dtype) -> "GatedFFN":
-        from dataclasses import replace
-
         return replace(self, gate=self.gate.to(dtype), up=self.up.to(dtype), down=self.down.to(dtype))
 
 

@@ -8,6 +8,7 @@ from tiny import tiny
 
 from spikesink import scan
 from spikesink.access import access, load
+from spikesink.access.gguf_header import GgufHeader
 from spikesink.errors import ModelError
 
 IDS = torch.randint(0, len(VOCABULARY), (3, 40), generator=torch.Generator().manual_seed(1))
@@ -154,3 +155,8 @@ def test_what_lies_beside_a_file_is_not_read(tmp_path):
     accessed = load(path)
     assert accessed.tokenizer.chat_template is None
     assert sorted(file.name for file in accessed.path.iterdir() if file.is_symlink()) == []
+
+
+def test_a_file_without_a_matrix_has_no_quantisation():
+    with pytest.raises(ModelError, match="holds no matrix"):
+        GgufHeader({}, ()).quantisation  # noqa: B018

@@ -210,7 +210,7 @@ def test_of_no_sinks_nothing_is_a_share():
     assert (dose.stays_to, dose.falls_from) == (None, None) and "no head behind the spikes sinks" in dose.sentence
     made = dissociate(lively, ids, which="none", held_out=3).model_copy(update={"interventions": table, "dose": [dose]})
     assert [figure.name for figure in intervention_figures(made)] == ["interventions_cost"]
-    dose_figure(made, dose)
+    dose_figure(dose)
 
 
 def test_a_share_of_a_sparse_baseline_leaves_out_resamples_without_it():

@@ -1,5 +1,6 @@
 """Formats in a whole model: against a model whose inputs are rounded by hand, and what a spike takes along."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,31 @@ NO_TARGETS = Targets(
 
 def made():
     return spiking(num_hidden_layers=2, hidden_size=128, intermediate_size=256, head_dim=32)
+
+
+def test_the_time_of_every_pass_is_counted(monkeypatch):
+    """Those on all sequences and those on the first alone: no less than runs took, no more than asking for them did."""
+    kept = Evaluator.kept
+    inside: list[float] = []
+    outside: list[float] = []
+
+    def timed(times, run):
+        started = time.perf_counter()
+        result = run()
+        times.append(time.perf_counter() - started)
+        return result
+
+    def watched(self, key, run):
+        return timed(outside, lambda: kept(self, key, lambda: timed(inside, run)))
+
+    monkeypatch.setattr(Evaluator, "kept", watched)
+    monkeypatch.setattr(formats, "FORMAT_NATS", -1.0)
+    ids = token_ids(sequences=5, tokens=11)
+    accessed = access(made())
+    evaluator = Evaluator(accessed, ids, find(accessed, ids), FinishedPasses(), SinkCriteria(), seconds=5.0)
+    formats.served_formats(evaluator, ids[:2])
+    assert sum(inside) <= evaluator.seconds - 5 <= sum(outside)
+    assert len(inside) > 10
 
 
 @pytest.fixture(scope="module")

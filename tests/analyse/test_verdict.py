@@ -111,7 +111,7 @@ def test_whether_a_constant_suffices(frozen, zeroed, random, answer):
     assert f"freezing costs {to_three_digits(frozen)} nats" in alike.reason
     assert judged(*rows, attention_behind=1).constant_suffices.answer == answer
     unread = judged(*rows, attention_behind=0, same_context=0.514).constant_suffices
-    assert unread.answer == "not applicable" and "no attention block stands behind the spikes" in unread.reason
+    assert unread.answer == "not applicable" and "complete only behind the last attention block" in unread.reason
 
 
 def test_the_rules_are_in_the_record():

@@ -1,4 +1,4 @@
-"""A text on disk to run the command line on."""
+"""What tests of the command line share: a text on disk, and a model that must not be loaded."""
 
 import pytest
 
@@ -9,3 +9,9 @@ def text_file(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("\n".join(" ".join(f"w{3 + (7 * d + i * i) % 90}" for i in range(30)) for d in range(10)))
     return path
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """No model is loaded."""
+    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))

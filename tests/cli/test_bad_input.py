@@ -319,9 +319,8 @@ class TestOutput:
         assert cli(*arguments, "--force").code == 0
 
     @pytest.mark.parametrize("there", ["with-bos/anatomy.json", "without-bos/anatomy.json", "bos.json"])
-    def test_any_part_of_an_existing_pair(self, cli, tmp_path, monkeypatch, there):
+    def test_any_part_of_an_existing_pair(self, cli, tmp_path, unloaded, there):
         """Not half of it after everything is measured."""
-        monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
         (tmp_path / "out" / there).parent.mkdir(parents=True)
         (tmp_path / "out" / there).write_text("mine")
         ran = cli("scan", "--bos", "both", "--out", "out")

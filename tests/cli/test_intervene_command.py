@@ -91,8 +91,7 @@ def test_a_killed_run_goes_on_and_the_table_reads(checkpoint, tmp_path):
         (("--epsilon", 2), "epsilon"),
     ],
 )
-def test_refusals_before_anything_is_loaded(cli, checkpoint, options, message, monkeypatch):
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+def test_refusals_before_anything_is_loaded(cli, checkpoint, options, message, unloaded):
     refused = cli("intervene", checkpoint, *options)
     assert refused.code == 2 and message in refused.err
 

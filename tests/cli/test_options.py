@@ -74,8 +74,7 @@ def test_options_of_other_tools_get_ours(cli, option, ours):
         ((), "nor in the cache, and HF_HUB_OFFLINE is set"),
     ],
 )
-def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options, message):
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+def test_choices_are_refused_before_anything_is_loaded(cli, unloaded, options, message):
     ran = cli("scan", "no such model", *options)
     assert ran.code == 2 and message in ran.err
 
@@ -114,8 +113,7 @@ IDS = ("--tokens", "ids.npy")
         (("verify", "--force"), "--force"),
     ],
 )
-def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_default(cli, monkeypatch, arguments, idle):
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_default(cli, unloaded, arguments, idle):
     np.save("ids.npy", np.zeros((4, 8), dtype=np.int64))
     ran = cli(*arguments)
     assert ran.code == 2 and idle in ran.err and "out" in ran.err.split(".")[-2] and len(ran.err.splitlines()) == 1
@@ -134,9 +132,8 @@ def test_an_option_that_could_change_nothing_is_refused_though_it_says_the_defau
         (("study", "normalisation", "--only", ""), "'' after --only"),
     ],
 )
-def test_a_value_that_is_empty_is_refused(cli, monkeypatch, arguments, named):
+def test_a_value_that_is_empty_is_refused(cli, unloaded, arguments, named):
     """As a variable of the shell that is not set makes it, which must not run the default."""
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
     ran = cli(*arguments)
     assert ran.code == 2 and f"Got {named}, which is empty" in ran.err and len(ran.err.splitlines()) == 1
 
@@ -146,8 +143,7 @@ def test_a_prompt_may_be_of_commas(cli, checkpoint):
 
 
 @pytest.mark.parametrize("command", ["intervene", "graft"])
-def test_with_bos_and_without_is_of_scan_alone(cli, monkeypatch, command):
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+def test_with_bos_and_without_is_of_scan_alone(cli, unloaded, command):
     ran = cli(command, *(("--set", "norm=dyt") if command == "graft" else ()), "--bos", "both")
     assert ran.code == 2 and "Got --bos 'both'; known: auto, always, never." in ran.err
     assert "both" not in words(cli(command, "--help")).partition("--bos")[2][:120]

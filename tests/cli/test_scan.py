@@ -157,8 +157,7 @@ def test_a_terminal_without_our_signs_is_readable_and_json_loses_nothing(
     assert (named.parent / "made" / "report.html").is_file()
 
 
-def test_a_closed_stdout_is_one_message(cli, monkeypatch):
-    monkeypatch.setattr("spikesink.access.load", lambda *_a, **_o: pytest.fail("it was loaded"))
+def test_a_closed_stdout_is_one_message(cli, monkeypatch, unloaded):
     monkeypatch.setattr(sys, "stdout", None)
     ran = cli("scan", "--json")
     assert ran.code == 2 and ran.err.startswith("error: Standard output is closed") and len(ran.err.splitlines()) == 1

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pyarrow
@@ -271,6 +273,21 @@ def test_what_a_message_has_beside_its_content_may_be_no_json(tmp_path, word_tok
     template = ChatTemplate(words)
     assert template.render(conversation.messages, prompt=False) == "user: hello (2026-11-28 00:00:00+00:00)"
     template.close()
+
+
+def test_a_program_ends_cleanly_that_still_holds_a_template():
+    """A thread that read from the template's process while the interpreter ended would abort it."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from test_limits import tokenizer\n"
+        "from spikesink.data.chat_template import ChatTemplate\n"
+        "made = tokenizer()\n"
+        "made.chat_template = '<{{ messages[0].content }}>'\n"
+        "kept = ChatTemplate(made)\n"
+        "print(kept.render([{'role': 'user', 'content': 'a'}]))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "<a>\n", "")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

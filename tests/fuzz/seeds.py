@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from study.study_cases import GRID, base, record
-from tiny import VOCAB, spiking, tiny, token_ids
+from tiny import spiking, tiny, token_ids, word_tokenizer
 from tiny_gguf import write_tiny_gguf
 
 from spikesink import Anatomy, scan
@@ -115,18 +115,6 @@ def checkpoint() -> Path:
     tiny("llama", num_hidden_layers=2, max_position_embeddings=64).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
-
-
-def word_tokenizer():
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
-    made = Tokenizer(WordLevel(words, unk_token="<unk>"))
-    made.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @cache

@@ -5,6 +5,7 @@ What is written here is what tests look at; `completed` fills in the rest by the
 
 import numpy as np
 from completed import completed
+from survey_rows import around
 
 from spikesink.records import Anatomy, TrainingRun
 from spikesink.records.interventions import Interventions
@@ -205,20 +206,16 @@ def _sections(attention, each_head, text, vocabulary):
     }  # fmt: skip
 
 
-def _estimate(value, width=0.1):
-    return {"value": value, "low": value - width, "high": value + width}
-
-
 def _row(name, cost=0.0, perplexity=12.5, control_of=None):
     return {
         "name": name,
         "control_of": control_of,
         "target": "spikes",
-        "perplexity": _estimate(perplexity),
-        "loss_difference_nats": _estimate(cost, 0.01),
-        "sink_ratio": _estimate(0.5),
-        "sink_ratio_kept": _estimate(0.9),
-        "plateau_kept": _estimate(0.1),
+        "perplexity": around(perplexity),
+        "loss_difference_nats": around(cost, 0.01),
+        "sink_ratio": around(0.5),
+        "sink_ratio_kept": around(0.9),
+        "plateau_kept": around(0.1),
         "spike_tokens": 1.0,
     }
 
@@ -226,7 +223,7 @@ def _row(name, cost=0.0, perplexity=12.5, control_of=None):
 def _damage(name, blocks=None, remedy=None):
     return {
         "name": name, "kind": "down_proj", "bits": 8, "granularity": "tensor", "scales": "dynamic", "remedy": remedy,
-        "blocks": blocks, "perplexity": _estimate(20.0), "loss_difference_nats": _estimate(0.5),
+        "blocks": blocks, "perplexity": around(20.0), "loss_difference_nats": around(0.5),
     }  # fmt: skip
 
 
@@ -234,7 +231,7 @@ def interventions(*, name="made/model", text="the", parts=True):
     """Zeroing costs 11.3 nats, freezing nothing; down_proj breaks; one token must stay in the cache."""
     refused = {"applicable": False, "reason": "not asked for"}
     kept = [
-        {"window": window, "keep": keep, "first": 0, "loss_difference_nats": _estimate(0.01 if keep else 0.5)}
+        {"window": window, "keep": keep, "first": 0, "loss_difference_nats": around(0.01 if keep else 0.5)}
         for window in (16, 64)
         for keep in (0, 1, 4)
     ]
@@ -262,13 +259,13 @@ def interventions(*, name="made/model", text="the", parts=True):
             "rules": {"in_words": ["A rule."]},
         },
         quantisation={
-            "baseline": _estimate(12.5),
+            "baseline": around(12.5),
             "sites": [_damage("a"), _damage("b")],
             "blocks": [_damage(f"block {block}", blocks=[block]) for block in (2, 4, 6)],
             "worst_kind": "down_proj",
             "worst_blocks": [2],
             "remedies": [_damage("c", remedy="spike tokens kept")],
-            "spike_share": _estimate(0.68),
+            "spike_share": around(0.68),
             "weights_note": "The weights come from Q4_1.",
         }
         if parts

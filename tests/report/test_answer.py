@@ -43,7 +43,7 @@ def test_everything_measured():
     line = "spikesink intervene made/model --which formats,remedies"
     unmeasured = f"Not measured: formats and remedies; {line} measures that."
     assert said["What to do"].points == ("Keep block 2 in high precision.", unmeasured)
-    assert said["What to do"].commands == (line,)
+    assert said["What to do"].command == line
     assert all(statement.measured for statement in said.values())
 
 
@@ -89,7 +89,7 @@ def test_the_cache_keeps_what_heads_sink_on():
         "Keep positions 0 to 2 in the KV cache, not the first token alone: heads sink mostly on positions 1 (2 heads) "
         f"and 2 (1 head). {line} measures how many."
     )
-    assert said["What to do"].commands == (line,)
+    assert said["What to do"].command == line
 
 
 def test_what_was_not_measured_names_its_command():

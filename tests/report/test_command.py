@@ -71,11 +71,11 @@ def test_a_run_knows_its_model_its_text_and_its_folder():
     known = places(Path("runs/a"), loading, Text(text=Path("texts/my text.txt")))
     document = filled(record_document(record), known)
     line = "spikesink intervene 'my models/llama' --base org/base --trust-remote-code --text 'texts/my text.txt'"
-    assert document.next.commands[0].startswith(line)
-    assert document.next.text.startswith(document.next.commands[0])
+    assert document.next.command.startswith(line)
+    assert document.next.text.startswith(document.next.command)
     assert all("MODEL" not in each.command for each in document.unmeasured)
     assert not [said for said in document.statements if "MODEL" in said.text + "".join(said.points)]
-    assert len(shlex.split(document.next.commands[0])) == shlex.split(document.next.commands[0]).index("--seq-len") + 2
+    assert len(shlex.split(document.next.command)) == shlex.split(document.next.command).index("--seq-len") + 2
 
 
 def test_a_page_names_its_run_and_no_path_of_this_machine(tmp_path, monkeypatch):
@@ -84,5 +84,5 @@ def test_a_page_names_its_run_and_no_path_of_this_machine(tmp_path, monkeypatch)
     page = write_page(["runs/a b"], tmp_path / "page.html").read_text()
     assert 'data-copy="spikesink export &#39;runs/a b&#39; --for json"' in page
     absolute = runs_document([tmp_path / "runs/a b"], {"made/model": [str(tmp_path / "made")]})
-    assert absolute.next.commands == ("spikesink export 'a b' --for json",)
-    assert not [said for said in absolute.statements if str(tmp_path) in "".join(said.commands)]
+    assert absolute.next.command == "spikesink export 'a b' --for json"
+    assert not [said for said in absolute.statements if str(tmp_path) in (said.command or "")]

@@ -9,7 +9,7 @@ from rich.console import Console
 from spikesink.records import Anatomy
 from spikesink.report.build import record_document
 from spikesink.report.next_step import STEPS, lasting, next_step
-from spikesink.report.page import commands
+from spikesink.report.page import copied
 from spikesink.report.terminal import print_record
 
 
@@ -25,7 +25,7 @@ def test_after_a_scan_come_interventions_with_their_cost(tokens, ending):
     }
     said = next_step(record.model_copy(update=update))
     assert said.text.startswith("spikesink intervene org/name measures") and said.text.endswith(ending)
-    assert said.commands == ("spikesink intervene org/name",)
+    assert said.command == "spikesink intervene org/name"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_after_a_scan_come_interventions_with_their_cost(tokens, ending):
 )
 def test_after_the_others(record, command):
     said = record_document(record).next
-    assert said.text.startswith(command) or command in said.commands
+    assert said.text.startswith(command) or command == said.command
 
 
 def test_a_study_of_too_few_seeds_says_how_many_cells_are_missing():
@@ -60,8 +60,8 @@ def test_the_embedded_model_needs_no_name():
     record = anatomy(name="SmolLM2-135M-Instruct")
     model = {**record.provenance.model, "gguf_quantisation": "Q4_1"}
     embedded = record.model_copy(update={"provenance": record.provenance.model_copy(update={"model": model})})
-    assert next_step(embedded).commands == ("spikesink intervene",)
-    assert next_step(record).commands == ("spikesink intervene MODEL",)
+    assert next_step(embedded).command == "spikesink intervene"
+    assert next_step(record).command == "spikesink intervene MODEL"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,6 @@ def test_a_terminal_names_the_run_and_the_model():
 
 
 def test_commands_in_a_sentence_can_be_copied_and_are_escaped():
-    shown = commands("run spikesink scan '<b>' now", ["spikesink scan '<b>'"])
+    shown = copied("run spikesink scan '<b>' now", "spikesink scan '<b>'")
     assert 'data-copy="spikesink scan &#39;&lt;b&gt;&#39;"' in shown and "<b>" not in shown
     assert shown.startswith("run <code>") and shown.endswith("</button> now")

@@ -59,7 +59,7 @@ def test_models_whose_spikes_no_other_token_reads_do_not_speak_for_claim_2():
     }  # fmt: skip
     (told,) = judged(claims, cells(**columns, attention_behind=(0, 0, None, 2, 2)), FunctionRules())
     assert told.verdict == "not tested"
-    assert told.evidence.startswith("Fewer than 3 of 5 models can be asked: in 2 no attention block stands behind the ")
+    assert told.evidence.startswith("Fewer than 3 of 5 models can be asked: in 2 the spikes are complete only behind ")
     assert "; in 1 it is not known whether either is so; in 1 most spike tokens are one token" in told.evidence
     (told,) = judged(claims, cells(**columns, attention_behind=(1, 1, 1, 0, 0)), FunctionRules())
     assert (told.verdict, told.evidence[-8:]) == ("contradicted", "(n = 3).")

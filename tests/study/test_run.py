@@ -142,6 +142,22 @@ def test_a_shared_baseline_is_run_once(undisturbed, tmp_path):
     assert row.values == whole.rows[0].values
 
 
+@pytest.mark.parametrize("lacking", ["function", "attention_behind"])
+def test_what_an_earlier_record_lacks_comes_from_the_same_run_in_another_study(undisturbed, tmp_path, lacking):
+    """Neither is there a model to measure in --work."""
+    out, _ = undisturbed
+    shutil.copytree(out / "results" / "grid-tiny", tmp_path / "results" / "grid-tiny")
+    other = Study("other", GRID, base(), tmp_path / "results", seeds=1, only=["plain"])
+    other.run(NoExecutor(), tmp_path, quiet)
+    kept = other.records / "plain-0.json"
+    whole = json.loads(kept.read_text())
+    assert isinstance(whole["function"]["attention_behind"], int)
+    earlier = {**whole, "function": None if lacking == "function" else {**whole["function"], lacking: None}}
+    kept.write_text(json.dumps(earlier))
+    other.run(NoExecutor(), tmp_path, quiet)
+    assert json.loads(kept.read_text())["function"] == whole["function"]
+
+
 def test_a_record_of_another_recipe_is_refused(undisturbed, tmp_path):
     out, _ = undisturbed
     study = Study("grid", GRID, base("training.steps=13"), out / "results", seeds=1)

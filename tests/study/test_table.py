@@ -107,3 +107,7 @@ def test_files(study):
     tex = (study.out / "s-tiny.tex").read_text()
     assert r"50.0 $\pm$ 36.1 \% (3)" in tex
     assert tex.count(r"\\") == 3
+
+
+def test_what_latex_reads_as_its_own_is_escaped_once():
+    assert table._tex(r"a_b{#1} \x ~ 5 % ± $") == (r"a\_b\{\#1\} \textbackslash{}x \textasciitilde{} 5 \% $\pm$ \$")

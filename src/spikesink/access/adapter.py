@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, has_file
 
+from spikesink.access.stored import WEIGHTS as WHOLE
 from spikesink.atomic import file_sha256
 from spikesink.errors import ModelError, RequirementError, SpikesinkError, UnsupportedModelError, short
 from spikesink.reach import check_reachable, is_hub_id
@@ -23,8 +23,6 @@ QUIET = {
     "_raise_exceptions_for_connection_errors": False,
 }
 """Of `cached_file`: None instead of an error."""
-WHOLE = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-"""Weights of a model of its own."""
 
 
 @dataclass(frozen=True)

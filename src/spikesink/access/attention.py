@@ -112,17 +112,14 @@ def _only_sums(call: Call, observers: list, editors: list, valid: Tensor | None)
     plain = call.virtual_keys == 0 and call.position_bias is None and call.normaliser.kind == "softmax"
     padded = valid is not None or call.plan.arguments["attention_mask"] is not None
     device = call.query.device.type
-    counted = (device == "cuda" and fused_attention.ASKED) or (device == "cpu" and _dtypes(call) == {torch.float32})
+    dtypes = {call.query.dtype, call.key.dtype, call.value.dtype}
+    counted = (device == "cuda" and fused_attention.ASKED) or (device == "cpu" and dtypes == {torch.float32})
     return (
         plain
         and counted
         and not (wanted or padded or listeners(observers, "on_attention_rows") or torch.is_grad_enabled())
         and call.query.shape[2] == call.key.shape[2]
     )
-
-
-def _dtypes(call: Call) -> set[torch.dtype]:
-    return {call.query.dtype, call.key.dtype, call.value.dtype}
 
 
 def _attend_summed(call: Call, observers: list) -> Tensor:

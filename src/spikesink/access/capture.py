@@ -24,7 +24,7 @@ from spikesink.access.logits import show, show_in_pieces
 from spikesink.access.model import AccessedModel
 from spikesink.access.protocol import check_finite, listeners
 from spikesink.observer import Batch
-from spikesink.positions import ranks
+from spikesink.positions import layer_of, ranks
 
 
 @dataclass
@@ -115,7 +115,7 @@ def run_until(accessed: AccessedModel, batch: Batch, block: int) -> None:
 
 @contextmanager
 def _stopping(accessed: AccessedModel, block: int) -> Iterator[None]:
-    layer = accessed.layers[(block - 1) // 2]
+    layer = accessed.layers[layer_of(block)]
 
     def stop(_module: nn.Module, *_shown: Any) -> None:
         raise _ReachedError

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from spikesink.access import gguf_model
-from spikesink.access.gguf_header import read_header
+from spikesink.access.gguf_facts import unknown_split
 from spikesink.access.stored import Stored, picked_weights
 from spikesink.atomic import cache_folder, file_sha256, make_folder
 from spikesink.errors import ModelError
@@ -41,6 +41,8 @@ class Checkpoint:
     revision: str | None = None
     gguf_quantisation: str | None = None
     """Quantisation that the weights went through, e.g. `Q4_1`: every quantisation figure must say it."""
+    unknown_split: str | None = None
+    """Of a GGUF file whose tokenizer would be wrong: why."""
     file_sha256: dict[str, str] | None = None
     """Of files that were hashed already."""
     commit: str | None = None
@@ -179,9 +181,9 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
     """A GGUF file as a folder of float32 safetensors, de-quantised once and cached by content."""
     if not path.is_file():
         raise ModelError(f"The GGUF file '{path}' does not exist.")
-    paths = gguf_model.shards(path)
+    headers = gguf_model.shards(path)
+    paths = list(headers)
     key = f"{name}-{content_sha256(paths)[:16]}-transformers{transformers.__version__}-{gguf_model.CONVERSION}"
-    quantisation = read_header(max(paths, key=lambda path: path.stat().st_size)).quantisation
     folder = cache_folder() / "gguf" / key
     # Every file is read to check its hash, so the hashes of the record come for free.
     hashes: dict[str, str] = {}
@@ -197,10 +199,20 @@ def _from_gguf(path: Path, name: str) -> Checkpoint:
         raise ModelError(
             f"The cache folder '{folder.parent}' cannot be written ({error}). Set SPIKESINK_CACHE to a folder that can."
         ) from error
-    weights = tuple(picked_weights(folder, None, allow_pickle=False))
     return Checkpoint(
-        name, str(folder), folder, gguf_quantisation=quantisation, file_sha256=hashes or None, weights=weights
+        name,
+        str(folder),
+        folder,
+        gguf_quantisation=headers[max(paths, key=lambda path: path.stat().st_size)].quantisation,
+        unknown_split=unknown_split(headers[paths[0]]),
+        file_sha256=hashes or None,
+        weights=_converted(folder),
     )
+
+
+def _converted(folder: Path) -> tuple[Path, ...]:
+    """The weights of a de-quantised checkpoint."""
+    return tuple(picked_weights(folder, None, allow_pickle=False))
 
 
 def _matching_hashes(folder: Path) -> dict[str, str]:
@@ -213,13 +225,12 @@ def _matching_hashes(folder: Path) -> dict[str, str]:
         return {}
     if not whole:
         return {}
-    there = model_files(folder, tuple(picked_weights(folder, None, allow_pickle=False)))
+    there = model_files(folder, _converted(folder))
     return hashes if hashes.keys() == {path.name for path in there} else {}
 
 
 def _dequantise(paths: list[Path], folder: Path) -> None:
     """Write the float32 checkpoint and the hashes of its files into an empty folder."""
     gguf_model.dequantise(paths, folder)
-    weights = tuple(picked_weights(folder, None, allow_pickle=False))
-    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in model_files(folder, weights))
+    sums = "".join(f"{file_sha256(file)}  {file.name}\n" for file in model_files(folder, _converted(folder)))
     (folder / SUMS).write_text(sums, encoding="utf-8")

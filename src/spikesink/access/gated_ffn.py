@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spikesink.access.blocks import BlockSites
 from spikesink.access.comparison import difference, probe_rows, tolerances
 from spikesink.access.model import AccessedModel
-from spikesink.access.norm_weights import NormScale, norm_scale
+from spikesink.access.norm_weights import NormScale, bias_of, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.positions import placed
 from spikesink.weights import GatedFFN
@@ -108,7 +108,7 @@ def _dense(module: Any, block: int, expert: int | None) -> _Part:
             f"The FFN of block {placed(block)} ({type(module).__name__}) is not gated, so its output is no quadratic "
             "form, or has its weights under names that are not known"
         )
-    if any(linear is not None and _has_bias(linear) for linear in linears):
+    if any(bias_of(linear) is not None for linear in linears):
         raise DoesNotApplyError(
             f"The FFN of block {placed(block)} has biases, which add linear terms to the quadratic form"
         )
@@ -145,11 +145,6 @@ def _one_expert(experts: Any, index: int) -> Callable[[Tensor], Tensor]:
         return experts(hidden, chosen, torch.ones_like(chosen, dtype=hidden.dtype))
 
     return run
-
-
-def _has_bias(linear: Any) -> bool:
-    bias = getattr(linear, "bias", None)
-    return bias is not None and bool(bias.any())
 
 
 def _check(part: _Part, sites: BlockSites, ffn: GatedFFN, scale: NormScale | None) -> None:

@@ -55,8 +55,11 @@ class GgufHeader:
 
     @property
     def quantisation(self) -> str:
-        """The most frequent type among the matrices, e.g. `Q4_1`."""
-        return Counter(tensor.kind.name for tensor in self.tensors if len(tensor.shape) > 1).most_common(1)[0][0]
+        """The most frequent type among the matrices, e.g. `Q4_1`. Raises ModelError where there is none."""
+        kinds = Counter(tensor.kind.name for tensor in self.tensors if len(tensor.shape) > 1)
+        if not kinds:
+            raise ModelError("The GGUF file holds no matrix, so no model; it is one of vocabulary alone, or truncated.")
+        return kinds.most_common(1)[0][0]
 
 
 def read_header(path: Path) -> GgufHeader:

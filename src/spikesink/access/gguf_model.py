@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from spikesink.access.gguf_facts import GgufFacts
 from spikesink.access.gguf_header import GgufHeader, read_header
+from spikesink.access.quantised import forget_quantisation
 from spikesink.access.stored import Stored, check_config_sizes, check_loaded
 from spikesink.errors import ModelError, short
 
@@ -19,11 +20,12 @@ CONVERSION = 2
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.IGNORECASE)
 
 
-def shards(path: Path) -> list[Path]:
-    """All files of a GGUF, itself alone if it is not split. Raises ModelError where one is missing."""
-    count = read_header(path).keys.get("split.count", 1)
+def shards(path: Path) -> dict[Path, GgufHeader]:
+    """The headers of all files of a GGUF, itself alone if it is not split. Raises ModelError where one is missing."""
+    header = read_header(path)
+    count = header.keys.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
-        return [path]
+        return {path: header}
     matched = SHARD.match(path.name)
     if matched is None or int(matched["count"]) != count:
         raise ModelError(
@@ -34,7 +36,7 @@ def shards(path: Path) -> list[Path]:
     for shard in paths:
         if not shard.is_file():
             raise ModelError(f"The GGUF file '{path}' is one of {count} shards, and '{shard.name}' is not there.")
-    return paths
+    return {shard: read_header(shard) for shard in paths}
 
 
 def dequantise(paths: list[Path], folder: Path) -> None:
@@ -117,9 +119,7 @@ def _model(path: Path, facts: GgufFacts, config: PreTrainedConfig) -> PreTrained
     facts.check_tensors(model, config.to_dict())
     check_loaded(f"The GGUF file '{facts.name}'", info, config.to_dict())
     # The weights are plain float32 now; transformers still calls the model quantised and would not save it.
-    for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(holder, name):
-            delattr(holder, name)
+    forget_quantisation(model)
     return model
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from spikesink.access.checkpoint import Checkpoint, check_config_size
-from spikesink.access.stored import shards_of
+from spikesink.access.stored import shards_of, weight_names
 from spikesink.observer import Progress
 from spikesink.reach import check_reachable
 
@@ -45,11 +44,7 @@ def fetched(checkpoint: Checkpoint, config: Any, allow_pickle: bool, progress: P
     if checkpoint.local or checkpoint.commit is None:
         return checkpoint
     options: dict[str, Any] = {"revision": checkpoint.commit, "tqdm_class": _reporting(progress)}
-    named = getattr(config, "transformers_weights", None)
-    names = [named] if named else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
-    if allow_pickle and not named:
-        names += [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
-    for name in names:
+    for name in weight_names(getattr(config, "transformers_weights", None), allow_pickle):
         first = cached_file(checkpoint.source, name, _raise_exceptions_for_missing_entries=False, **options)
         if first is not None:
             break

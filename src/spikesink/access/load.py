@@ -12,21 +12,14 @@ from transformers import PreTrainedModel
 from spikesink import requirement
 from spikesink.access.adapter import BASE, Adapter, find_adapter, merged
 from spikesink.access.blocks import find_blocks
-from spikesink.access.checkpoint import Checkpoint, check_memory, embedded_gguf, find_checkpoint
+from spikesink.access.checkpoint import Checkpoint, check_memory, find_checkpoint
 from spikesink.access.comparison import PROBE_TOKENS
-from spikesink.access.gguf_facts import unknown_split
-from spikesink.access.gguf_header import read_header
-from spikesink.access.gguf_model import shards
 from spikesink.access.hub import fetched, pinned
 from spikesink.access.model import AccessedModel
 from spikesink.access.passed import Passed, checkpoint_key, read_passed, remember, remembered, write_passed
 from spikesink.access.quantised import quantisation_method
 from spikesink.access.reading import explained, read_config, read_model, read_tokenizer, refuse_unsuitable
-from spikesink.access.stored import (
-    check_config_sizes,
-    check_quantised,
-    read_stored,
-)
+from spikesink.access.stored import check_config_sizes, check_quantised, read_stored
 from spikesink.access.verify import verify as verify_layers
 from spikesink.errors import ModelError, SpikesinkError, UnsupportedModelError, VerificationError, short
 from spikesink.observer import Progress, notebook_progress
@@ -118,11 +111,8 @@ def _loaded(name_or_path: str | Path | None, revision: str | None, options: _Opt
     how = {"device": options.device, "trust_remote_code": options.trust_remote_code}
     model = read_model(checkpoint, config, dtype, **how, allow_pickle=options.allow_pickle)
     # Before its files are hashed, those of the tokenizer among them.
-    tokenizer, why = read_tokenizer(checkpoint, options.trust_remote_code)
-    if checkpoint.gguf_quantisation is not None:
-        path = embedded_gguf() if name_or_path is None else Path(name_or_path).expanduser()
-        odd = unknown_split(read_header(shards(path)[0]))
-        tokenizer, why = (tokenizer, why) if odd is None else (None, odd)
+    odd = checkpoint.unknown_split
+    tokenizer, why = read_tokenizer(checkpoint, options.trust_remote_code) if odd is None else (None, odd)
     facts = checkpoint.provenance() | ({} if method is None else {"dequantised_from": method})
     return _Loaded(model, tokenizer, checkpoint, facts, why)
 

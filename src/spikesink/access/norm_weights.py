@@ -31,13 +31,19 @@ def input_norm(accessed: AccessedModel, block: int) -> InputNorm | None:
     return scale.norm if scale else None
 
 
+def bias_of(module: Any) -> Tensor | None:
+    """Its bias in float32; None where it has none, or only zeros."""
+    bias: Tensor | None = getattr(module, "bias", None)
+    return None if bias is None or not bool(bias.any()) else bias.detach().float()
+
+
 def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
     """Scale and kind of a block's input norm, found by what the module does to random input."""
     module = sites.input_norm
     if module is None:
         return None
     weight: Tensor | None = getattr(module, "weight", None)
-    bias: Tensor | None = getattr(module, "bias", None)
+    shift = bias_of(module)
     like = weight if weight is not None else next(sites.inner.parameters())
     hidden = probe_rows(d_model, like)
     with torch.inference_mode():
@@ -46,7 +52,6 @@ def norm_scale(sites: BlockSites, d_model: int) -> NormScale | None:
     tolerance = tolerances(torch.float32 if like.dtype == torch.float64 else like.dtype).product
     ones = torch.ones(d_model, device=shown.device)
     gains = [ones] if weight is None else [weight.detach().float(), 1.0 + weight.detach().float()]
-    shift = None if bias is None or not bool(bias.any()) else bias.detach().float()
     for centred in (False, True):
         norm = InputNorm(_epsilon(module), centred)
         for gain in gains:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import spikesink
-from spikesink.atomic import cache_folder, write_atomically
+from spikesink.atomic import cache_folder, data_sha256, write_atomically
 from spikesink.records import package_versions
 
 PLAIN = (bool, int, float, str, type(None))
@@ -117,15 +117,11 @@ def write_passed(key: dict[str, Any], passed: Passed) -> None:
 
 def _content(key: dict[str, Any], passed: Passed) -> dict[str, Any]:
     """What the file holds, with its own hash, so that a damaged one is not read."""
-    return {"key": key, "passed": asdict(passed), "sha256": _sha256([key, asdict(passed)])}
+    return {"key": key, "passed": asdict(passed), "sha256": data_sha256([key, asdict(passed)])}
 
 
 def _path(key: dict[str, Any]) -> Path:
-    return cache_folder() / "verified" / f"{_sha256(key)}.json"
-
-
-def _sha256(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "verified" / f"{data_sha256(key)}.json"
 
 
 @cache

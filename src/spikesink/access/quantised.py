@@ -49,9 +49,7 @@ def made_plain(model: PreTrainedModel, name: str, method: str, dtype: torch.dtyp
     """The de-quantised model as one that never was: all weights in one type. Raises UnsupportedModelError."""
     if _undone_afterwards(getattr(model, "hf_quantizer", None)):
         model = model.dequantize(dtype if isinstance(dtype, torch.dtype) else None)
-    for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(holder, attribute):
-            delattr(holder, attribute)
+    forget_quantisation(model)
     model.is_quantized = False  # type: ignore[attr-defined]
     odd = next(
         (each for each, weight in model.named_parameters() if not weight.is_floating_point() or weight.itemsize < 2),
@@ -61,6 +59,13 @@ def made_plain(model: PreTrainedModel, name: str, method: str, dtype: torch.dtyp
         raise refused(name, method, None)
     plain: Any = model
     return plain.to(dtype) if isinstance(dtype, torch.dtype) else model
+
+
+def forget_quantisation(model: PreTrainedModel) -> None:
+    """Take off what makes transformers treat plain weights as quantised ones."""
+    for holder, attribute in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(holder, attribute):
+            delattr(holder, attribute)
 
 
 def _undone_afterwards(quantiser: Any) -> bool:

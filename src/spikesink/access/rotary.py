@@ -36,7 +36,7 @@ class Rotary:
 
     def unrotated(self, inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         """Pre-RoPE query (batch, head, token, d_head) and key (batch, kv_head, token, d_head), float32 or wider."""
-        query, key = (t if t.dtype == torch.float64 else t.float() for t in (inputs.query, inputs.key))
+        query, key = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (inputs.query, inputs.key))
         if inputs.block not in self.current:
             return query, key
         cos, sin = self.current[inputs.block]
@@ -47,7 +47,7 @@ class Rotary:
         """Post-RoPE states (batch, head, token, d_head) at positions `start` (token,) as at `end`, float32 or wider."""
         cos, sin = self.current[block]
         undo = self.undo[block]
-        states = states if states.dtype == torch.float64 else states.float()
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
         squared = cos[:, :, end].square() + sin[:, :, end].square()
         # Undoing the opposite rotation rotates; a scaled rotation (YaRN) has cos^2 + sin^2 = scale^2.
         before = undo(states, cos[:, :, start], sin[:, :, start])
@@ -94,7 +94,7 @@ def _following(accessed: AccessedModel, rotary: Rotary) -> Iterator[None]:
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             pair = kwargs.get("position_embeddings")
             if isinstance(pair, tuple) and len(pair) == 2:
-                cos, sin = (t[:, None].double() if t.dtype == torch.float64 else t[:, None].float() for t in pair)
+                cos, sin = (t[:, None].to(torch.promote_types(t.dtype, torch.float32)) for t in pair)
                 rotary.current[block] = (cos, sin)
             else:
                 rotary.current.pop(block, None)

@@ -19,10 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from spikesink.access.gguf_header import GgufHeader
 from spikesink.errors import ModelError, UnsupportedModelError
 
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+"""Files of a whole model: safetensors, and the pickles of old ones."""
 SPARE_ELEMENTS = 2**26
 """What a model may hold beyond twice its stored weights: masks and tables of positions, which no checkpoint stores."""
 PLAIN = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -297,14 +300,19 @@ def _elements(config: Any) -> int | None:
     return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
 
 
+def weight_names(named: str | None, allow_pickle: bool) -> tuple[str, ...]:
+    """The names that a model's weights or their index may have, the one first that the loader takes first."""
+    if named:
+        return (named,)
+    return WEIGHTS if allow_pickle else WEIGHTS[:2]
+
+
 def picked_weights(folder: Path, named: str | None, allow_pickle: bool) -> list[Path]:
     """The weight files of a folder that the loader takes, the index first if there is one; none where it has none.
 
     named: the file that the config names itself (`transformers_weights`). Others beside them do not count.
     """
-    names = [named] if named else ["model.safetensors", "model.safetensors.index.json"]
-    if allow_pickle and not named:
-        names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    names = weight_names(named, allow_pickle)
     first = next((folder / name for name in names if (folder / name).is_file()), None)
     if first is None:
         return []

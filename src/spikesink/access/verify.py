@@ -11,6 +11,7 @@ from spikesink.access.comparison import PROBE_TOKENS
 from spikesink.access.model import AccessedModel
 from spikesink.errors import InputError, VerificationError
 from spikesink.observer import Progress, notebook_progress
+from spikesink.positions import layer_of
 from spikesink.records import Check, Provenance, Timing, VerificationRecord, package_versions
 
 LONG_TOKENS = 512
@@ -97,7 +98,7 @@ def _checked(check: LayerCheck, passes: Passes) -> Check:
     for block, wrong in seen.by_block.items():
         largest = larger(largest, wrong)
         if not whole:
-            index = (block - 1) // 2
+            index = layer_of(block)
             layers[index] = larger(layers[index], wrong)
     limit = check.limit(accessed.dtype)
     return Check(

@@ -13,6 +13,7 @@ from spikesink.access.comparison import difference
 from spikesink.access.model import AccessedModel
 from spikesink.errors import SpikesinkError, VerificationError, short
 from spikesink.observer import AttentionInputs, AttentionRows, Batch, Observer
+from spikesink.positions import layer_of
 
 
 class Additivity(Observer):
@@ -130,7 +131,7 @@ def check_calls(accessed: AccessedModel, calls: Calls) -> None:
     missing = sorted(declared - set(calls.attentions))
     if missing:
         raise VerificationError(
-            f"{len(missing)} of {accessed.n_layers} layers (first: layer_index {missing[0] // 2}) do not call "
+            f"{len(missing)} of {accessed.n_layers} layers (first: layer_index {layer_of(missing[0])}) do not call "
             "attention through transformers' attention registry; their attention cannot be measured exactly."
         )
     if not declared:
@@ -138,7 +139,8 @@ def check_calls(accessed: AccessedModel, calls: Calls) -> None:
     unexpected = [sites.block for sites in accessed.blocks() if sites.kind == "mixer" and calls.attentions[sites.block]]
     if unexpected:
         raise VerificationError(
-            f"Layer_index {unexpected[0] // 2} attends although its config declares a layer without attention; refused."
+            f"Layer_index {layer_of(unexpected[0])} attends although its config declares a layer without attention; "
+            "refused."
         )
     for what, counts, blocks in (
         ("runs", calls.layers, [sites.ffn.block for sites in accessed.layers]),
@@ -147,7 +149,7 @@ def check_calls(accessed: AccessedModel, calls: Calls) -> None:
         odd = next((block for block in blocks if counts[block] != 1), None)
         if odd is not None:
             raise VerificationError(
-                f"Layer_index {(odd - 1) // 2} {what} {counts[odd]} times in one forward pass; expected once. A layer "
+                f"Layer_index {layer_of(odd)} {what} {counts[odd]} times in one forward pass; expected once. A layer "
                 "with more than one pass (a loop, differential attention) has no single residual or attention map."
             )
 

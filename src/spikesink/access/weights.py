@@ -16,7 +16,7 @@ from spikesink.access.capture import observing, run
 from spikesink.access.comparison import difference, probe_ids, tolerances
 from spikesink.access.gated_ffn import projection
 from spikesink.access.model import AccessedModel
-from spikesink.access.norm_weights import norm_scale
+from spikesink.access.norm_weights import bias_of, norm_scale
 from spikesink.errors import DoesNotApplyError
 from spikesink.observer import AttentionRows, Observer, full_batch
 from spikesink.weights import AttentionWeights
@@ -65,11 +65,11 @@ def output_projection(accessed: AccessedModel, block: int, seen: Probe) -> tuple
         raise DoesNotApplyError(f"Block {sites.place} ({type(sites.inner).__name__}) mixes tokens without attending")
     module = projection(sites.inner, "output")
     if module is None:
-        raise _unknown(block, sites, "output projection")
+        raise _unknown(sites, "output projection")
     weight, bias = _matrix(module)
     heads = seen.outputs[block].transpose(1, 2).flatten(2).float()
     if weight.shape[1] != heads.shape[-1]:
-        raise _unknown(block, sites, "output projection")
+        raise _unknown(sites, "output projection")
     expected = heads @ weight.T + (0.0 if bias is None else bias)
     _check_write(accessed, sites, expected, seen.writes[block], "W_O times the heads' outputs")
     return weight, bias
@@ -148,15 +148,13 @@ def unembedding(accessed: AccessedModel, seen: Probe) -> Callable[[Tensor], Tens
 def _matrix(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias of an nn.Linear, or of GPT-2's Conv1D, which keeps (in, out)."""
     weight = module.weight.detach().float()
-    bias = getattr(module, "bias", None)
-    bias = None if bias is None or not bool(bias.any()) else bias.detach().float()
-    return (weight.T if type(module).__name__ == "Conv1D" else weight), bias
+    return (weight.T if type(module).__name__ == "Conv1D" else weight), bias_of(module)
 
 
 def _key_or_value(sites: BlockSites, role: str, rows: int) -> tuple[Tensor, Tensor | None]:
     plain, fused = (projection(sites.inner, name) for name in (role, "query, key over value"))
     if plain is None and fused is None:
-        raise _unknown(sites.block, sites, f"{role} projection")
+        raise _unknown(sites, f"{role} projection")
     weight, bias = _matrix(plain if plain is not None else fused)
     # Fused projections end with keys and values (phi3, GPT-2); NeoX interleaves them and is caught by the check.
     last = len(weight) - (rows if plain is None and role == "key" else 0)
@@ -175,5 +173,5 @@ def _check_write(accessed: AccessedModel, sites: BlockSites, expected: Tensor, w
         )
 
 
-def _unknown(block: int, sites: BlockSites, what: str) -> DoesNotApplyError:
+def _unknown(sites: BlockSites, what: str) -> DoesNotApplyError:
     return DoesNotApplyError(f"The {what} of block {sites.place} ({type(sites.inner).__name__}) is not known")

@@ -51,7 +51,7 @@ def within_budget(
         return Budget(applicable=False, reason="the model has no single linear maps", nats=nats, deployed=DEPLOYED)
     rows = sorted(quantised.blocks, key=lambda row: -row.loss_difference_nats.value)
     blocks = [block for row in rows if row.loss_difference_nats.low > 0 for block in row.blocks or []]
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    baseline = evaluator.baseline_loss()
     search = _Search(
         evaluator, linears, quantised.worst_kind, blocks, baseline, evaluator.spike_tokens(), nats,
         _folds(evaluator, remedies, arrays), tuple(remedies.prefix_ids),

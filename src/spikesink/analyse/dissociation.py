@@ -23,23 +23,10 @@ REFUSALS = (DoesNotApplyError, NumericError)
 
 def dissociation_rows(evaluator: Evaluator, chosen: list[Intervention], draws: int) -> list[InterventionRow]:
     """The baseline, then every chosen intervention followed by its controls, `draws` draws each."""
-    passes = 1 + sum(1 + len(made.controls) * draws for made in chosen)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        evaluator.progress(STAGE, done, passes)
-
-    evaluator.progress(STAGE, 0, passes)
+    step = evaluator.steps(STAGE, 1 + sum(1 + len(made.controls) * draws for made in chosen))
     baseline = evaluator.baseline()
     step()
-    description: dict[str, Any] = {
-        "name": "baseline",
-        "control_of": None,
-        "target": None,
-        "summary": "The model as it is.",
-    }
+    description = {"name": "baseline", "control_of": None, "target": None, "summary": "The model as it is."}
     rows = [_row(evaluator, [baseline], baseline, description)]
     for made in chosen:
         rows.append(intervention_row(evaluator, made, baseline, step))

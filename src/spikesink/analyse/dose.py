@@ -53,15 +53,7 @@ def doses(evaluator: Evaluator, sweeps: Sequence[Sweep]) -> list[Dose]:
     if not sweeps:
         return []
     baseline = evaluator.baseline()
-    passes = sum(len(levels) * (1 + len(made.controls)) for made, levels in sweeps)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        evaluator.progress(STAGE, done, passes)
-
-    evaluator.progress(STAGE, 0, passes)
+    step = evaluator.steps(STAGE, sum(len(levels) * (1 + len(made.controls)) for made, levels in sweeps))
     swept = []
     targets = evaluator.targets
     missing = [name for name, there in (("spikes", targets.has_spikes), ("sinks", targets.has_sinks)) if not there]
@@ -107,7 +99,9 @@ def judged(made: Intervention, rows: list[InterventionRow]) -> Dose:
         levels=rows,
         stays_to=last.strength if last else None,
         falls_from=first.strength if first else None,
-        sentence=_unsaid(made, silent) if silent else _sentence(made, rows, last, first, rules),
+        sentence=f"It does not say up to where the {_other(made)} stay: {silent}."
+        if silent
+        else _sentence(made, rows, last, first, rules),
     )
 
 
@@ -121,10 +115,6 @@ def _refused(made: Intervention, rows: list[InterventionRow], reason: str) -> Do
 
 def _other(made: Intervention) -> str:
     return "sinks" if made.edits == "spikes" else "spikes"
-
-
-def _unsaid(made: Intervention, why: str) -> str:
-    return f"It does not say up to where the {_other(made)} stay: {why}."
 
 
 def _sentence(

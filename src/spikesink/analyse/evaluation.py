@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -72,20 +73,14 @@ class Evaluation:
     @classmethod
     def average(cls, draws: "list[Evaluation]") -> "Evaluation":
         """Mean over draws, sequence by sequence; of spikes and their ratios the largest."""
-        first = draws[0]
-        return replace(
-            first,
-            loss_sums=np.mean([drawn.loss_sums for drawn in draws], axis=0).tolist(),
-            sink_ratios=np.mean([drawn.sink_ratios for drawn in draws], axis=0).tolist(),
-            downstream_ratios=np.mean([drawn.downstream_ratios for drawn in draws], axis=0).tolist(),
-            spike_positions=np.mean([drawn.spike_positions for drawn in draws], axis=0).tolist(),
-            plateau_ratios=np.max([drawn.plateau_ratios for drawn in draws], axis=0).tolist(),
-            spikes=np.max([drawn.spikes for drawn in draws], axis=0).tolist(),
-            plateaus=np.max([drawn.plateaus for drawn in draws], axis=0).tolist(),
-            ratios=np.max([drawn.ratios for drawn in draws], axis=0).tolist(),
-            spike_tokens=np.mean([drawn.spike_tokens for drawn in draws], axis=0).tolist(),
-            norm_ratios=np.mean([drawn.norm_ratios for drawn in draws], axis=0).tolist(),
-        )
+        means = ("loss_sums", "sink_ratios", "downstream_ratios", "spike_positions", "spike_tokens", "norm_ratios")
+        largest = ("spikes", "plateaus", "plateau_ratios", "ratios")
+        over: dict[str, list[float]] = {
+            name: of([getattr(drawn, name) for drawn in draws], axis=0).tolist()
+            for of, names in ((np.mean, means), (np.max, largest))
+            for name in names
+        }
+        return replace(draws[0], **over)
 
 
 class ScoreLast:
@@ -157,6 +152,12 @@ class Evaluator:
         watched = self.targets.edit_block // 2 if self.targets.has_spikes else 0
         self.prefix = Prefix(self.accessed, watched)
 
+    def steps(self, stage: str, passes: int) -> Callable[[], None]:
+        """What to call after each of so many passes, for `progress` to hear of it."""
+        done = count(1)
+        self.progress(stage, 0, passes)
+        return lambda: self.progress(stage, next(done), passes)
+
     def baseline(self) -> Evaluation:
         """Everything of the model as it is; its first layers are kept for passes that change nothing there."""
         return self.measure("baseline", self.prefix.keeping())
@@ -174,6 +175,10 @@ class Evaluator:
     def loss(self, key: str, *contexts: AbstractContextManager, untouched: int = 0) -> Evaluation:
         """Only the loss of a pass with these contexts open, which change nothing in the first `untouched` layers."""
         return self._once(f"loss/{key}", (self.prefix.replaying(untouched), *contexts), {"loss_only": True})
+
+    def baseline_loss(self) -> Evaluation:
+        """Only the loss of the model as it is."""
+        return self.loss("baseline", untouched=self.accessed.n_layers)
 
     def _once(self, key: str, contexts: tuple[AbstractContextManager, ...], options: dict[str, Any]) -> Evaluation:
         def run() -> dict[str, Any]:

@@ -55,6 +55,7 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
     """The same from a scan that has been made; one more pass over its sequences learns the constants."""
     spike, steps = scanned.spike, scanned.steps
     last = steps.step_up[-1] if steps and steps.step_up else None
+    step_down = steps.step_down[0] if steps and steps.step_down else None
     # The spike is whole after the last step; s* and W_down are those of the FFN that writes most of it.
     step_up = main_step_up(steps) or last
     block = last or spike.verdict.verdict_block
@@ -68,11 +69,11 @@ def targets_of(scanned: Scan, *, magnitude: float | None = None, progress: Progr
         "edit_block": block,
         "attention_behind": sum(sites.block > block for sites in scanned.accessed.attending),
         "step_up_block": step_up,
-        "step_down_block": steps.step_down[0] if steps and steps.step_down else None,
+        "step_down_block": step_down,
         "step_blocks": (*steps.step_up, *steps.step_down) if steps else (),
         "channels": tuple(spike.channels),
         "magnitude_min": usual if magnitude is None else magnitude,
-        "massive_channels": _massive(scanned, block, steps.step_down[0] if steps and steps.step_down else None),
+        "massive_channels": _massive(scanned, block, step_down),
         "sequences": len(scanned.ids),
         **_sinks(scanned),
     }
@@ -111,7 +112,7 @@ def _learn(accessed: AccessedModel, ids: Tensor, targets: Targets, progress: Pro
     site = _step_up_output(accessed, targets)
     writers = _Writers(targets, site) if site else None
     observers = [states, writers] if writers else [states]
-    with editing_inputs([site] if site else [], writers.keep if writers else _unchanged):
+    with editing_inputs([site] if site else [], writers.keep if writers else lambda _site, entering: entering):
         stream(accessed, ids, observers, stage="learn constants", progress=progress)
     spikes, others = states.means()
     return {
@@ -135,10 +136,6 @@ def _step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite | N
         return step_up_output(accessed, targets)
     except DoesNotApplyError:
         return None
-
-
-def _unchanged(_site: LinearSite, entering: Tensor) -> Tensor:
-    return entering
 
 
 @dataclass

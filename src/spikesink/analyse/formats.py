@@ -14,9 +14,9 @@ from spikesink.analyse.evaluation import HELD_OUT_SPIKES, Evaluation, Evaluator,
 from spikesink.analyse.quantisation import Calibration, calibrate, is_notable
 from spikesink.errors import DoesNotApplyError
 from spikesink.intervene.formats import FORMATS, lost, round_to
-from spikesink.intervene.quantise import TokenMarks, kv_name, replaced_weights
+from spikesink.intervene.quantise import KvEdit, TokenMarks, kv_name, replaced_weights
 from spikesink.measure.states import ChannelRange
-from spikesink.positions import placed
+from spikesink.positions import layer_of, placed
 from spikesink.records.deployment import FORMAT_NATS, BlockDamage, FormatDamage, Formats
 
 STAGE = "formats"
@@ -107,28 +107,6 @@ class Rounding(TokenMarks):
         return values
 
 
-class KvRounding(Rounding):
-    """The same on post-RoPE keys and values of some blocks; channels are those of all KV heads."""
-
-    def __init__(
-        self, names: tuple[str, str], ranges: ChannelRange, marked: Tensor | None, spare: bool, blocks: set[int] | None
-    ) -> None:
-        super().__init__(names[0], ranges, marked, spare)
-        self.names, self.blocks = names, blocks
-
-    def edit_keys(self, block: int, key: Tensor) -> Tensor:
-        return self._cached(block, "key", key, self.names[0])
-
-    def edit_values(self, block: int, value: Tensor) -> Tensor:
-        return self._cached(block, "value", value, self.names[1])
-
-    def _cached(self, block: int, which: str, cached: Tensor, name: str) -> Tensor:
-        if self.blocks is not None and block not in self.blocks:
-            return cached
-        flat = cached.transpose(1, 2).flatten(2)
-        return self.rounded(kv_name(block, which), flat, name).unflatten(2, (cached.shape[1], -1)).transpose(1, 2)
-
-
 def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     """Inputs of all linear maps, their weights, and keys and values, each in the formats that they are served in.
 
@@ -136,8 +114,8 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
     one block at a time, on the first sequences.
     """
     calibration = calibrate(evaluator, held_out, evaluator.spike_tokens(held_out, HELD_OUT_SPIKES))
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
-    few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES])
+    baseline = evaluator.baseline_loss()
+    few = replace(evaluator, ids=evaluator.ids[:SCAN_SEQUENCES], seconds=0.0)
     with few.prefix.keeping():
         few_baseline = few.loss(f"baseline of {len(few.ids)}")
     asked = [(kind, name) for kind, names in (("inputs", INPUTS), ("weights", WEIGHTS), ("kv", KV)) for name in names]
@@ -154,7 +132,7 @@ def served_formats(evaluator: Evaluator, held_out: Tensor) -> Formats:
             row = row.model_copy(update={"worst_blocks": worst, "scanned": True})
         rows.append(row)
     evaluator.progress(STAGE, len(asked), len(asked))
-    evaluator.seconds = few.seconds
+    evaluator.seconds += few.seconds
     return Formats(rows=rows, skipped=skipped, missing=calibration.missing)
 
 
@@ -216,7 +194,7 @@ def _pass(
 ) -> tuple[Evaluation, float]:
     """A pass in the format, in one block or all, and the share of ordinary values that were lost in it."""
     contexts, rounding = _contexts(evaluator, calibration, kind, name, spare, block)
-    untouched = 0 if block is None else (block - 1) // 2
+    untouched = 0 if block is None else layer_of(block)
 
     def run() -> dict[str, Any]:
         with evaluator.prefix.replaying(untouched):
@@ -236,14 +214,17 @@ def _contexts(
 ) -> tuple[list[AbstractContextManager], Rounding]:
     accessed = evaluator.accessed
     ranges = calibration.ordinary if spare else calibration.ranges
-    marked = calibration.spikes
-    blocks = None if block is None else {block}
+    marked = _kept_in_cache(evaluator, calibration.spikes) if kind == "kv" else calibration.spikes
+    formats = _formats(kind, name)
+    rounding = Rounding(formats[0], ranges, marked, spare)
     if kind == "kv":
-        marked = _kept_in_cache(evaluator, marked)
-        rounding = KvRounding(KV[name], ranges, marked, spare, blocks)
-        return [editing(accessed, rounding)], rounding
+        by_kind: dict[str, str] = {"key": formats[0], "value": formats[1]}
+        edit = KvEdit(
+            lambda block, which, flat: rounding.rounded(kv_name(block, which), flat, by_kind[which]),
+            None if block is None else {block},
+        )
+        return [editing(accessed, rounding), editing(accessed, edit)], rounding
     sites = [site for each in calibration.sites.values() for site in each if block in (None, site.block)]
-    rounding = Rounding(_formats(kind, name)[0], ranges, marked, spare)
     if kind == "weights":
         return [replaced_weights(sites, rounding.weight)], rounding
     return [editing(accessed, rounding), editing_inputs(sites, rounding.enter)], rounding

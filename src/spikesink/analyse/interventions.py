@@ -77,7 +77,9 @@ def parse_which(text: str | None, budget: float | None = None) -> Chosen:
         if name in INTERVENTIONS:
             chosen[name] = None
         chosen.update(dict.fromkeys(_group(name)))
-    ordered = sorted((INTERVENTIONS[name] for name in INTERVENTIONS if name in chosen), key=_place)
+    ordered = sorted(
+        (made for name, made in INTERVENTIONS.items() if name in chosen), key=lambda made: EDITS.index(made.edits)
+    )
     return Chosen(tuple(ordered), tuple(part for part in PARTS if part in parts), "all" in names)
 
 
@@ -92,11 +94,6 @@ def _for_cache(tokens: Ids, long_tokens: Ids | None, choice: Chosen) -> Tokens:
     if long_tokens is not None and "kv_cache" not in choice.parts:
         raise InputError("Got long_tokens, but which asks for no KV cache; add kv_cache to it, or leave them out.")
     return as_tokens(tokens if long_tokens is None else long_tokens)
-
-
-def _place(made: Intervention) -> int:
-    """Its place in the table."""
-    return EDITS.index(made.edits)
 
 
 def _group(name: str) -> tuple[str, ...]:

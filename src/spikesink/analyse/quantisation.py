@@ -22,6 +22,7 @@ from spikesink.intervene.quantise import (
     rotated_inputs,
 )
 from spikesink.measure.states import ChannelRange
+from spikesink.positions import layer_of
 from spikesink.records.deployment import KEPT, Damage, Quantisation, is_damage
 from spikesink.records.intervals import Estimate
 
@@ -112,7 +113,7 @@ class _Table:
     done: int = 0
 
     def row(self, name: str, *contexts: AbstractContextManager, **facts: Any) -> tuple[Damage, Evaluation]:
-        untouched = (min(facts.get("blocks") or [1]) - 1) // 2
+        untouched = layer_of(min(facts.get("blocks") or [1]))
         result = self.evaluator.loss(f"quantisation/{name}", *contexts, untouched=untouched)
         self.done += 1
         self.evaluator.progress(STAGE, self.done, max(self.total, self.done))
@@ -169,7 +170,7 @@ def quantisation(evaluator: Evaluator, held_out: Tensor, *, thorough: bool = Fal
     thorough: also int4 and static scales of every site kind, not of the worst alone.
     """
     calibration = calibrate(evaluator, held_out)
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    baseline = evaluator.baseline_loss()
     table = _Table(evaluator, calibration, baseline, total=0)
     kinds = [kind for kind in SITE_KINDS if kind == "kv" or calibration.sites[kind]]
     further = len(_further(calibration)) * (len(kinds) if thorough else 1)

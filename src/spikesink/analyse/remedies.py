@@ -82,7 +82,7 @@ class _Rows:
 
     def __init__(self, evaluator: Evaluator, held_out: Tensor, linears: list[LinearSite]) -> None:
         self.evaluator, self.held_out, self.linears = evaluator, held_out, linears
-        self.baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+        self.baseline = evaluator.baseline_loss()
         self.rows: list[Damage] = []
 
     def add(
@@ -146,7 +146,7 @@ def _prefix(evaluator: Evaluator, held_out: Tensor) -> tuple[dict[str, Any], tup
     before = evaluator.spike_tokens()
     assert before is not None, "a model with spikes"
     alone = evaluator.loss(f"{STAGE}/prefix", prefixed(evaluator.accessed, chosen, evaluator.ids))
-    baseline = evaluator.loss("baseline", untouched=evaluator.accessed.n_layers)
+    baseline = evaluator.baseline_loss()
     return {
         "prefix_ids": list(chosen),
         "prefix_text": [evaluator.accessed.token_text(token) for token in chosen],

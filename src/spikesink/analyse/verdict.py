@@ -20,7 +20,7 @@ ONE_CONTEXT = (
     "{:.0%} of the spike tokens found are one token behind the same ones, whose state is one whatever the model; "
     "sequences without BOS, or texts that begin differently, would ask it"
 )
-UNREAD = "no attention block stands behind the spikes, so that no other token reads them"
+UNREAD = "the spikes are complete only behind the last attention block, where no other token reads them"
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def rules_in_words(rules: Thresholds) -> list[str]:
         f"One constant suffices if freezing costs at most {rules.free_max:g} nats (upper end) while zeroing costs at "
         f"least {rules.costly_min:g} (lower end), and a random constant of the same norm costs more than the learned "
         f"one. It is not asked where more than {rules.same_context_max:.0%} of the spike tokens found are the same "
-        "token behind the same ones, as BOS is: its state is one constant whatever the model; nor where no attention "
-        "block stands behind the spikes.",
+        "token behind the same ones, as BOS is: its state is one constant whatever the model; nor where the "
+        "spikes are complete only behind the last attention block.",
     ]
 
 

@@ -224,12 +224,8 @@ class Text:
             raise InputError(f"--seq-len {self.seq_len} is beyond the model's {limit} positions; use at most {limit}.")
         if prompt is not None:
             documents = corpus.prompt_corpus(prompt)
-        elif self.text is not None:
-            documents = corpus.read_corpus(self.text, self.field)
         else:
-            documents = (
-                corpus.hub_corpus(self.dataset, self.field) if self.dataset is not None else corpus.default_corpus()
-            )
+            documents = corpus.chosen_corpus(self.text, self.dataset, self.field)
         return tokenise(
             documents, accessed.tokenizer, seq_len=self.seq_len,
             sequences=default if sequences is None else sequences, bos=self.bos, pack=self.pack,

@@ -9,6 +9,9 @@ import queue
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from spikesink.errors import short
@@ -34,6 +37,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
+        self._end: Callable[[], object] = lambda: None
         # A tokenizer with a way of its own is code that the user trusts anyway.
         self._own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         if not self._own:
@@ -64,13 +68,8 @@ class ChatTemplate:
 
     def close(self) -> None:
         """End the process; a template that is asked again gets another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def __del__(self) -> None:
-        self.close()
+        self._end()
+        self._process = None
 
     def _asked(self, request: dict[str, Any]) -> str:
         if self._process is None:
@@ -99,10 +98,23 @@ class ChatTemplate:
             start_new_session=True,
         )
         answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_passed_on, args=(process, answers), daemon=True).start()
+        reader = threading.Thread(target=_passed_on, args=(process, answers), daemon=True)
+        reader.start()
+        # Before the interpreter ends, too: a thread that still reads then would abort it.
+        self._end = weakref.finalize(self, _ended, process, reader)
         assert process.stdin is not None, "started with pipes"
         print(json.dumps(self._tokenizer.special_tokens_map), file=process.stdin, flush=True)
         return process, answers
+
+
+def _ended(process: "subprocess.Popen[str]", reader: threading.Thread) -> None:
+    """Kill the process, and wait for the thread that reads what it says."""
+    process.kill()
+    process.wait()
+    reader.join()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):
+            pipe.close()  # type: ignore[union-attr]
 
 
 def _passed_on(process: "subprocess.Popen[str]", answers: "queue.Queue[str]") -> None:

@@ -9,7 +9,6 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spikesink.data.files import (
     FIELD,
@@ -116,6 +115,13 @@ def prompt_corpus(text: str) -> Corpus:
     return Corpus("prompt", "prompt", _text_sha256(text), "one text", lambda: iter([text]))
 
 
+def chosen_corpus(path: Path | str | None, dataset: str | None, field: str | None) -> Corpus:
+    """The documents of a file, of a data set of the hub, or where neither is named the default. Raises InputError."""
+    if path is not None:
+        return read_corpus(path, field)
+    return hub_corpus(dataset, field) if dataset is not None else default_corpus()
+
+
 def default_corpus() -> Corpus:
     """English that every Python carries: the language reference in `pydoc_data.topics`, a paragraph a document.
 
@@ -160,7 +166,7 @@ def hub_corpus(name: str, field: str | None = None) -> Corpus:
 
     def rows() -> Iterator[Document]:
         try:
-            for number, row in enumerate(_stream(builder, split), start=1):
+            for number, row in enumerate(builder.as_streaming_dataset(split=split), start=1):
                 yield document_of(unpadded(row), field, f"Data set '{name}', row {number},")
         except InputError:
             raise
@@ -200,10 +206,6 @@ def _saved_dataset(path: Path, field: str | None) -> Corpus:
 
     description = f"the field `{field or FIELD}` of a row of a saved data set"
     return Corpus(path.resolve().name, "dataset", digest, description, rows)
-
-
-def _stream(builder: Any, split: str) -> Iterator[Any]:
-    yield from builder.as_streaming_dataset(split=split)
 
 
 def _hub_error(name: str, error: Exception) -> InputError:

@@ -70,14 +70,14 @@ class Encoder:
     def _default_prefix(self) -> list[int]:
         """What the tokenizer puts before any text: BOS, several special tokens (GLM), or nothing."""
         if self._template is not None:
-            rendered = self._ids(self._rendered(PROBES[0]))
-            return [self.bos_id] if self.bos_id is not None and rendered[:1] == [self.bos_id] else []
-        for probe in PROBES:
-            plain, full = self._ids(probe), self._ids(probe, special=True)
-            for start in range(len(full) - len(plain) + 1) if plain else ():
-                if full[start : start + len(plain)] == plain:
-                    return full[:start]
-        full = self._ids(PROBES[0], special=True)
+            full = self._ids(self._rendered(PROBES[0]))
+        else:
+            for probe in PROBES:
+                plain, full = self._ids(probe), self._ids(probe, special=True)
+                for start in range(len(full) - len(plain) + 1) if plain else ():
+                    if full[start : start + len(plain)] == plain:
+                        return full[:start]
+            full = self._ids(PROBES[0], special=True)
         return [self.bos_id] if self.bos_id is not None and full[:1] == [self.bos_id] else []
 
     def _one_bos(self, ids: list[int]) -> list[int]:

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -76,16 +77,12 @@ def _opened(path: Path) -> IO[bytes]:
         if kind == ".gz":
             return cast(IO[bytes], gzip.open(path, "rb"))
         if kind == ".zst":
-            return _zstandard(path)
+            import pyarrow
+
+            return pyarrow.input_stream(str(path), compression="zstd")
         return path.open("rb")
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-
-
-def _zstandard(path: Path) -> IO[bytes]:
-    import pyarrow
-
-    return pyarrow.input_stream(str(path), compression="zstd")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -93,11 +90,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with _opened(path) as file:
             start = file.read(4)
-            rest: IO[bytes] = io.BufferedReader(_Joined(start, file))
-            encoding = _utf16(start)
-            if encoding is not None:
-                rest = _recoded(rest, encoding, path)
-            for number, line in enumerate(iter(lambda: rest.readline(MAX_LINE_BYTES + 1), b""), start=1):
+            parts = chain([start], iter(lambda: file.read(io.DEFAULT_BUFFER_SIZE), b""))
+            whole = io.BufferedReader(_Parts(_recoded(parts, path) if _is_utf16(start) else parts))
+            for number, line in enumerate(iter(lambda: whole.readline(MAX_LINE_BYTES + 1), b""), start=1):
                 yield number, _decoded(line, number, path)
     # A packed file may be cut or damaged: gzip and zlib have exceptions of their own.
     except (OSError, EOFError, zlib.error) as error:
@@ -105,55 +100,37 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"'{path}' cannot be read: {reason}; truncated or corrupt?") from error
 
 
-class _Joined(io.RawIOBase):
-    """A stream that begins with bytes that were read from it already."""
+class _Parts(io.RawIOBase):
+    """A stream of parts that come one after the other; empty ones do not end it."""
 
-    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
-        self._start, self._rest = start, rest
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts, self._waiting = filter(None, parts), b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        if self._start:
-            part, self._start = self._start[: len(buffer)], self._start[len(buffer) :]
-        else:
-            part = self._rest.read(len(buffer))
+        waiting = self._waiting or next(self._parts, b"")
+        part, self._waiting = waiting[: len(buffer)], waiting[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
 
 
-def _utf16(start: bytes) -> str | None:
-    """UTF-16 where the file begins with its mark (which that of UTF-32 begins with, too)."""
-    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return None
-    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else None
+def _is_utf16(start: bytes) -> bool:
+    """Whether the file begins with the mark of UTF-16 (which that of UTF-32 begins with, too)."""
+    utf32 = start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    return start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and not utf32
 
 
-def _recoded(file: IO[bytes], encoding: str, path: Path) -> IO[bytes]:
-    """The same text as UTF-8."""
-    decoder = codecs.getincrementaldecoder(encoding)("strict")
-
-    class Recoded(io.RawIOBase):
-        waiting = b""
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            while not self.waiting:
-                part = file.read(2**16)
-                try:
-                    self.waiting = decoder.decode(part, final=not part).encode()
-                except UnicodeError as error:
-                    raise InputError(f"'{path}' is not valid UTF-16 ({short(error)}); convert it to UTF-8.") from error
-                if not part:
-                    break
-            part, self.waiting = self.waiting[: len(buffer)], self.waiting[len(buffer) :]
-            buffer[: len(part)] = part
-            return len(part)
-
-    return io.BufferedReader(Recoded())
+def _recoded(parts: Iterator[bytes], path: Path) -> Iterator[bytes]:
+    """The parts of a text in UTF-16 as UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-16")("strict")
+    try:
+        for part in parts:
+            yield decoder.decode(part).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        raise InputError(f"'{path}' is not valid UTF-16 ({short(error)}); convert it to UTF-8.") from error
 
 
 def _decoded(line: bytes, number: int, path: Path) -> str:

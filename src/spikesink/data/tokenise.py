@@ -55,7 +55,7 @@ def tokenise(
         source_sha256=corpus.sha256,
         source_description=corpus.description,
         bos=bos,
-        bos_added=encoder.bos_id is not None and bool((ids[:, 0] == encoder.bos_id).all()),
+        bos_added=bool((ids[:, 0] == encoder.bos_id).all()),
         packed=pack and corpus.kind != "prompt",
         chat_template=chat_template,
         skipped_short=made.skipped,
@@ -86,7 +86,7 @@ def whole_texts(texts: str | Sequence[str], tokenizer: Any) -> tuple[Tokens, np.
         source_sha256=hashlib.sha256("\n".join(documents).encode()).hexdigest(),
         source_description="a text as given, whole",
         bos="auto",
-        bos_added=encoder.bos_id is not None and bool((ids[:, 0] == encoder.bos_id).all()),
+        bos_added=bool((ids[:, 0] == encoder.bos_id).all()),
         documents=len(documents),
     ), valid
 

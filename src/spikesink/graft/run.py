@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,16 +87,12 @@ def measure_point(model: PreTrainedModel, ids: Tensor, stage: str, progress: Pro
 def moved(before: PreTrainedModel, after: PreTrainedModel, ids: Tensor) -> FunctionShift:
     """How far apart two models of one device are on ids (sequence, token)."""
     total, kept, count = 0.0, 0, 0
-    for batch in _batches(ids.to(before.device)):
+    for batch in ids.to(before.device).split(default_batch_size(ids.shape[1])):
         one, other = (model(input_ids=batch, use_cache=False).logits.log_softmax(-1) for model in (before, after))
         total += float((one.exp() * (one - other)).sum())
         kept += int((one.argmax(-1) == other.argmax(-1)).sum())
         count += batch.numel()
     return FunctionShift(kl_nats=total / count, top1_kept=kept / count)
-
-
-def _batches(ids: Tensor) -> Iterable[Tensor]:
-    return ids.split(default_batch_size(ids.shape[1]))
 
 
 MOVED_SEQUENCES = 8

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from spikesink.access import AccessedModel, access
 from spikesink.errors import DoesNotApplyError, InputError, did_you_mean
-from spikesink.positions import placed
+from spikesink.positions import layer_of, placed
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Intervention:
         if self.reach == "residual" and targets.has_spikes:
             return targets.edit_block // 2
         if self.reach == "block" and targets.step_up_block is not None:
-            return (min([targets.step_up_block, *targets.step_blocks]) - 1) // 2
+            return layer_of(min([targets.step_up_block, *targets.step_blocks]))
         return 0
 
     def check_strength(self, level: float) -> None:

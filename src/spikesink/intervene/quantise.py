@@ -97,8 +97,7 @@ class TokenMarks:
 
     def edit_batch(self, batch: Batch) -> Batch:
         if self.marked is not None:
-            first = batch.first_sequence
-            self.rows = self.marked[first : first + len(batch.ids), : batch.ids.shape[1]]
+            self.rows = self.marked[batch.rows, : batch.ids.shape[1]]
         return batch
 
 
@@ -122,24 +121,26 @@ def quantised_inputs(accessed: AccessedModel, sites: list[LinearSite], scheme: S
         yield
 
 
-class _KvEditor(TokenMarks):
-    def __init__(self, scheme: Scheme, blocks: set[int] | None) -> None:
-        super().__init__(scheme.spared_tokens)
-        self.scheme, self.blocks = scheme, blocks
+class KvEdit:
+    """An editor of post-RoPE keys and values of some blocks, None for all, as a cache would hold them.
+
+    change: of a block's `key` or `value`, (sequence, token, channel), whose channels are those of all KV heads.
+    """
+
+    def __init__(self, change: Callable[[int, str, Tensor], Tensor], blocks: set[int] | None) -> None:
+        self.change, self.blocks = change, blocks
 
     def edit_keys(self, block: int, key: Tensor) -> Tensor:
-        return self._quantised(block, "key", key)
+        return self._changed(block, "key", key)
 
     def edit_values(self, block: int, value: Tensor) -> Tensor:
-        return self._quantised(block, "value", value)
+        return self._changed(block, "value", value)
 
-    def _quantised(self, block: int, which: str, cached: Tensor) -> Tensor:
+    def _changed(self, block: int, which: str, cached: Tensor) -> Tensor:
         if self.blocks is not None and block not in self.blocks:
             return cached
-        batch, heads, tokens, size = cached.shape
-        flat = cached.transpose(1, 2).reshape(batch, tokens, heads * size)
-        done = self.scheme.apply(kv_name(block, which), flat, self.rows)
-        return done.view(batch, tokens, heads, size).transpose(1, 2)
+        flat = cached.transpose(1, 2).flatten(2)
+        return self.change(block, which, flat).unflatten(2, (cached.shape[1], -1)).transpose(1, 2)
 
 
 def kv_name(block: int, which: str) -> str:
@@ -147,11 +148,13 @@ def kv_name(block: int, which: str) -> str:
     return f"block {block} {which}"
 
 
-def quantised_kv(
-    accessed: AccessedModel, scheme: Scheme, blocks: set[int] | None = None
-) -> AbstractContextManager[None]:
+@contextmanager
+def quantised_kv(accessed: AccessedModel, scheme: Scheme, blocks: set[int] | None = None) -> Iterator[None]:
     """Quantise post-RoPE keys and values, as a cache would hold them; channels are those of all KV heads."""
-    return editing(accessed, _KvEditor(scheme, blocks))
+    spares = TokenMarks(scheme.spared_tokens)
+    edit = KvEdit(lambda block, which, flat: scheme.apply(kv_name(block, which), flat, spares.rows), blocks)
+    with editing(accessed, spares), editing(accessed, edit):
+        yield
 
 
 def quantised_weights(sites: list[LinearSite], bits: int, granularity: str = "channel") -> AbstractContextManager[None]:

@@ -31,7 +31,7 @@ def cut_amplifier(accessed: AccessedModel, targets: Targets, *, control: str | N
     if control == "random_entries":
         neurons = _others(channels, neurons, site.weight.shape[site.input_dim], seed)
     index = (channels, neurons) if site.input_dim == 1 else (neurons, channels)
-    return changed_entries(site.weight, tuple(axis.to(site.weight.device) for axis in index), 0.0)
+    return zeroed_entries(site.weight, tuple(axis.to(site.weight.device) for axis in index))
 
 
 def step_up_output(accessed: AccessedModel, targets: Targets) -> LinearSite:
@@ -214,11 +214,11 @@ class WriteScale:
 
 
 @contextmanager
-def changed_entries(parameter: nn.Parameter, index: tuple[Tensor, ...], value: float) -> Iterator[None]:
-    """Set entries of a weight and put the very same bits back, also after an exception."""
+def zeroed_entries(parameter: nn.Parameter, index: tuple[Tensor, ...]) -> Iterator[None]:
+    """Make entries of a weight 0 and put the very same bits back, also after an exception."""
     with torch.no_grad():
         before = parameter[index].clone()
-        parameter[index] = value
+        parameter[index] = 0.0
     try:
         yield
     finally:

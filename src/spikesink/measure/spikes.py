@@ -132,8 +132,7 @@ class SpikeMeasure(Observer):
 
     def _note_massive(self, block: int, hidden: Tensor, rows: Tensor, positions: Tensor, limits: Tensor) -> int:
         """Number of elements of these tokens that are above the limits (token, 1); their places are kept."""
-        own = hidden[rows, positions]
-        own = (own if own.dtype == torch.float64 else own.float()).abs()
+        own = hidden[rows, positions].to(torch.promote_types(hidden.dtype, torch.float32)).abs()
         above, magnitude = (own > limits).cpu().numpy(), own.cpu().numpy()
         tokens = torch.stack((rows, positions), 1).cpu().numpy()
         self._tally = self._tally or MassiveTally(own.shape[-1])
@@ -156,7 +155,7 @@ class SpikeMeasure(Observer):
         Fresh tensors would be freed between the small numbers that are kept, which splits the heap: a scan peaked at
         twice the memory of a plain forward pass.
         """
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         buffer = self._buffer
         if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != (hidden.shape, dtype, hidden.device):
             buffer = self._buffer = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
@@ -267,7 +266,7 @@ class SequenceSpikes(Observer):
         if block == 0:
             return
         on_plateau = self.plateau is None or self.plateau[0] <= block <= self.plateau[1]
-        magnitude = (hidden if hidden.dtype == torch.float64 else hidden.float()).abs()
+        magnitude = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).abs()
         if self.batch.padded:
             magnitude *= self.batch.valid.to(magnitude.device)[..., None]
         norms = magnitude.norm(dim=-1) if self.plateau is not None and block == self.plateau[0] else None

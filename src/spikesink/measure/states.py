@@ -52,7 +52,7 @@ class Gather(Observer):
         if self.channels is not None:
             chosen = chosen[..., self.channels]
         if block not in kept:
-            dtype = torch.float64 if states.dtype == torch.float64 else torch.float32
+            dtype = torch.promote_types(states.dtype, torch.float32)
             kept[block] = torch.zeros(len(self.sequences), *chosen.shape[1:], dtype=dtype)
         kept[block][self._tokens[inside]] = chosen.to(kept[block])
 

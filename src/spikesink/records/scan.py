@@ -229,6 +229,10 @@ class Anatomy(Record):
                 typed[name] = kind.model_validate(section)
         return typed
 
+    def further(self, name: str) -> Any:
+        """The section of a further measure; None where it was not asked for."""
+        return (self.model_extra or {}).get(name)
+
     def placed(self, block: int) -> str:
         """24 (layer 11, FFN), with what the life cycle knows of the block."""
         return placed(block, next((cycle.kind for cycle in self.lifecycle.blocks if cycle.block == block), None))

@@ -129,11 +129,14 @@ def side(low: float | None, high: float | None, of: float = 0.0) -> int:
     return 0 if low is None or high is None else (low > of) - (high < of)
 
 
-def on_sides(*sides: int) -> Sided:
-    """Of a claim that all lie below: supported, contradicted where all lie above, mixed or else undecided."""
+def local_sided(write: Any, reach: Any, further: Any) -> Sided:
+    """Of claim 3, by intervals: a head writes less where its sink takes more, and looks nearer than uniform attention
+    (a reach below 1), not the farther the more its sink takes."""
+    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
+    sides = {side(write.low, write.high), look}
     if 0 in sides:
         return "undecided"
-    return "mixed" if len(set(sides)) > 1 else "supported" if -1 in sides else "contradicted"
+    return "mixed" if len(sides) > 1 else "supported" if -1 in sides else "contradicted"
 
 
 class CellRecord(JsonRecord):

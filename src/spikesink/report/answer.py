@@ -23,18 +23,19 @@ LISTED = 4
 
 def advice(anatomy: Anatomy | None, interventions: Interventions | None) -> Statement:
     """What interventions recommend; where nothing was measured for that, what a scan alone can say."""
-    points, lines = [], ()
+    points: list[str] = []
+    line = None
     if anatomy is not None and not (interventions and says_what_to_do(interventions)):
-        cache, lines = _cache(anatomy)
+        cache, line = _cache(anatomy)
         points = [*_precision(anatomy), *cache]
     elif interventions is not None:
         points = _measured(interventions, anatomy)
     if interventions is not None:
         missing, more = _not_measured(interventions)
-        points, lines = points + missing, (*lines, *more)
+        points, line = points + missing, more or line
     if len(points) == 1:
-        return Statement(HEADING, points[0], commands=lines)
-    return Statement(HEADING, "", tuple(points), commands=lines)
+        return Statement(HEADING, points[0], command=line)
+    return Statement(HEADING, "", tuple(points), command=line)
 
 
 def says_what_to_do(record: Interventions) -> bool:
@@ -56,13 +57,15 @@ def _measured(record: Interventions, anatomy: Anatomy | None) -> list[str]:
     ]
 
 
-def _not_measured(record: Interventions) -> tuple[list[str], tuple[str, ...]]:
+def _not_measured(record: Interventions) -> tuple[list[str], str | None]:
     """What else says what to do, and the command that measures what was not asked for."""
     reasons = {name: briefly(getattr(record, name).reason) for name in PARTS if not getattr(record, name).applicable}
     unasked = [name for name, reason in reasons.items() if reason in ("", UNASKED)]
     points = [f"Not measured: {name} ({reason})." for name, reason in reasons.items() if name not in unasked]
-    lines = (command("intervene", record.provenance, "--which", ",".join(unasked)),) if unasked else ()
-    return points + [f"Not measured: {listed(unasked)}; {line} measures that." for line in lines], lines
+    if not unasked:
+        return points, None
+    line = command("intervene", record.provenance, "--which", ",".join(unasked))
+    return [*points, f"Not measured: {listed(unasked)}; {line} measures that."], line
 
 
 def briefly(reason: str | None) -> str:
@@ -107,20 +110,20 @@ def _advice_tokens(record: Anatomy) -> str:
     return listed(parts, LISTED + 1)
 
 
-def _cache(record: Anatomy) -> tuple[list[str], tuple[str, ...]]:
+def _cache(record: Anatomy) -> tuple[list[str], str | None]:
     """What a small KV cache must keep, and the command that measures it where that is more than the first token."""
     summary = record.summary
     if not summary.has_sinks:
-        return [], ()
+        return [], None
     places = _sink_places(record)
     if 2 * places[0] > places.total():
         heads = counted(summary.sink_head_count, "head")
-        return [f"Keep the first token in the KV cache: {heads} of {summary.head_count:,} attend to a sink."], ()
+        return [f"Keep the first token in the KV cache: {heads} of {summary.head_count:,} attend to a sink."], None
     most = places.most_common(LISTED)
     where = listed([f"{place} ({counted(heads, 'head')})" for place, heads in most])
     line = command("intervene", record.provenance, "--which", "kv_cache")
     text = f"Keep positions 0 to {max(place for place, _ in most)} in the KV cache, not the first token alone: heads "
-    return [f"{text}sink mostly on position{'s' * (len(most) > 1)} {where}. {line} measures how many."], (line,)
+    return [f"{text}sink mostly on position{'s' * (len(most) > 1)} {where}. {line} measures how many."], line
 
 
 def answer(model: Model) -> list[Statement]:
@@ -247,7 +250,7 @@ def _target(record: Anatomy) -> str:
 
 
 def _overlap(record: Anatomy) -> str:
-    properties = (record.model_extra or {}).get("properties")
+    properties = record.further("properties")
     overlap = getattr(properties, "overlap", None)
     if overlap is None:
         return ""
@@ -269,7 +272,7 @@ def _found(record: Interventions) -> Statement:
     sinks = f"{counted(len(targets.get('sink_heads', [])), 'head')} sink." if targets.get("has_sinks") else "No sinks."
     line = command("scan", record.provenance)
     text = f"{text}. {sinks} Their anatomy was not measured: {line} adds it."
-    return Statement("Spikes and sinks", text, commands=(line,))
+    return Statement("Spikes and sinks", text, command=line)
 
 
 def _breaks(model: Model) -> Statement:
@@ -280,7 +283,7 @@ def _breaks(model: Model) -> Statement:
         line = command("intervene", known.provenance)
         lasts = lasting(intervene_s(model.anatomy)) if model.anatomy else ""
         text = f"Not measured; {line} adds it{lasts}."
-        return Statement("What breaks without them", text, measured=False, commands=(line,))
+        return Statement("What breaks without them", text, measured=False, command=line)
     rows = {row.name: row for row in record.interventions if row.applicable and row.loss_difference_nats is not None}
     parts = []
     if "zero_spikes" in rows and "baseline" in rows:

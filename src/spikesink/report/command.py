@@ -97,11 +97,12 @@ def filled(document: Document, places: Places) -> Document:
 
 
 def _said(statement: Statement, places: Places) -> Statement:
-    text, points = statement.text, statement.points
-    lines = {line: _line(line, places) for line in statement.commands}
-    for line, better in lines.items():
-        text, points = text.replace(line, better), tuple(point.replace(line, better) for point in points)
-    return replace(statement, text=text, points=points, commands=tuple(lines.values()))
+    line = statement.command
+    if line is None:
+        return statement
+    better = _line(line, places)
+    points = tuple(point.replace(line, better) for point in statement.points)
+    return replace(statement, text=statement.text.replace(line, better), points=points, command=better)
 
 
 def _line(line: str, places: Places) -> str:

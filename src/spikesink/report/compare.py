@@ -49,7 +49,7 @@ def compare_document(models: Sequence[Model]) -> Document:
         kind="comparison",
         title=listed(names, 4),
         lead=f"{len(models)} records side by side. Compare only what was measured under the same conditions.",
-        statements=_statements(named),
+        statements=_statements(named, anatomies),
         sections=[section for section in sections if not section.empty],
         conditions=[
             (f"{name}: {source.record.file}", condition_table(source.record))
@@ -68,8 +68,7 @@ def _kinds(named: Sequence[tuple[str, Model]]) -> list[Statement]:
     return [Statement("Records", "; ".join(f"{name}: {listed(made)}" for name, made in kinds.items()) + ".")]
 
 
-def _statements(named: Sequence[tuple[str, Model]]) -> list[Statement]:
-    anatomies = [(name, model.anatomy) for name, model in named if model.anatomy is not None]
+def _statements(named: Sequence[tuple[str, Model]], anatomies: Named) -> list[Statement]:
     with_spikes = [name for name, record in anatomies if record.summary.has_spikes]
     with_sinks = [name for name, record in anatomies if record.summary.has_sinks]
     statements = _kinds(named)

@@ -23,8 +23,8 @@ class Statement:
     text: str
     points: tuple[str, ...] = ()
     measured: bool = True
-    commands: tuple[str, ...] = ()
-    """Command lines that stand in the text or the points: the page offers them to be copied."""
+    command: str | None = None
+    """A command line that stands in the text or the points: the page offers it to be copied."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def dose_part(record: Interventions) -> Part:
         "dose",
         "How much is enough",
         "One is weakened step by step: from which strength on does the other fall, and at what cost?",
-        figures=[dose_figure(record, dose) for dose in shown],
+        figures=[dose_figure(dose) for dose in shown],
         tables=[_table(record, dose) for dose in shown],
         label="Dose",
     )
@@ -72,7 +72,7 @@ def _cells(row: InterventionRow) -> list[str]:
     ]  # fmt: skip
 
 
-def dose_figure(record: Interventions, dose: Dose) -> Figure:
+def dose_figure(dose: Dose) -> Figure:
     """Spike and sinks that are left over strength, with the cost above."""
     share = dose.strength.startswith("share")
     rows: Rows = []

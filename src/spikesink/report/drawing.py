@@ -21,6 +21,8 @@ ROWS = "rows"
 WIDTH, HEIGHT = 560, 280
 """Of a paper's figure in pixels; on the page a chart is as wide as its column."""
 
+STEPS = alt.X("step:Q", title="step", axis=alt.Axis(grid=False))
+
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 
@@ -86,9 +88,9 @@ class Figure:
         spec.pop("config", None)
         return {**spec, "width": width, "autosize": {"type": "fit-x", "contains": "padding"}}
 
-    def with_rows(self, width: int = WIDTH) -> dict[str, Any]:
+    def with_rows(self) -> dict[str, Any]:
         """The whole specification for a file: rows, white ground, the paper's config, nothing picked."""
-        spec = self.spec(width)
+        spec = self.spec(WIDTH)
         spec |= {"params": [{**param, "value": None} for param in spec["params"]]} if "params" in spec else {}
         return {
             **spec,

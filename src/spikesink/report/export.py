@@ -47,9 +47,13 @@ def _chosen(record: Interventions) -> MeasureSet | None:
     return None if budget is None else budget.chosen
 
 
+def _chosen_measures(record: Interventions) -> list[str]:
+    return chosen.measures if (chosen := _chosen(record)) else []
+
+
 def _granularity(record: Interventions) -> str:
     """`tensor` or `token`: what a dynamic scale is of. Raises InputError for measures that no quantiser has."""
-    measures = [] if (chosen := _chosen(record)) is None else chosen.measures
+    measures = _chosen_measures(record)
     if KEPT in measures:
         raise InputError(
             "Within the budget only with spike tokens kept in high precision, which no quantiser does by itself; put a "
@@ -60,7 +64,7 @@ def _granularity(record: Interventions) -> str:
 
 def notes(record: Interventions) -> list[str]:
     """What was not measured, and what the measures within a budget need beside this file."""
-    measures = [] if (chosen := _chosen(record)) is None else chosen.measures
+    measures = _chosen_measures(record)
     needed = {
         SMOOTHING: "For the smoothed checkpoint: spikesink export RUN MODEL --for smoothed --out FOLDER",
         PREFIX: "Behind the prefix: spikesink export RUN --for prefix",
@@ -130,7 +134,7 @@ def _plain(record: Interventions) -> str:
         model=record.provenance.model.get("name"),
         high_precision_modules=_modules(record),
         measured_at=f"int8 per {_granularity(record)}, dynamic",
-        measures=[] if (chosen := _chosen(record)) is None else chosen.measures,
+        measures=_chosen_measures(record),
         spike_tokens=advice.tokens,
         spike_channels=advice.channels,
         keep_first_tokens=record.kv_cache.keep if record.kv_cache.applicable else None,

@@ -19,8 +19,7 @@ from spikesink.records.study import (
     StudyRecord,
     VariantRow,
     VariantVerdict,
-    on_sides,
-    side,
+    local_sided,
 )
 from spikesink.report.document import Document, Part, Statement, Table
 from spikesink.report.drawing import Figure
@@ -119,7 +118,7 @@ def _local(name: str, record: Anatomy) -> Line:
     takes: heads without a sink are the control.
     """
     n = counted(record.provenance.tokens["sequences"], "sequence")
-    section = (record.model_extra or {}).get(HEADS)
+    section = record.further(HEADS)
     if not isinstance(section, Heads):
         return Line(ROUTES[0], source(name, record), n, getattr(section, "reason", "Its heads were not traced."), "")
     write = next((row.mean for row in section.modulation or [] if row.other == "write"), None)
@@ -127,13 +126,12 @@ def _local(name: str, record: Anatomy) -> Line:
     reach = _reach(record, section)
     if write is None or further is None or reach is None:
         return Line(ROUTES[0], source(name, record), n, "Too few heads have a sink to compare them.", "")
-    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
     says = (
         f"Within heads, sink mass and norm of the write correlate at {interval(write)}, over {write.n} heads. With the "
         f"sink taken out, sink heads look {interval(reach)} as far as uniform attention does (over layers); within "
         f"layers, sink mass and that distance have rank correlation {interval(further)} over heads."
     )
-    return Line(ROUTES[0], source(name, record), n, says, on_sides(side(write.low, write.high), look))
+    return Line(ROUTES[0], source(name, record), n, says, local_sided(write, reach, further))
 
 
 def _reach(record: Anatomy, section: Heads) -> Estimate | None:
@@ -310,9 +308,10 @@ def _section(index: int, finding: Finding, shown: set[str]) -> Part:
                 "Evidence", ("route", "of", "n", "what it says", "verdict"),
                 [[line.route, line.source, line.size, line.says.replace("`", ""), line.verdict or "–"]
                  for line in finding.lines],
+                note=f"The paper: {finding.paper}",
                 words=5,
             )
         ],
-        note=f"What would change it: {finding.change} The paper: {finding.paper}".replace("`", ""),
+        note=f"What would change it: {finding.change}".replace("`", ""),
         label=finding.title,
     )  # fmt: skip

@@ -4,10 +4,10 @@ from spikesink.records.intervals import Estimate
 from spikesink.records.training import SPIKE_RATIO_MIN, GraftPoint, GraftRecord
 from spikesink.report.conditions import condition_table, line
 from spikesink.report.document import Document, Merit, Part, Statement, Table
-from spikesink.report.drawing import Figure, table
+from spikesink.report.drawing import Figure, Rows
 from spikesink.report.format import NONE, interval, listed, number, percent, quantity, signed
 from spikesink.report.next_step import next_step
-from spikesink.report.training import CURVES, step_lines
+from spikesink.report.training import CURVES, curve_figure
 
 GONE_SHARE = 1 / 3
 """A sink ratio below this share of the control's is called gone, one above its complement kept."""
@@ -24,6 +24,7 @@ def graft_document(record: GraftRecord) -> Document:
     replaced = listed(
         [f"{path} {before or NONE} → {after or NONE}" for path, (before, after) in record.replaced.items()]
     )
+    failures = " ".join(f"{NAMES[name]}: {reason}" for name, reason in record.failed.items())
     training = f"{record.steps:,} steps, {record.tokens:,} tokens" if record.steps else "no training"
     return Document(
         kind="graft",
@@ -32,7 +33,7 @@ def graft_document(record: GraftRecord) -> Document:
         statements=_statements(record),
         merits=_merits(record),
         sections=[
-            Part("models", "Before and after", tables=[_points(record)], note=_failures(record)),
+            Part("models", "Before and after", tables=[_points(record)], note=failures),
             Part("curves", "While it healed", figures=graft_figures(record)),
         ],
         conditions=[(record.file, condition_table(record))],
@@ -133,33 +134,19 @@ def _cells(point: GraftPoint) -> list[str]:
     ]
 
 
-def _failures(record: GraftRecord) -> str:
-    return " ".join(f"{NAMES[name]}: {reason}" for name, reason in record.failed.items())
-
-
 def graft_figures(record: GraftRecord) -> list[Figure]:
     """Learning curves of the healed model and its control."""
     return [figure for name in CURVES if (figure := _curve(record, name)) is not None]
 
 
 def _curve(record: GraftRecord, name: str) -> Figure | None:
-    title, axis, logarithmic = CURVES[name]
-    runs = [run for run in ("healed", "control") if f"{run}.{name}" in record.arrays]
-    rows = [
-        {"run": run, "step": int(step), "value": float(value)}
-        for run in runs
-        for step, value in zip(record.arrays[f"{run}.{name}.step"], record.arrays[f"{run}.{name}"], strict=True)
-    ]
-    if not rows:
-        return None
-    ends = listed([f"{run} {number(float(record.arrays[f'{run}.{name}'][-1]))}" for run in runs])
-    return Figure(
-        name=f"graft_{name.split('/')[-1]}",
-        title=title,
-        key=name != "loss",
-        chart=step_lines("run", runs, axis, rows, logarithmic),
-        rows=table(rows),
-        caption=f"At the end: {ends}.",
-        conditions=f"{record.model}, {record.tokens:,} tokens",
-        alternative=f"Line chart of {axis} over {record.steps:,} steps; at the end {ends}.",
-    )
+    arrays = record.arrays
+    points: list[tuple[str, Rows]] = [
+        (run, [
+            {"step": int(step), "value": float(value)}
+            for step, value in zip(arrays[f"{run}.{name}.step"], arrays[f"{run}.{name}"], strict=True)
+        ])
+        for run in ("healed", "control") if f"{run}.{name}" in arrays
+    ]  # fmt: skip
+    conditions = f"{record.model}, {record.tokens:,} tokens"
+    return curve_figure("graft", name, points, key=name != "loss", conditions=conditions, steps=record.steps)

@@ -178,13 +178,9 @@ def _sink(head: SinkHead) -> Facts:
     ]
 
 
-def _section(record: Anatomy, name: str) -> Any:
-    return (record.model_extra or {}).get(name)
-
-
 def _traces(record: Anatomy) -> dict[str, Facts]:
     """By the head's id; nothing where `heads` was not measured."""
-    section = _section(record, "heads")
+    section = record.further("heads")
     if not isinstance(section, sections.Heads):
         return {}
     return {head_id(head.block, head.head): _trace(section, head) for head in section.heads}
@@ -207,7 +203,7 @@ def _trace(section: sections.Heads, trace: sections.HeadTrace) -> Facts:
 
 def _gaps(record: Anatomy) -> dict[str, Facts]:
     """By the head's id; nothing where `geometry` was not measured."""
-    section = _section(record, "geometry")
+    section = record.further("geometry")
     if not isinstance(section, Geometry):
         return {}
     return {head_id(gap.block, gap.head): _gap(gap) for gap in section.gaps}

@@ -11,6 +11,8 @@ from spikesink.report.drawing import BLUE, GREY, ORANGE, Figure, Rows, colours, 
 from spikesink.report.format import NONE, counted, listed, number, percent, signed
 
 KINDS = ("intervention", "control of the same size")
+NEAR = 0.04
+"""Points of the plane that are no farther apart have one label."""
 NATS = ("free_max", "costly_min")
 """Thresholds that are losses; the others are shares."""
 CONTROL_BELOW = "indexof(datum.label, ' / ') < 0 ? datum.label : '– ' + split(datum.label, ' / ')[1]"
@@ -181,13 +183,13 @@ def _cost(record: Interventions, rows: Rows) -> Figure:
     )
 
 
-def _labels(rows: Rows, near: float = 0.04) -> Rows:
+def _labels(rows: Rows) -> Rows:
     """Names of interventions that moved something, those of points that lie on one another together."""
     labels: Rows = []
     for row in rows:
         if row["kind"] != KINDS[0] or min(row["sinks"], row["plateau"]) >= 0.9:
             continue
-        same = next((one for one in labels if all(abs(one[x] - row[x]) < near for x in ("sinks", "plateau"))), None)
+        same = next((one for one in labels if all(abs(one[x] - row[x]) < NEAR for x in ("sinks", "plateau"))), None)
         if same is None:
             labels.append({"sinks": row["sinks"], "plateau": row["plateau"], "label": row["name"]})
         else:

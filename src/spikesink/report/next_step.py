@@ -48,7 +48,7 @@ def lasting(seconds: float | None) -> str:
 
 
 def _statement(line: str, answers: str, seconds: float | None) -> Statement:
-    return Statement("Next", f"{line} {answers}{lasting(seconds)}.", commands=(line,))
+    return Statement("Next", f"{line} {answers}{lasting(seconds)}.", command=line)
 
 
 def _scanned(record: Anatomy) -> Statement:

@@ -87,12 +87,10 @@ def _equation(match: re.Match[str]) -> str:
 COPIED = Markup('<code>{}</code> <button type="button" class="copy" data-copy="{}" aria-label="Copy: {}">copy</button>')
 
 
-def commands(text: str, lines: Sequence[str]) -> Markup:
-    """Text, escaped, with the command lines that it holds as code that can be copied."""
+def copied(text: str, line: str | None) -> Markup:
+    """Text, escaped, with the command line, where it holds one, as code that can be copied."""
     shown = escape(text)
-    for line in lines:
-        shown = Markup(shown.replace(escape(line), COPIED.format(line, line, line)))
-    return shown
+    return shown if line is None else Markup(shown.replace(escape(line), COPIED.format(line, line, line)))
 
 
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
@@ -101,17 +99,13 @@ SNIPPET = "window.vegaEmbed = vegaEmbed;"
 @cache
 def bundle() -> str:
     """The JavaScript that draws charts. Putting it together takes longer than the rest of a page, so it is kept."""
-    kept = _cache_file()
+    kept = cache_folder() / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
     with suppress(OSError):
         return kept.read_text(encoding="utf-8")
     made = vl_convert.javascript_bundle(SNIPPET, vl_version())
     with suppress(OutputError):
         write_files(kept.parent, {kept.name: made.encode()}, force=True)
     return made
-
-
-def _cache_file() -> Path:
-    return cache_folder() / f"vega-{version('vl-convert-python')}-{vl_version()}.js"
 
 
 def vl_version() -> str:
@@ -134,7 +128,7 @@ def render(page: Document) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(mathematics=mathematics, placed=placed, commands=commands)
+    environment.filters.update(mathematics=mathematics, placed=placed, copied=copied)
     return environment.get_template("page.html").render(
         page=page,
         version=version("spikesink"),

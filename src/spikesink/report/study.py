@@ -98,6 +98,7 @@ def _sections(study: StudyRecord, several: bool) -> list[Part]:
         whole = f"{title}: {heading[0].lower()}{heading[1:]}" if title else heading
         return Part(name_of(study, f"section_{name}"), whole, intro, label=heading, **parts)  # type: ignore[arg-type]
 
+    rules = f"By rules of version {study.rules_version}, which a study keeps; docs/study.md says what was known then."
     figures = study_figures(study)
     curves = [figure for figure in figures if "_curve_" in figure.name]
     shown = [figure for figure in figures if figure not in curves]
@@ -106,15 +107,11 @@ def _sections(study: StudyRecord, several: bool) -> list[Part]:
         for part in (
             section("table", "The table, beside the paper's", study.about, tables=[_table(study), *_lines(study)]),
             section("charts", "Where the variants stand", "", figures=shown),
-            section("verdicts", "Verdicts", _rules(study), tables=_verdicts(study)),
+            section("verdicts", "Verdicts", rules, tables=_verdicts(study)),
             section("curves", "Learning curves", "", figures=curves),
         )
         if not part.empty
     ]
-
-
-def _rules(study: StudyRecord) -> str:
-    return f"By rules of version {study.rules_version}, which a study keeps; docs/study.md says what was known then."
 
 
 def _table(study: StudyRecord) -> Table:

@@ -13,6 +13,7 @@ from spikesink.report.drawing import (
     GREY,
     HEIGHT,
     ORANGE,
+    STEPS,
     Figure,
     Rows,
     colours,
@@ -190,7 +191,7 @@ def _curve(study: StudyRecord, name: str) -> Figure | None:
     lows = [row["low"] for row in rows]
     scale = log_scale(lows) if logarithmic else alt.Scale(zero=False)
     base = drawing().encode(
-        alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
+        STEPS,
         alt.Color("variant:N", title=None, scale=colours(variants), sort=variants, legend=line_legend()),
     )
     line = base.mark_line(strokeWidth=2).encode(

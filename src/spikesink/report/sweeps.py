@@ -73,7 +73,7 @@ class SweepClaim:
 
 
 def _drawn(sweeps: Sequence[Sweep]) -> list[Figure]:
-    return [dose_figure(sweeps[0].record, sweeps[0].dose)]
+    return [dose_figure(sweeps[0].dose)]
 
 
 def _dominance(sweeps: Sequence[Sweep]) -> Figure:

@@ -37,12 +37,12 @@ def print_document(document: Document, console: Console | None = None) -> None:
     _print_framed(document, _parts(document, min(console.width, WIDEST) - 4), console)
 
 
-def print_answer(document: Document, console: Console | None = None) -> None:
+def print_answer(document: Document) -> None:
     """Print what a document answers, without its evidence; nothing where it answers nothing."""
     if document.statements:
         longest = max(cell_len(statement.heading) for statement in document.statements)
         answer = _statements(document.statements, min(max(longest, LABEL_WIDTH), WIDEST_LABEL))
-        _print_framed(document, [answer], console or Console(highlight=False))
+        _print_framed(document, [answer], Console(highlight=False))
 
 
 def _print_framed(document: Document, parts: list[RenderableType], console: Console) -> None:
@@ -180,9 +180,9 @@ def _stacked(table: Table, kept: list[int], rows: list[list[str]]) -> Grid:
     return grid
 
 
-def print_prompt(record: Anatomy, texts: list[str], console: Console | None = None) -> None:
+def print_prompt(record: Anatomy, texts: list[str]) -> None:
     """One text, its tokens in a row: spike tokens bold red, tokens that sink heads attend to underlined."""
-    console = console or Console(highlight=False)
+    console = Console(highlight=False)
     spikes = {token.position for token in record.summary.spike_tokens}
     limit = record.sinks.importance_min
     heads = (record.arrays["key_importance"] > limit).sum((0, 1))

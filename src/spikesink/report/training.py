@@ -1,5 +1,7 @@
 """Loss, spike and sinks over the steps of one or several training runs."""
 
+from typing import Any
+
 import altair as alt
 
 from spikesink.records import TrainingRun
@@ -8,6 +10,7 @@ from spikesink.report.document import Part, Statement
 from spikesink.report.drawing import (
     HEIGHT,
     RAMP,
+    STEPS,
     Figure,
     Rows,
     drawing,
@@ -26,12 +29,14 @@ CURVES = {
     "spikesink/max_over_median": ("Largest magnitude over the median", "max / median", True),
     "spikesink/sink_ratio": ("Sink ratio", "sink ratio", False),
 }
+LINEAR = alt.Scale(zero=False, nice=True)
+TIP = alt.Tooltip("value:Q", format=".5~g")
+HIDDEN: dict[str, Any] = {"size": 14, "opacity": 0.01}
+"""Points that show only under the pointer."""
 POINTS = 400
 """Of a curve that are drawn; every n-th where there are more, and the last."""
 
 Runs = list[tuple[str, TrainingRun]]
-
-
 KEY = ("loss", "spikesink/max_over_median", "spikesink/sink_ratio")
 
 
@@ -58,7 +63,13 @@ def training_statement(record: TrainingRun) -> Statement:
 
 def training_figures(runs: Runs) -> list[Figure]:
     """One chart a curve, one line a run; curves that no run has are left out."""
-    figures = [_curve(runs, name) for name in CURVES]
+    figures = [
+        curve_figure(
+            "training", name, [(run, _points(record, name)) for run, record in runs], key=name in KEY,
+            conditions=_conditions(runs),
+        )
+        for name in CURVES
+    ]  # fmt: skip
     layers = [_layers(*run, "sink_ratio", "Sink ratio by layer") for run in runs] if len(runs) == 1 else []
     return [figure for figure in [*figures, *layers] if figure is not None]
 
@@ -71,24 +82,31 @@ def _points(record: TrainingRun, name: str) -> Rows:
     return [{"step": int(step), "value": float(value)} for step, value in zip(steps[shown], values[shown], strict=True)]
 
 
-def _curve(runs: Runs, name: str) -> Figure | None:
+def curve_figure(
+    kind: str, name: str, points: list[tuple[str, Rows]], *, key: bool, conditions: str, steps: int | None = None
+) -> Figure | None:
+    """One of CURVES, a line for each run of its points; None where no run has any. steps: default that of the last
+    point."""
     title, axis, logarithmic = CURVES[name]
-    rows = [{"run": run, **point} for run, record in runs for point in _points(record, name)]
+    rows = [{"run": run, **point} for run, of_run in points for point in of_run]
     if not rows:
         return None
-    ends = listed(
-        [f"{run} {number(_points(record, name)[-1]['value'])}" for run, record in runs if name in record.arrays]
-    )
+    ends = listed([f"{run} {number(of_run[-1]['value'])}" for run, of_run in points if of_run])
+    values = [row["value"] for row in rows]
+    scale, ticks = (log_scale(values), magnitude_axis(values)) if logarithmic else (LINEAR, alt.Axis())
     return Figure(
-        name=f"training_{name.split('/')[-1]}",
+        name=f"{kind}_{name.split('/')[-1]}",
         title=title,
-        key=name in KEY,
-        chart=step_lines("run", [run for run, _ in runs], axis, rows, logarithmic),
+        key=key,
+        chart=lines(
+            "run", [run for run, _ in points], STEPS, alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
+            ["run:N", "step:Q", TIP], **HIDDEN, legend=len(points) > 1, height=HEIGHT - 60,
+        ),
         rows=table(rows),
         caption=f"At the end: {ends}.",
-        conditions=_conditions(runs),
-        alternative=f"Line chart of {axis} over {rows[-1]['step']:,} steps; at the end {ends}.",
-    )
+        conditions=conditions,
+        alternative=f"Line chart of {axis} over {steps or rows[-1]['step']:,} steps; at the end {ends}.",
+    )  # fmt: skip
 
 
 def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | None:
@@ -100,17 +118,16 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
     if not rows:
         return None
     base = drawing().encode(
-        alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
-        alt.Y("value:Q", title=name.replace("_", " "), scale=alt.Scale(zero=False, nice=True)),
+        STEPS,
+        alt.Y("value:Q", title=name.replace("_", " "), scale=LINEAR),
         alt.Color("layer:Q", title="layer", scale=alt.Scale(scheme=RAMP, domain=[0, max(1, layer - 1)])),
     )
-    tips = ["layer:Q", "step:Q", alt.Tooltip("value:Q", format=".5~g")]
     return Figure(
         name=f"training_layers_{name}",
         title=title,
         chart=layered(
             base.mark_line(strokeWidth=2).encode(alt.Detail("layer:Q")),
-            base.mark_point(filled=True, size=14, opacity=0.01).encode(tooltip=tips),
+            base.mark_point(filled=True, **HIDDEN).encode(tooltip=["layer:Q", "step:Q", TIP]),
             height=HEIGHT - 60,
         ),
         rows=table(rows),
@@ -118,20 +135,6 @@ def _layers(run: str, record: TrainingRun, name: str, title: str) -> Figure | No
         conditions=_conditions([(run, record)]),
         alternative=f"Line chart of {title.lower()} over training.",
     )
-
-
-def step_lines(field: str, names: list[str], axis: str, rows: Rows, logarithmic: bool) -> alt.LayerChart:
-    """A line for each name over the steps of a training; the points show only under the pointer."""
-    values = [row["value"] for row in rows]
-    scale = log_scale(values) if logarithmic else alt.Scale(zero=False, nice=True)
-    ticks = magnitude_axis(values) if logarithmic else alt.Axis()
-    return lines(
-        field, names,
-        alt.X("step:Q", title="step", axis=alt.Axis(grid=False)),
-        alt.Y("value:Q", title=axis, scale=scale, axis=ticks),
-        [f"{field}:N", "step:Q", alt.Tooltip("value:Q", format=".5~g")],
-        size=14, opacity=0.01, legend=len(names) > 1, height=HEIGHT - 60,
-    )  # fmt: skip
 
 
 def _conditions(runs: Runs) -> str:

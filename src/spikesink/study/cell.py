@@ -3,7 +3,6 @@
 What trains and measures is imported where a cell runs, since whoever hands out cells needs none of it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from spikesink.atomic import write_atomically
+from spikesink.atomic import data_sha256, write_atomically
 from spikesink.errors import NumericError, RecordError
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Provenance, Timing, TrainingRun, package_versions
@@ -180,7 +179,7 @@ def evaluation_sha256(base: Recipe) -> str:
         # Text can begin again since 27 November 2026: so long as it does not, it is the text it was.
         data["source"].pop("restarts", None)
     content = {"data": data, "vocabulary": base.model.vocab_size}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return data_sha256(content)
 
 
 def failed(cell: Cell, error: str, attempts: int) -> CellRecord:

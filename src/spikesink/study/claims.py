@@ -14,16 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spikesink.records.intervals import to_three_digits
-from spikesink.records.study import (
-    SIDES,
-    CellFunction,
-    CellRecord,
-    ClaimVerdict,
-    Side,
-    VariantVerdict,
-    on_sides,
-    side,
-)
+from spikesink.records.study import SIDES, CellFunction, CellRecord, ClaimVerdict, Side, VariantVerdict, local_sided
 from spikesink.zoo.choice import Choice
 
 Quantity = Literal["spikes", "sinks", "cost"]
@@ -234,7 +225,7 @@ def _too_few(missing: set[str | None], rules: FunctionRules) -> str:
 def _not_asked(cell: CellFunction, rules: FunctionRules) -> str | None:
     """Why the model says nothing about a constant in place of its spikes; None where it does."""
     if cell.attention_behind == 0:
-        return "no attention block stands behind the spikes, so that no other token reads them"
+        return "the spikes are complete only behind the last attention block, where no other token reads them"
     if cell.same_context is not None and cell.same_context > rules.same_context_max:
         return "most spike tokens are one token behind the same ones (BOS), whose state is one constant in any model"
     unknown = cell.attention_behind is None or cell.same_context is None
@@ -263,5 +254,4 @@ def _local(cells: list[CellFunction], rules: FunctionRules) -> tuple[Any, str, i
     if further is None:
         return "undecided", f"{evidence} (n = {write.n}); heads without a sink were not compared.", write.n
     evidence += f"; within layers, sink mass and that distance have rank correlation {further} (n = {write.n})."
-    look = 1 if side(further.low, further.high) > 0 else side(reach.low, reach.high, of=1)
-    return on_sides(side(write.low, write.high), look), evidence, write.n
+    return local_sided(write, reach, further), evidence, write.n

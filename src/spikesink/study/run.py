@@ -1,13 +1,14 @@
 """A study from grid to table: cells that have a record are taken as they are, the others are run."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from spikesink.errors import InputError, RecordError
 from spikesink.observer import Progress
 from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
-from spikesink.records.study import CellCurves, CellRecord, StudyRecord
+from spikesink.records.study import CellCurves, CellFunction, CellRecord, StudyRecord
 from spikesink.study import claims, table, verdict
 from spikesink.study.cell import evaluation_sha256, measured_function
 from spikesink.study.executors import Executor
@@ -49,11 +50,11 @@ class Study:
         todo = [cell for cell in self.cells if not self._has_result(cell, *where)]
         for cell in self._others():
             self._has_result(cell, *where)
-        shared = {cell.name: record for cell in todo if (record := self._from_another_study(cell, *where)) is not None}
-        for record in shared.values():
+        shared = {cell.name: next(self._elsewhere(cell, *where), None) for cell in todo}
+        for record in filter(None, shared.values()):
             self._keep(record)
-        todo = [cell for cell in todo if cell.name not in shared]
-        self._complete(work, progress)
+        todo = [cell for cell in todo if shared[cell.name] is None]
+        self._complete(work, where, progress)
         total = len(self.cells)
         progress(f"{self.title}: cells", total - len(todo), total)
         for left, record in enumerate(executor.run(todo, work / self.title, progress), start=1):
@@ -62,17 +63,23 @@ class Study:
             progress(f"{self.title}: cells", total - len(todo) + left, total)
         return self.write()
 
-    def _complete(self, work: Path, progress: Progress) -> None:
-        """Measure what records of earlier versions lack, where the trained model is still there."""
+    def _complete(self, work: Path, where: tuple[int, str], progress: Progress) -> None:
+        """Give records of earlier versions what they lack: from the same run in another study, or measured anew where
+        the trained model is still there."""
         from spikesink.train.run import MODEL
 
         for cell in self.cells:
-            folder = work / self.title / cell.name
-            if self._path(cell).exists() and (folder / MODEL).is_dir():
-                record = CellRecord.read_file(self._path(cell))
-                known = record.function is not None and record.function.attention_behind is not None
-                if record.status == "finished" and not known:
-                    self._keep(record.model_copy(update={"function": measured_function(cell, folder, progress)}))
+            if not self._path(cell).exists():
+                continue
+            record, folder = CellRecord.read_file(self._path(cell)), work / self.title / cell.name
+            if record.status != "finished" or _is_whole(record.function):
+                continue
+            others = (other.function for other in self._elsewhere(cell, *where) if _is_whole(other.function))
+            function = next(others, None)
+            if function is None and (folder / MODEL).is_dir():
+                function = measured_function(cell, folder, progress)
+            if function is not None:
+                self._keep(record.model_copy(update={"function": function}))
 
     def write(self) -> StudyRecord:
         """Make table and verdicts from the records, and write them as JSON, markdown, CSV and LaTeX."""
@@ -90,8 +97,8 @@ class Study:
         of_baseline = [record for record in finished if record.variant == self.grid.baseline]
         version = rules_version(self.out / f"{self.title}.json")
         rules = claims.FunctionRules()
-        has_baseline = any(row.variant == self.grid.baseline for row in rows)
-        verdicts = verdict.verdicts(rows, self.grid.baseline, verdict.RULES[version]) if has_baseline else []
+        baseline = next((row for row in rows if row.variant == self.grid.baseline), None)
+        verdicts = [] if baseline is None else verdict.verdicts(rows, baseline.variant, verdict.RULES[version])
         return StudyRecord(
             study=self.name,
             preset=self.base.name,
@@ -104,7 +111,7 @@ class Study:
                 claims.claims(self.grid.claims, verdicts),
                 of_baseline,
                 rules,
-                spikes=any(row.variant == self.grid.baseline and verdict.has_spikes(row) for row in rows),
+                spikes=baseline is not None and verdict.has_spikes(baseline),
             ),
             rules={**verdict.rules_as_numbers(verdict.RULES[version]), **verdict.rules_as_numbers(rules)},
             rules_version=version,
@@ -150,33 +157,28 @@ class Study:
         if not self._path(cell).exists():
             return False
         record = CellRecord.read_file(self._path(cell))
+
+        def in_the_way(
+            made: str, way_out: str = "choose another --out, or another name with --set name=NAME"
+        ) -> InputError:
+            return InputError(f"'{self._path(cell)}' was {made}; {way_out}.")
+
         if record.recipe_sha256 != cell.recipe.sha256():
-            raise InputError(
-                f"'{self._path(cell)}' was made with another recipe than this study's '{cell.name}'; choose another "
-                "--out, or another name with --set name=NAME."
-            )
+            raise in_the_way(f"made with another recipe than this study's '{cell.name}'")
         if record.status == "failed":
             return False
         measured_on = record.provenance.tokens.get("evaluation_sha256")
         if measured_on not in (None, evaluation_sha256(cell.base)):
-            raise InputError(
-                f"'{self._path(cell)}' was measured on other held-out sequences than this study's (data of another "
-                "preset); choose another --out, or another name with --set name=NAME."
-            )
+            raise in_the_way("measured on other held-out sequences than this study's (data of another preset)")
         if not self._same_text(record, cell):
-            raise InputError(
-                f"'{self._path(cell)}' was made on another text than data.source gives now (a file that changed, or "
-                "another Python); choose another --out, or another name with --set name=NAME."
-            )
-        if _trained_on(record)[1] != device:
-            raise InputError(
-                f"'{self._path(cell)}' was made on '{_trained_on(record)[1]}', this study runs on '{device}'; choose "
-                "another --out, or another name with --set name=NAME."
-            )
-        if _trained_on(record)[0] != threads:
-            raise InputError(
-                f"'{self._path(cell)}' was made with {_trained_on(record)[0]} threads, this study runs with {threads}; "
-                f"pass --threads {_trained_on(record)[0]}, or choose another --out."
+            raise in_the_way("made on another text than data.source gives now (a file that changed, or another Python)")
+        made_with, made_on = _trained_on(record)
+        if made_on != device:
+            raise in_the_way(f"made on '{made_on}', this study runs on '{device}'")
+        if made_with != threads:
+            raise in_the_way(
+                f"made with {made_with} threads, this study runs with {threads}",
+                f"pass --threads {made_with}, or choose another --out",
             )
         return True
 
@@ -190,8 +192,8 @@ class Study:
             self._texts[source] = source_sha256(cell.recipe)
         return self._texts[source] in (known, None)
 
-    def _from_another_study(self, cell: Cell, *trained_on: object) -> CellRecord | None:
-        """The same run in another study of the same output folder, under this one's name: a baseline is run once."""
+    def _elsewhere(self, cell: Cell, *trained_on: object) -> Iterator[CellRecord]:
+        """The same run in the studies of the same output folder, under this one's name: a baseline is run once."""
         wanted = (cell.recipe.sha256(), evaluation_sha256(cell.base), trained_on)
         for path in sorted(self.out.glob(f"*/*-{cell.seed}.json")):
             try:
@@ -201,8 +203,7 @@ class Study:
             measured_on = record.provenance.tokens.get("evaluation_sha256")
             same_run = (record.recipe_sha256, measured_on, _trained_on(record)) == wanted
             if record.status != "failed" and same_run and self._same_text(record, cell):
-                return record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
-        return None
+                yield record.model_copy(update={"study": self.name, "preset": self.base.name, "variant": cell.variant})
 
 
 def rules_version(path: Path) -> int:
@@ -212,6 +213,11 @@ def rules_version(path: Path) -> int:
     except RecordError:
         return verdict.VERSION
     return begun_with if begun_with in verdict.RULES else verdict.VERSION
+
+
+def _is_whole(function: CellFunction | None) -> bool:
+    """Whether nothing is missing that records of today have."""
+    return function is not None and function.attention_behind is not None
 
 
 def _trained_on(record: CellRecord) -> tuple[int, str]:

@@ -158,7 +158,11 @@ def latex(study: StudyRecord) -> str:
     return "\n".join([*rules, r"\end{tabular}"]) + "\n"
 
 
+TEX = str.maketrans(
+    {**{sign: f"\\{sign}" for sign in "%_&#${}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+     "^": r"\textasciicircum{}", "±": r"$\pm$"}
+)  # fmt: skip
+
+
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped)
-    return text
+    return text.translate(TEX)

@@ -1,6 +1,7 @@
 """Do spikes and sinks come apart? Rules written down before the runs they were for; docs/study.md states them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,10 +11,10 @@ from spikesink.records.study import PARTS, TITLES, CellRecord, Change, Effect, V
 from spikesink.study import verdict_v1
 from spikesink.study.claims import FunctionRules
 from spikesink.study.comparison import Difference, LogitScale, LogScale, Scale, welch
+from spikesink.study.verdict_v1 import BOTH_GO, DIVERGED, NEITHER, SINKS_GO, SPIKES_GO, UNDECIDED
+from spikesink.zoo.spec import DecoderSpec
 
 SINKS = ("sink_ratio", "first_token_importance")
-SPIKES_GO, SINKS_GO, BOTH_GO = verdict_v1.SPIKES_GO, verdict_v1.SINKS_GO, verdict_v1.BOTH_GO
-NEITHER, UNDECIDED, DIVERGED = verdict_v1.NEITHER, verdict_v1.UNDECIDED, verdict_v1.DIVERGED
 GOES = {"falls": True, "stays": False, "rises": False}
 NAMES = {
     (True, False): SPIKES_GO, (False, True): SINKS_GO, (True, True): BOTH_GO, (False, False): NEITHER,
@@ -145,34 +146,36 @@ def _comparison(
 
 def _effects(compared: dict[str, list[_Comparison]], rules: Rules) -> dict[str, dict[str, Effect]]:
     """By variant and metric. Any part that is lost takes the spike away, so all parts count together for a fall."""
-    places = [(variant, index) for variant, comparisons in compared.items() for index in range(len(comparisons))]
-    falls: dict[tuple[str, int], _Corrected] = {}
-    stays: dict[tuple[str, int], _Corrected] = {}
-    families = [PARTS, *((metric,) for metric in ("spike", *SINKS, "perplexity"))]
-    for family in families:
-        inside = [place for place in places if compared[place[0]][place[1]].metric in family]
-        falls |= dict(zip(inside, _corrected([compared[v][i].p_falls() for v, i in inside]), strict=True))
-    for metric in {compared[v][i].metric for v, i in places}:
-        inside = [place for place in places if compared[place[0]][place[1]].metric == metric]
-        stays |= dict(zip(inside, _corrected([compared[v][i].p_stays() for v, i in inside]), strict=True))
+    every = [(variant, one) for variant, comparisons in compared.items() for one in comparisons]
+    falls: _Corrected = {}
+    stays: _Corrected = {}
+    for family in (PARTS, *((metric,) for metric in ("spike", *SINKS, "perplexity"))):
+        falls |= _corrected(every, family, _Comparison.p_falls)
+    for metric in {one.metric for _, one in every}:
+        stays |= _corrected(every, (metric,), _Comparison.p_stays)
     return {
         variant: {
-            one.metric: _effect(one, falls[variant, index], stays[variant, index], rules)
-            for index, one in enumerate(comparisons)
+            one.metric: _effect(one, falls[variant, one.metric], stays[variant, one.metric], rules)
+            for one in comparisons
         }
         for variant, comparisons in compared.items()
     }
 
 
-_Corrected = tuple[float, int]
-"""A p after Holm, and of how many tests."""
+_Corrected = dict[tuple[str, str], tuple[float, int]]
+"""By variant and metric: a p after Holm, and of how many tests."""
 
 
-def _corrected(ps: list[float]) -> list[_Corrected]:
-    return [(p, len(ps)) for p in holm(ps)]
+def _corrected(
+    every: list[tuple[str, _Comparison]], family: tuple[str, ...], p: Callable[[_Comparison], float]
+) -> _Corrected:
+    """The p of the comparisons by a metric of the family, corrected for each other."""
+    inside = [(variant, one) for variant, one in every if one.metric in family]
+    ps = holm([p(one) for _, one in inside])
+    return {(variant, one.metric): (value, len(ps)) for (variant, one), value in zip(inside, ps, strict=True)}
 
 
-def _effect(one: _Comparison, falls: _Corrected, stays: _Corrected, rules: Rules) -> Effect:
+def _effect(one: _Comparison, falls: tuple[float, int], stays: tuple[float, int], rules: Rules) -> Effect:
     (p_falls, falls_of), (p_stays, stays_of) = falls, stays
     low, high = one.difference.interval(rules.confidence)
     return Effect(
@@ -323,14 +326,13 @@ def errors(records: list[CellRecord]) -> list[str]:
     ]
 
 
-def ceiling(spec: object) -> float | None:
+def ceiling(spec: DecoderSpec) -> float | None:
     """Magnitude that a residual of this decoder reaches with independent writes and gain 1; None without a bound.
 
     sqrt(2 L d) where a norm stands on every write (a sum of 2 L vectors of length sqrt(d)), sqrt(d) where the residual
     itself is normed.
     """
-    arrangement, norm = spec.arrangement, spec.norm.kind  # type: ignore[attr-defined]
-    if not arrangement.output_norm or norm not in ("rmsnorm", "layernorm"):
+    if not spec.arrangement.output_norm or spec.norm.kind not in ("rmsnorm", "layernorm"):
         return None
-    writes = 1 if arrangement.kind == "post" else 2 * spec.n_layers  # type: ignore[attr-defined]
-    return math.sqrt(writes * spec.d_model)  # type: ignore[attr-defined]
+    writes = 1 if spec.arrangement.kind == "post" else 2 * spec.n_layers
+    return math.sqrt(writes * spec.d_model)

@@ -72,9 +72,7 @@ def verdict(row: VariantRow, baseline: VariantRow, rules: FirstRules = FirstRule
     if row.diverged and not row.seeds:
         return DIVERGED
     seeds = min(len(row.seeds), len(baseline.seeds))
-    if seeds < rules.seeds_min:
-        return UNDECIDED
-    if not _has_sinks(baseline, rules):
+    if seeds < rules.seeds_min or not np.mean(baseline.values["sink_ratio"]) >= rules.baseline_sink_ratio_min:
         return UNDECIDED
     effects = {
         metric: effect(metric, row.values[metric], baseline.values[metric], rules)
@@ -94,7 +92,3 @@ def _sinks_change(effects: dict[str, Effect]) -> str:
     if ratio == "unclear" and importance is not None and importance.change == "stays":
         return "stays"
     return ratio
-
-
-def _has_sinks(baseline: VariantRow, rules: FirstRules) -> bool:
-    return float(np.mean(baseline.values["sink_ratio"])) >= rules.baseline_sink_ratio_min

@@ -17,7 +17,7 @@ from spikesink.analyse.passes import ids_of
 from spikesink.analyse.rounding import rounding_costs
 from spikesink.analyse.scan import scan
 from spikesink.bootstrap import estimate, mean, perplexity
-from spikesink.data.corpus import Corpus, default_corpus, hub_corpus, read_corpus
+from spikesink.data.corpus import Corpus, chosen_corpus
 from spikesink.data.tokenise import tokenise
 from spikesink.data.tokens import Tokens, load_token_ids
 from spikesink.errors import (
@@ -28,6 +28,7 @@ from spikesink.errors import (
     SpikesinkError,
     UnsupportedModelError,
 )
+from spikesink.limits import resource
 from spikesink.observer import Progress
 from spikesink.records import Anatomy, Frozen
 from spikesink.records.files import write_files
@@ -35,12 +36,6 @@ from spikesink.records.survey import ModelRows, SurveyRow
 from spikesink.study.executors import Kind
 from spikesink.survey.grid import Asked, step_of
 from spikesink.survey.plan import claim, forget
-
-try:
-    import resource
-except ImportError:
-    # Windows has none: there models run one after another.
-    resource = None
 
 ROW = "row.json"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -209,10 +204,7 @@ def _tokens(asked: Asked, accessed: AccessedModel) -> Tokens:
 
 def corpus_of(asked: Asked) -> Corpus:
     """The documents of a text. Raises InputError."""
-    text = asked.text
-    if text.path is not None:
-        return read_corpus(Path(text.path), text.field)
-    return hub_corpus(text.dataset, text.field) if text.dataset is not None else default_corpus()
+    return chosen_corpus(asked.text.path, asked.text.dataset, asked.text.field)
 
 
 def _facts(accessed: AccessedModel) -> dict[str, Any]:
@@ -245,7 +237,7 @@ def figures(anatomy: Anatomy) -> dict[str, Any]:
     rows = {block: index for index, block in enumerate(arrays["attention_blocks"].tolist())}
     heads = [importance[rows[head.block], head.head] for head in sinks.heads if head.is_sink]
     on = np.flatnonzero((np.stack(heads) > sinks.importance_min).any(axis=0)).tolist() if heads else []
-    probe = getattr(getattr(anatomy, "trigger", None), "probe", None)
+    probe = getattr(anatomy.further("trigger"), "probe", None)
     counts = {count.criterion: count.first_count for count in probe.counts} if probe is not None else {}
     peaks = [cycle.resid_top3[0].value for cycle in anatomy.lifecycle.blocks if cycle.resid_top3]
     return {

@@ -2,7 +2,6 @@
 this machine has; and, while models run, who may start."""
 
 import hashlib
-import json
 import platform
 import shutil
 import sys
@@ -28,10 +27,10 @@ from huggingface_hub.errors import CacheNotFound, RepositoryNotFoundError, Revis
 
 from spikesink.access import adapter
 from spikesink.access.checkpoint import content_sha256, embedded_gguf, find_checkpoint, model_files
-from spikesink.access.gguf_header import read_header
 from spikesink.access.gguf_model import shards
 from spikesink.access.load import DTYPES
 from spikesink.access.stored import read_stored
+from spikesink.atomic import data_sha256
 from spikesink.errors import ModelError, SpikesinkError
 from spikesink.reach import CONFIGS, check_reachable, check_revision, is_hub_id
 from spikesink.requirement import dtype_name
@@ -108,9 +107,9 @@ def planned(source: str, revision: str | None, *, allow_pickle: bool = False) ->
 def _local(place: Path, allow_pickle: bool, *, source: str | None, revision: str | None = None) -> Planned:
     """Of a GGUF file with all its shards, or of a folder."""
     if place.is_file() and place.suffix.lower() == ".gguf":
-        files = shards(place)
-        elements = sum(read_header(file).elements for file in files)
-        return Planned(source, revision, content_sha256(files), elements=elements)
+        headers = shards(place)
+        elements = sum(header.elements for header in headers.values())
+        return Planned(source, revision, content_sha256(list(headers)), elements=elements)
     checkpoint = find_checkpoint(place, revision=None, allow_pickle=allow_pickle)
     stored = read_stored(checkpoint.name, checkpoint.weights)
     files = model_files(place.resolve(), checkpoint.weights)
@@ -332,4 +331,4 @@ def _cached(commit: str) -> tuple[HFCacheInfo | None, list[CachedRevisionInfo]]:
 def identity(plan: Planned, cell: Any, options: dict[str, Any], text_sha256: str) -> str:
     """What decides a cell's result, in one hash."""
     content = [plan.identity, cell.model_dump(mode="json", exclude={"text_name"}), text_sha256, options]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    return data_sha256(content)[:32]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from spikesink.atomic import file_sha256, sync
+from spikesink.atomic import file_sha256, sync, write_atomically
 from spikesink.errors import InputError, OutputError, short
 from spikesink.train.recipe import Recipe, changed
 
@@ -53,10 +53,7 @@ def mark_complete(folder: Path, recipe: Recipe, source_sha256: str | None = None
         step=step_of(folder), recipe=recipe.essence(), recipe_sha256=recipe.sha256(), source_sha256=source_sha256,
         files=files,
     )  # fmt: skip
-    temporary = folder / f".{MARKER}"
-    temporary.write_text(content.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.rename(folder / MARKER)
+    write_atomically(folder / MARKER, content.model_dump_json(indent=1).encode() + b"\n")
     sync(folder)
     sync(folder.parent)
 

@@ -1,7 +1,5 @@
 """The recipe of a training run: one YAML file, validated; errors name the dotted path."""
 
-import hashlib
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from spikesink.atomic import data_sha256
 from spikesink.data.restarts import check_restarts
 from spikesink.errors import InputError, did_you_mean
 from spikesink.train.plain_yaml import MAX_CHARACTERS, read_yaml
@@ -226,7 +225,7 @@ class Recipe(Choice):
         return content
 
     def sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.essence(), sort_keys=True).encode()).hexdigest()
+        return data_sha256(self.essence())
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,10 +1,12 @@
 """From a recipe to a trained, saved and recorded model; resumable at any step."""
 
+import io
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import transformers
@@ -138,10 +140,6 @@ def _save_model(trainer: RecipeTrainer, stream: Stream, out: Path) -> None:
 
 
 def _write_inputs(recipe: Recipe, stream: Stream, out: Path) -> None:
-    import io
-
-    import numpy as np
-
     held_out = io.BytesIO()
     np.save(held_out, stream.held_out)
     try:

@@ -1,7 +1,5 @@
 """From the recipe's data to training samples by index, held-out sequences, a tokenizer and what a record says."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spikesink.atomic import cache_folder, file_sha256
+from spikesink.atomic import cache_folder, data_sha256, file_sha256
 from spikesink.data import Corpus, hub_corpus, read_corpus
 from spikesink.data.bigram_backcopy import BigramBackcopy, BigramSampler, bigram_backcopy
 from spikesink.data.corpus import python_source
@@ -156,7 +154,7 @@ def _tokenizer(recipe: Recipe, corpus: Corpus | None) -> Any:
     name = getattr(recipe.data.source, "tokenizer", None)
     if name is None:
         size, field = recipe.model.vocab_size, getattr(recipe.data.source, "field", None)
-        key = f"{(corpus.sha256 or '')[:16]}-{size}" + (f"-{_digest(field)[:16]}" if field else "")
+        key = f"{(corpus.sha256 or '')[:16]}-{size}" + (f"-{data_sha256(field)[:16]}" if field else "")
         return train_bpe(corpus, size, cache_folder() / "tokenizers" / key)
     from transformers import AutoTokenizer
 
@@ -170,11 +168,11 @@ def _tokenizer(recipe: Recipe, corpus: Corpus | None) -> Any:
 
 def _key(corpus: Corpus, source: Any, tokenizer: Any) -> str:
     """A folder name for a token file: the corpus, by content or a hub's by its revision, and all that makes it ids."""
-    text = corpus.sha256 or _digest([corpus.name, corpus.description])
+    text = corpus.sha256 or data_sha256([corpus.name, corpus.description])
     asked = {name: getattr(source, name, None) for name in ("field", "tokens", "chat_template")}
     ends = {"eos": tokenizer.eos_token_id, "bos": tokenizer.bos_token_id}
     template = [tokenizer.chat_template, tokenizer.special_tokens_map] if asked["chat_template"] else None
-    return f"{source.kind}-{text[:16]}-{_digest([_rules(tokenizer), asked, ends, template])[:16]}"
+    return f"{source.kind}-{text[:16]}-{data_sha256([_rules(tokenizer), asked, ends, template])[:16]}"
 
 
 def _rules(tokenizer: Any) -> object:
@@ -185,10 +183,6 @@ def _rules(tokenizer: Any) -> object:
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: file_sha256(path) for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Samples(Dataset):

@@ -48,7 +48,8 @@ def measure_amplifier(scanned: Scan, progress: Progress) -> Steps[tuple[record.A
             )
             continue
         norms = np.stack([channel_norms(ffn).double().cpu().numpy() for ffn in ffns])
-        rows += [(block, _expert_row(ffn), row) for ffn, row in zip(ffns, norms, strict=True)]
+        experts = (DENSE_ROW if ffn.expert is None else ffn.expert for ffn in ffns)
+        rows += [(block, expert, row) for expert, row in zip(experts, norms, strict=True)]
         blocks.append(
             record.AmplifierBlock(
                 block=block,
@@ -83,10 +84,6 @@ def measure_amplifier(scanned: Scan, progress: Progress) -> Steps[tuple[record.A
         "directions": np.array(steps.directions, dtype=np.float32).reshape(-1, accessed.d_model),
     }
     return section, arrays
-
-
-def _expert_row(ffn: GatedFFN) -> int:
-    return DENSE_ROW if ffn.expert is None else ffn.expert
 
 
 def _channel(ffns: list[GatedFFN], norms: np.ndarray, channel: int) -> record.AmplifierChannel:

@@ -89,7 +89,6 @@ class KeyParts:
         )
 
 
-SEQUENCES = 64
 KEYS_PER_SEQUENCE = 8
 """Other keys drawn from each sequence; of sink keys all, at most this many."""
 SEED = 0
@@ -101,7 +100,7 @@ DRAWN = 24
 def measure_geometry(scanned: Scan, progress: Progress) -> Steps[tuple[record.Geometry, dict[str, np.ndarray]]]:
     """One pass over some sequences that have a sink token."""
     sinks = sink_tokens(scanned)
-    sequences = sequences_with_sinks(sinks, SEQUENCES)
+    sequences = sequences_with_sinks(sinks)
     valid = valid_mask(scanned)[sequences]
     picked = _Picked(sinks.mask[sequences] & valid, ~sinks.mask[sequences] & valid, ranks(valid))
     picked.is_spike = (spike_mask(scanned)[sequences][picked.rows, picked.positions]).numpy() & picked.is_sink

@@ -27,7 +27,6 @@ TOKENS_MIN, TOKENS_MAX = 32, 256
 TESTED_HEADS, TESTED_TOKENS = 16, 768
 """Heads whose effects are tested, on so many tokens: a mean of 0.002 nats is found among effects of 0.02."""
 ALPHA = 0.05
-SEQUENCES = 64
 TOKENS_AT_ONCE = 256
 SEED = 0
 Head = tuple[int, int]
@@ -138,7 +137,7 @@ def _affordable_tokens(accessed: AccessedModel, heads: int) -> int:
 
 def _queries(scanned: Scan, sinks: SinkTokens) -> tuple[Tensor, Tensor]:
     """Sequences and positions of tokens whose next one is predicted, in random order; none is a sink token itself."""
-    sequences = sequences_with_sinks(sinks, SEQUENCES)
+    sequences = sequences_with_sinks(sinks)
     is_sink, valid = sinks.mask[sequences], valid_mask(scanned)[sequences]
     usable = valid & ~is_sink & (is_sink.long().cumsum(1) > 0)
     usable[:, :-1] &= valid[:, 1:]
@@ -181,7 +180,7 @@ def measure_heads(
         queries=int(next(iter(measure.blocks.values())).count),
         uniform_distance={b: sums.uniform / max(sums.count, 1) for b, sums in sorted(measure.blocks.items())},
         heads=heads,
-        correlations=[_correlation(heads, "sink_mass", other) for other in CORRELATED],
+        correlations=[_correlation(heads, other) for other in CORRELATED],
         modulation=[_modulation(heads, other) for other in ("write", "distance")],
         loss_tokens=max((effect.n for effect in rises.values()), default=0),
         loss_test=loss_test,
@@ -260,13 +259,13 @@ def _modulation(heads: list[record.HeadTrace], other: str) -> record.Modulation:
     )
 
 
-def _correlation(heads: list[record.HeadTrace], one: str, other: str) -> record.HeadCorrelation:
-    columns = [np.array([_number(getattr(head, name)) for head in heads]) for name in (one, other)]
+def _correlation(heads: list[record.HeadTrace], other: str) -> record.HeadCorrelation:
+    columns = [np.array([_number(getattr(head, name)) for head in heads]) for name in ("sink_mass", other)]
     kept = np.isfinite(columns[0]) & np.isfinite(columns[1])
     blocks = np.array([head.block for head in heads])[kept]
     first, second = (column[kept] for column in columns)
     return record.HeadCorrelation(
-        one=one,
+        one="sink_mass",
         other=other,
         over_heads=rank_correlation(first, second, blocks),
         within_layers=rank_correlation(within_groups(first, blocks), within_groups(second, blocks), blocks),

@@ -53,7 +53,7 @@ def measure_properties(scanned: Scan, _progress: Progress) -> Steps[tuple[record
     sequences = torch.unique(sample.sequence)
     by_sequence = SequenceMaxima(len(sequences))
     block = spike_block(scanned)
-    residuals = yield from residual_at(scanned, sample, [block], by_sequence)
+    residuals = yield from residual_at(sample, [block], by_sequence)
     hidden = residuals[block].double().numpy()
     values = _Values(scanned, followed, sample, hidden, by_sequence)
     section = record.Properties(followed_channels=followed, properties=values.properties(), **_co_occurrence(scanned))

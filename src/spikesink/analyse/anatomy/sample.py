@@ -95,9 +95,7 @@ def read_by(accessed: AccessedModel, block: int) -> int:
     return block - 2 if accessed.parallel and block % 2 == 0 else block - 1
 
 
-def residual_at(
-    scanned: Scan, sample: TokenSample, blocks: Collection[int], *also: Observer
-) -> Steps[dict[int, Tensor]]:
+def residual_at(sample: TokenSample, blocks: Collection[int], *also: Observer) -> Steps[dict[int, Tensor]]:
     """Residuals after these blocks (0 = the embedding) at the sampled tokens, (token, d) each.
 
     also: further observers of the sequences that hold sampled tokens, in rising order.
@@ -114,7 +112,7 @@ def entering(scanned: Scan, sample: TokenSample, blocks: list[int]) -> Steps[dic
     accessed = scanned.accessed
     norms = {block: input_norm(accessed, block) for block in blocks}
     before = {block: read_by(accessed, block) for block in blocks}
-    residuals = yield from residual_at(scanned, sample, set(before.values()))
+    residuals = yield from residual_at(sample, set(before.values()))
     return {
         block: residuals[before[block]] if norm is None else norm(residuals[before[block]])
         for block, norm in norms.items()
@@ -128,6 +126,6 @@ def sink_tokens(scanned: Scan) -> SinkTokens:
     return scanned.sink_tokens
 
 
-def sequences_with_sinks(sinks: SinkTokens, most: int) -> Tensor:
-    """Indices of the first sequences that have a sink token, at most so many."""
-    return torch.nonzero(sinks.mask.any(1))[:, 0][:most]
+def sequences_with_sinks(sinks: SinkTokens) -> Tensor:
+    """Indices of the first 64 sequences that have a sink token."""
+    return torch.nonzero(sinks.mask.any(1))[:, 0][:64]

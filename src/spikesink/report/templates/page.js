@@ -170,7 +170,7 @@
 
   function fillHeads(block, head) {
     const heads = Object.keys(page.heads.facts).filter((id) => id.startsWith(`${block}-`)).map((id) => id.split("-")[1]);
-    headField.replaceChildren(...heads.map((name) => { const option = element("option", name); option.value = name; return option; }));
+    headField.replaceChildren(...heads.map((name) => element("option", name)));
     headField.value = heads.includes(head) ? head : heads[0];
   }
 
