@@ -158,16 +158,16 @@ def _cannot_answer(evaluator: Evaluator, description: dict[str, Any], baseline: 
         return None
     if not any(baseline.spike_tokens):
         return "no token of the evaluated sequences spikes"
-    complete = placed(evaluator.targets.edit_block)
+    place = placed(evaluator.targets.edit_block)
     if made.edits == "spikes":
         if evaluator.targets.attention_behind == 0:
-            return f"no attention block stands behind block {complete}, where the spikes are complete"
+            return f"no attention block stands behind block {place}, where the spikes are complete"
         return None if any(baseline.downstream_ratios) else "no head behind the spikes sinks on the evaluated sequences"
     if not any(baseline.sink_ratios):
         return "no head sinks on the evaluated sequences"
     if made.reach == "start":
         return None
-    return f"it edits sinks after block {complete}, when the spikes are written"
+    return f"it edits sinks after block {place}, when the spikes are written"
 
 
 def _draw(seed: int, drawn: Evaluation) -> Draw:
