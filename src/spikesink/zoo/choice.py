@@ -82,7 +82,8 @@ def _message(problem: Any) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"expected a kind, by name or as {{kind: ...}}; got {got}."
     shown = "" if problem["type"] == "value_error" else f"; got {got}"
-    return f"{problem['msg'].removeprefix('Value error, ')}{shown}."
+    text = f"{problem['msg'].removeprefix('Value error, ')}{shown}"
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _shown(value: object) -> str:
