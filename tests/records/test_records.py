@@ -112,6 +112,9 @@ def test_missing_and_truncated_arrays(record, tmp_path):
     with pytest.raises(RecordError, match=r"anatomy\.json is missing"):
         Anatomy.read(tmp_path)
     record.save(tmp_path)
+    assert Anatomy.read(tmp_path / "anatomy.json").summary == record.summary
+    with pytest.raises(RecordError, match=r"is a file; expected the folder of a run, or its anatomy\.json"):
+        Anatomy.read(tmp_path / "arrays.safetensors")
     arrays = tmp_path / "arrays.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:100])
     with pytest.raises(RecordError, match="cannot be read"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -81,6 +82,7 @@ def test_the_plain_list_follows_its_schema(record):
     assert plain["prefix_token_ids"] == [7]
     assert plain["spike_channels"] == record.recommendation.channels
     schema = json.loads(export(record, "json-schema"))
+    assert schema["title"] == "Recommendation of spikesink intervene"
     jsonschema.validate(plain, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**plain, "spike_channels": "5"}, schema)
@@ -199,8 +201,28 @@ def test_the_command(cli, record, tmp_path, checkpoint):
     assert (nowhere.code, "There is no folder 'nodir'" in nowhere.err) == (2, True)
     folder = cli("export", tmp_path / "run", "--for", "json", "--out", tmp_path / "run", "--force")
     assert (folder.code, "is a folder" in folder.err) == (2, True)
+    by_file = cli("export", tmp_path / "run" / "interventions.json", "--for", "kvpress")
+    assert (by_file.code, by_file.out) == (0, cli("export", tmp_path / "run", "--for", "kvpress").out)
+    assert "did you mean 'vllm'" in cli("export", tmp_path / "run", "--for", "vLLM").err
     idle = cli("export", tmp_path / "run", "--for", "json", "--base", "x")
     assert (idle.code, "--base would change nothing" in idle.err) == (2, True)
+
+
+def test_nothing_to_leave_out_is_said_and_writes_no_file(cli, record, tmp_path):
+    nothing = record.recommendation.model_copy(update={"modules": []})
+    fine = record.quantisation.model_copy(update={"worst_blocks": []})
+    record.model_copy(update={"recommendation": nothing, "quantisation": fine}).save(tmp_path / "run")
+    ran = cli("export", tmp_path / "run", "--for", "gguf", "--out", "arguments.txt")
+    assert (ran.code, ran.out, Path("arguments.txt").exists()) == (0, "", False)
+    assert "Nothing to leave out" in ran.err
+
+
+def test_what_is_no_text_does_not_go_to_a_terminal(cli, record, tmp_path, monkeypatch):
+    record.save(tmp_path / "run")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    ran = cli("export", tmp_path / "run", "--for", "prefix")
+    assert (ran.code, ran.out, "give --out FILE" in ran.err) == (2, "", True)
+    assert cli("export", tmp_path / "run", "--for", "kvpress").code == 0
 
 
 def of_files(record, **model):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("smoothed", "rotated")
 """What is written as a checkpoint of the run's model."""
-Run = Annotated[Path, typer.Argument(help="Folder of a run of spikesink intervene.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a run of spikesink intervene, or its interventions.json.")]
 Tool = Annotated[
     str,
     typer.Option(
@@ -58,7 +58,17 @@ def export_command(
         _checkpoint(record, run, tool, loading, out)
     else:
         content = export(record, tool)
+        if not content:
+            stays = f"; '{out}' stays as an earlier run left it" if out and out.exists() else ""
+            print(
+                f"Nothing to leave out: by this run no linear map need stay in high precision, so {tool} needs no "
+                f"arguments for it. No file is written{stays}.",
+                file=sys.stderr,
+            )
+            return
         if out is None:
+            if b"\0" in content and sys.stdout.isatty():
+                raise InputError(f"--for {tool} is no text, and standard output is a terminal; give --out FILE.")
             sys.stdout.buffer.write(content)
             return
         if out.is_dir():

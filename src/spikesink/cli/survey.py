@@ -120,11 +120,12 @@ def compare_command(
     json: Json = False,
 ) -> None:
     """Set runs side by side, or say what moved from one survey to another beyond its interval."""
+    from spikesink.records.files import run_folder
     from spikesink.records.survey import SurveyRecord, moves
     from spikesink.report.build import runs_document
     from spikesink.report.terminal import print_document
 
-    folders = [one, *others]
+    folders = [run_folder(path, SurveyRecord.file) for path in (one, *others)]
     surveys = [folder for folder in folders if (folder / SurveyRecord.file).is_file()]
     if json and len(surveys) == len(folders) == 2:
         refuse_idle(context, ("out",), "--json of two surveys prints what moved, and writes no page")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from spikesink.errors import InputError, NumericError, RecordError, did_you_mean
-from spikesink.records.files import read_files, read_json, write_files
+from spikesink.records.files import read_files, read_json, run_folder, write_files
 from spikesink.shown import Shown
 
 Rows = list[dict[str, Any]]
@@ -269,8 +269,8 @@ class Record(Comparable):
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
-        """Read a record that was written by `save`. Raises RecordError."""
-        folder = Path(folder)
+        """Read a record that was written by `save`, from its folder or its JSON file. Raises RecordError."""
+        folder = run_folder(Path(folder), cls.file)
         content, arrays = read_files(folder, cls.file, cls.arrays_file, cls.command)
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 

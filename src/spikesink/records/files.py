@@ -12,6 +12,11 @@ from spikesink.atomic import write_temporary
 from spikesink.errors import OutputError, RecordError, short
 
 
+def run_folder(path: Path, *files: str) -> Path:
+    """The folder of a run, which may also be named by one of these files in it."""
+    return path.parent if path.name in files and path.is_file() else path
+
+
 def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:
     """Refuse early what could not be written at the end: an existing record, a file in the way, no permission."""
     if (folder / file).exists() and not force:
@@ -81,6 +86,8 @@ def _check_file(path: Path, command: str) -> None:
         there, regular = path.exists(), path.is_file()
     except (OSError, ValueError) as error:
         raise _unreadable(path.parent, error) from None
+    if not there and path.parent.is_file():
+        raise RecordError(f"'{path.parent}' is a file; expected the folder of a run, or its {path.name}.")
     if not there:
         raise RecordError(f"'{path.parent}' holds no record ({path.name} is missing); make one with {command} --out.")
     if not regular:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from spikesink.errors import InputError
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
+from spikesink.records.files import run_folder
 from spikesink.records.interventions import Interventions
 from spikesink.records.scan import BosPair
 from spikesink.records.study import StudyRecord
@@ -46,6 +47,8 @@ def record_document(record: object) -> Document | None:
 
 def runs_document(paths: Sequence[Path]) -> Document:
     """What the records in these folders say: a survey, what moved between two, a study, one model, or a comparison."""
+    named = paths
+    paths = [run_folder(path, SurveyRecord.file, GraftRecord.file) for path in paths]
     surveys = [
         SurveyRecord.read_file(path / SurveyRecord.file) for path in paths if (path / SurveyRecord.file).is_file()
     ]
@@ -58,7 +61,7 @@ def runs_document(paths: Sequence[Path]) -> Document:
     studies = read_studies(paths)
     document = study_document(studies) if studies else _models_document(paths)
     # By their names alone: a page is sent to others, whom the folders of this machine say nothing.
-    names = [f"{study.study}-{study.preset}.json" for study in studies] or [path.resolve().name for path in paths]
+    names = [f"{study.study}-{study.preset}.json" for study in studies] or [path.resolve().name for path in named]
     document.command = " ".join(["spikesink report", *map(shlex.quote, names)])
     return document
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ConfigDict
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.base import Frozen
@@ -103,7 +104,9 @@ def _missing(what: str, part: str) -> str:
 
 
 class Plain(Frozen):
-    """What the other tools' files are made of."""
+    """What a run of `spikesink intervene` recommends for serving its model."""
+
+    model_config = ConfigDict(title="Recommendation of spikesink intervene")
 
     schema_version: int = 1
     model: str | None
