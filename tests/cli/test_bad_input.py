@@ -48,7 +48,10 @@ class TestModels:
         (tmp_path / "empty").mkdir()
         ran = cli("scan", "./empty")
         refused(ran, "no config.json")
-        assert "Below" not in ran.err
+        assert "Below" not in ran.err and "It is a run" not in ran.err
+        record = {"provenance": {"model": {"name": "tiny"}}}
+        (tmp_path / "empty" / "interventions.json").write_text(json.dumps(record))
+        refused(cli("scan", "./empty"), "It is a run of 'tiny' (interventions.json): give that model.")
         for inside in ("model", "1/model"):
             (tmp_path / "empty" / inside).mkdir(parents=True)
             (tmp_path / "empty" / inside / "config.json").write_text("{}")

@@ -21,6 +21,7 @@ def test_no_argument_shows_help_with_an_example_of_each_command(cli):
     assert "Usage" in ran.out + ran.err
     for command in COMMANDS:
         assert f"spikesink {command} " in ran.out + ran.err
+    assert "intervene runs/" not in ran.out + ran.err, "a run's folder is no model"
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("scan", "-h"), ("study", "-h")])
