@@ -285,7 +285,10 @@ class TestTokens:
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"hello", b"\x93NUMPY\x01\x00\xff\xff{"])
     def test_no_npy(self, cli, checkpoint, tmp_path, content):
         (tmp_path / "ids.npy").write_bytes(content)
-        refused(cli("scan", checkpoint, "--tokens", "ids.npy"), "ids.npy")
+        ran = cli("scan", checkpoint, "--tokens", "ids.npy")
+        refused(ran, "ids.npy")
+        assert "allow_pickle" not in ran.err
+        assert content != b"hello" or "texts are read by --text" in ran.err
 
     def test_missing(self, cli, checkpoint):
         refused(cli("scan", checkpoint, "--tokens", "gone.npy"), "gone.npy", "No such file")

@@ -16,7 +16,7 @@ from tiny import tiny
 
 from spikesink.cli.export import CHECKPOINTS, _as_in, _check_same
 from spikesink.cli.options import Loading
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.records import Anatomy
 from spikesink.records.deployment import Budget, KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
@@ -173,6 +173,10 @@ def test_what_cannot_be_said_is_refused(record):
     for tool in ("smoothquant", "prefix"):
         with pytest.raises(InputError, match="--which remedies measures it"):
             export(record.model_copy(update={"arrays": {}}), tool)
+    reasons = ["prefix: the model has no spikes", "smoothing: no norm"]
+    tried = record.remedies.model_copy(update={"applicable": True, "skipped": reasons})
+    with pytest.raises(InputError, match=r"no prefix to write: the model has no spikes\.$"):
+        export(record.model_copy(update={"arrays": {}, "remedies": tried}), "prefix")
     still = record.kv_cache.model_copy(update={"table": record.kv_cache.table[:6], "reassigned_reason": "no rotation"})
     with pytest.raises(InputError, match="no rotation"):
         export(record.model_copy(update={"kv_cache": still}), "executorch")
@@ -305,3 +309,11 @@ def test_a_rotated_checkpoint_of_the_run(cli, record, tmp_path, checkpoint, monk
     assert "load model: 1 of 1" in ran.err and "write checkpoint: 0 of 1" in ran.err
     batch = full_batch(torch.arange(3, 14)[None])
     torch.testing.assert_close(run(load("folder"), batch), run(accessed, batch), rtol=1e-4, atol=1e-4)
+
+    def refusing(_accessed):
+        raise DoesNotApplyError("the linear maps of block 1 are transposed")
+
+    monkeypatch.setattr("spikesink.intervene.fold.rotated", refusing)
+    ran = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "other")
+    assert (ran.code, Path("other").exists()) == (2, False)
+    assert "of block 1 are transposed. Instead --for json says what to leave in high precision." in ran.err

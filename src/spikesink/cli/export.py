@@ -10,7 +10,7 @@ import typer
 
 from spikesink.cli.checks import refuse_idle
 from spikesink.cli.options import Loading, grouped
-from spikesink.errors import InputError, OutputError, did_you_mean
+from spikesink.errors import DoesNotApplyError, InputError, OutputError, did_you_mean
 
 if TYPE_CHECKING:
     from spikesink.records.interventions import Interventions
@@ -108,7 +108,12 @@ def _checkpoint(record: "Interventions", run: Path, tool: str, loading: Loading,
             if accessed.tokenizer is not None:
                 accessed.tokenizer.save_pretrained(folder)
 
-        replace_folder(out, fill)
+        try:
+            replace_folder(out, fill)
+        except DoesNotApplyError as reason:
+            raise InputError(
+                f"No checkpoint is made: {reason}. Instead --for json says what to leave in high precision."
+            ) from reason
         progress("write checkpoint", 1, 1)
 
 
