@@ -205,7 +205,7 @@ class TestText:
 
     def test_a_text_shorter_than_a_sequence(self, cli, checkpoint, text_file):
         ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 40)
-        refused(ran, "No sequence of 40 tokens", "longest has 30", "--seq-len 30", "--pack")
+        refused(ran, "No sequence of 40 tokens", "longest has 30", "(--seq-len) of 30 or less", "--pack")
 
     def test_bytes_that_are_no_text(self, cli, checkpoint, tmp_path):
         (tmp_path / "a.txt").write_bytes(b"w3 w4\nw5 \xff w6\n")
@@ -331,7 +331,7 @@ class TestOutput:
         (tmp_path / "out" / there).parent.mkdir(parents=True)
         (tmp_path / "out" / there).write_text("mine")
         ran = cli("scan", "--bos", "both", "--out", "out")
-        assert ran.code == 2 and f"already holds a record ({Path(there).name}); pass --force" in ran.err
+        assert ran.code == 2 and f"already holds a record ({Path(there).name}); replace it with --force" in ran.err
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / there]
 
     def test_a_file_in_the_way(self, cli, checkpoint, tmp_path):

@@ -199,5 +199,5 @@ def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> Non
     if max_positions is not None and tokens.ids.shape[1] > max_positions:
         raise InputError(
             f"Sequences of {tokens.ids.shape[1]} tokens are beyond the model's {max_positions} positions; use at most "
-            f"{max_positions} tokens (--seq-len, or a shorter prompt)."
+            f"{max_positions} tokens (seq_len, --seq-len), or a shorter prompt."
         )

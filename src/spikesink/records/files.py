@@ -20,14 +20,17 @@ def run_folder(path: Path, *files: str) -> Path:
 def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:
     """Refuse early what could not be written at the end: an existing record, a file in the way, no permission."""
     if (folder / file).exists() and not force:
-        raise OutputError(f"'{folder}' already holds a record ({file}); pass --force to replace it or another --out.")
+        raise OutputError(
+            f"'{folder}' already holds a record ({file}); replace it with --force (force=True), or "
+            "give another folder (--out)."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
-            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another {option}."
+            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another folder ({option})."
         ) from error
 
 
