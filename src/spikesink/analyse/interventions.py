@@ -215,7 +215,8 @@ def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
     if total < MIN_SEQUENCES:
         raise InputError(
             f"Got {total} sequence{'s' if total > 1 else ''}; interventions need at least {MIN_SEQUENCES}: some to "
-            "learn constants on, the others to evaluate. Give a longer text, a smaller seq_len (--seq-len), or pack (--pack)."
+            "learn constants on, the others to evaluate. "
+            "Give a longer text, a smaller seq_len (--seq-len), or pack (--pack)."
         )
     kept = total - max(1, min(held_out, total // 2))
     ids = ids_of(tokens)

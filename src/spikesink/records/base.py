@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeGuard, TypeVar
@@ -233,6 +234,17 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
 
 class Comparable(Tabular):
     """A result as a whole: its JSON, and what differs from another of its kind."""
+
+    def __repr__(self) -> str:
+        """Its kind, the model and what it says first; the whole of it is `model_dump()` or `to_json()`."""
+        short = None
+        # What is no whole record must be seen too.
+        with suppress(Exception):
+            short = Comparable.brief(self) if Comparable.brief is not None else None
+        return super().__repr__() if short is None else f"<{short}>"
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def to_json(self) -> str:
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
