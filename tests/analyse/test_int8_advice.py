@@ -8,7 +8,7 @@ import spikesink
 from spikesink.access import access
 from spikesink.analyse.quantisation import is_notable
 from spikesink.records.advice import advice, advised_prefix
-from spikesink.records.deployment import Budget, Damage, KvCache, MeasureSet, Quantisation, Remedies
+from spikesink.records.deployment import Budget, Damage, KeptSinks, KvCache, MeasureSet, Quantisation, Remedies
 from spikesink.records.intervals import Estimate
 from spikesink.report.export import _modules
 
@@ -46,6 +46,22 @@ def test_what_is_said_of_inputs_and_of_the_cache(inputs, cache, said):
     base = Estimate(value=5.0, low=4.0, high=6.0)
     section = Quantisation(baseline=base, sites=sites, worst_kind="down_proj")
     assert [each for each in advice(True, section, NO_CACHE) if not each.startswith("Remedies")] == said
+
+
+def test_no_first_token_need_be_kept():
+    cost = Estimate(value=0.0, low=0.0, high=0.0)
+    row = KeptSinks(window=64, keep=0, first=0, perplexity=damage("kv", 0).perplexity, loss_difference_nats=cost)
+    said = advice(True, Quantisation(applicable=False), KvCache(table=[row], keep=0))
+    assert said == ["KV cache: no first token need be kept (window 64: perplexity 9.0 with none)."]
+
+
+def test_costs_have_the_digits_that_tell_at_a_small_budget():
+    cost = {"value": -0.00002, "low": -0.0004, "high": 0.000001}
+    nothing = {"measures": [], "ignored": [], "blocks": [], "within": True}
+    tried = MeasureSet(**nothing, loss_difference_nats=cost, perplexity=damage("kv", 0).perplexity)
+    budget = Budget(nats=0.0001, deployed="int8", tried=[tried], chosen=tried)
+    said = advice(True, Quantisation(applicable=False), NO_CACHE, budget)[0]
+    assert "(int8; -0.00002 [-0.00040, +0.00000] without measures)" in said
 
 
 @pytest.mark.parametrize(
