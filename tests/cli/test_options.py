@@ -81,6 +81,12 @@ def test_choices_are_refused_before_anything_is_loaded(cli, monkeypatch, options
     assert ran.code == 2 and message in ran.err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--bos", "auto,sometimes"), ("--seq-len", "64,1")])
+def test_a_survey_names_the_option_that_is_wrong(cli, option, value):
+    ran = cli("survey", "embedded", option, value)
+    assert ran.code == 2 and f"Got {option} '" in ran.err and ".0" not in ran.err
+
+
 IDS = ("--tokens", "ids.npy")
 
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
 from spikesink.errors import InputError, did_you_mean, short
 from spikesink.records.study import PaperResult
@@ -14,7 +14,7 @@ from spikesink.study import STUDIES
 from spikesink.study.claims import Claim
 from spikesink.train.plain_yaml import read_yaml
 from spikesink.train.recipe import Recipe, changed
-from spikesink.zoo.choice import Choice, explain
+from spikesink.zoo.choice import Choice, explain, kinds_in
 
 SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 """A variant's name is a file name."""
@@ -45,7 +45,7 @@ class Variant(Choice):
         for path, value in self.set.items():
             _check_value(path, value)
         for path in (*self.scale, *(scale.of for scale in self.scale.values() if scale.of)):
-            if any(_kinds(each) for each in _types_at(path)):
+            if any(kinds_in(each) for each in _types_at(path)):
                 raise ValueError(f"scale {path}: a choice stands there; expected a number there, one of its options")
         return self
 
@@ -162,7 +162,7 @@ def _types_at(path: str) -> list[Any]:
     keys = path.split(".")
     types: list[Any] = [Recipe]
     for depth, key in enumerate(keys):
-        kinds = [kind for each in types for kind in _kinds(each)]
+        kinds = [kind for each in types for kind in kinds_in(each)]
         hints = [get_type_hints(kind, include_extras=True) for kind in kinds]
         types = [hint[key] for kind, hint in zip(kinds, hints, strict=True) if key in kind.model_fields]
         if not types:
@@ -170,13 +170,6 @@ def _types_at(path: str) -> list[Any]:
             hint = did_you_mean(key, known) if known else "; it has no options"
             raise ValueError(f"{path}: {'.'.join(keys[:depth]) or 'a recipe'} has no '{key}'{hint}")
     return types
-
-
-def _kinds(annotation: Any) -> list[type[BaseModel]]:
-    """The choices inside a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [kind for part in get_args(annotation) for kind in _kinds(part)]
 
 
 def _check_value(path: str, value: object) -> None:
