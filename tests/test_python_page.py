@@ -46,7 +46,8 @@ def test_every_snippet_runs_as_written(page, capsys):
     for part in PARTS[:-1]:
         run(part, page)
     record = page["record"]
-    assert capsys.readouterr().out.count(" ") >= 2
+    out = capsys.readouterr().out
+    assert out.count(" ") >= 2 and "(2, 8)" in out
     assert list(page["heads"].columns[:2]) == ["block", "head"] and len(page["heads"]) == 12
     assert Path("lifecycle.html").stat().st_size > 1000
     assert page["same"].to_json() == record.to_json() and {"where", "difference"} < set(page["changes"].columns)

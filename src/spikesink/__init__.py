@@ -70,5 +70,13 @@ def _chart(record: object, name: str) -> Any:
     return chart(record, name)
 
 
+def _brief(record: object) -> str | None:
+    """A record on one line."""
+    from spikesink.report.build import brief
+
+    return brief(record)
+
+
 Shown.renderer = staticmethod(_html)
+Shown.brief = staticmethod(_brief)
 Shown.charts = staticmethod(_chart)

@@ -49,9 +49,10 @@ def did_you_mean(word: str, known: "list[str] | tuple[str, ...]") -> str:
     """Return `"; did you mean 'x'?"` for the nearest known word, or the whole list when none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    by_lower = {each.lower(): each for each in known}
+    near = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
     if near:
-        return f"; did you mean '{near[0]}'?"
+        return f"; did you mean '{by_lower[near[0]]}'?"
     return f"; known: {', '.join(known)}."
 
 

@@ -9,6 +9,8 @@ class Shown:
 
     renderer: ClassVar[Callable[[object], str | None] | None] = None
     """From an object to its HTML; None for one that has none."""
+    brief: ClassVar[Callable[[object], str | None] | None] = None
+    """From a record to what Python's prompt shows of it; None for one that is shown whole."""
     charts: ClassVar[Callable[[object, str], Any] | None] = None
     """From a record and a chart's name to the Altair chart."""
 

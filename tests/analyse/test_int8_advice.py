@@ -14,6 +14,7 @@ from spikesink.records.deployment import (
     Damage,
     FormatDamage,
     Formats,
+    KeptSinks,
     KvCache,
     MeasureSet,
     Quantisation,
@@ -85,6 +86,22 @@ def test_experts_of_some_layers_alone_are_counted():
     reason = "the model has no such single linear map in 1 of 3 blocks"
     assert missing_linears(moe, find_linears(moe)) == [f"ffn_in: {reason}", f"down_proj: {reason}"]
     assert missing_linears(dense, find_linears(dense)) == []
+
+
+def test_no_first_token_need_be_kept():
+    cost = Estimate(value=0.0, low=0.0, high=0.0)
+    row = KeptSinks(window=64, keep=0, first=0, perplexity=damage("kv", 0).perplexity, loss_difference_nats=cost)
+    said = advice(True, Quantisation(applicable=False), KvCache(table=[row], keep=0))
+    assert said == ["KV cache: no first token need be kept (window 64: perplexity 9.0 with none)."]
+
+
+def test_costs_have_the_digits_that_tell_at_a_small_budget():
+    cost = {"value": -0.00002, "low": -0.0004, "high": 0.000001}
+    nothing = {"measures": [], "ignored": [], "blocks": [], "within": True}
+    tried = MeasureSet(**nothing, loss_difference_nats=cost, perplexity=damage("kv", 0).perplexity)
+    budget = Budget(nats=0.0001, deployed="int8", tried=[tried], chosen=tried)
+    said = advice(True, Quantisation(applicable=False), NO_CACHE, budget)[0]
+    assert "(int8; -0.00002 [-0.00040, +0.00000] without measures)" in said
 
 
 @pytest.mark.parametrize(

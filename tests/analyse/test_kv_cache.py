@@ -7,6 +7,7 @@ from tiny import tiny, token_ids
 from spikesink.access import access, full_batch, observing, run
 from spikesink.access.rotary import unrotating
 from spikesink.access.sink_cache import sink_cache
+from spikesink.analyse.interventions import dissociate
 from spikesink.analyse.kv_cache import fewest
 from spikesink.errors import DoesNotApplyError, InputError, UnsupportedModelError
 from spikesink.intervene.window import reassigned_window, streaming_window
@@ -148,6 +149,13 @@ def test_refusals():
 def row(window, keep, loss, first=0):
     exact = Estimate(value=loss, low=loss, high=loss)
     return KeptSinks(window=window, keep=keep, first=first, perplexity=exact, loss_difference_nats=exact)
+
+
+def test_a_window_that_is_left_out_is_named(monkeypatch):
+    monkeypatch.setattr("spikesink.analyse.kv_cache.WINDOWS", (9, 16))
+    cache = dissociate(access(tiny("gpt2")), token_ids(4, 20), which="kv_cache", held_out=2).kv_cache
+    assert {each.window for each in cache.table} == {None, 9}
+    assert cache.note == "No window of 16: it needs sequences of 32 tokens, these have 20."
 
 
 def test_the_fewest_kept_tokens():

@@ -48,7 +48,10 @@ class TestModels:
         (tmp_path / "empty").mkdir()
         ran = cli("scan", "./empty")
         refused(ran, "no config.json")
-        assert "Below" not in ran.err
+        assert "Below" not in ran.err and "It is a run" not in ran.err
+        record = {"provenance": {"model": {"name": "tiny"}}}
+        (tmp_path / "empty" / "interventions.json").write_text(json.dumps(record))
+        refused(cli("scan", "./empty"), "It is a run of 'tiny' (interventions.json): give that model.")
         for inside in ("model", "1/model"):
             (tmp_path / "empty" / inside).mkdir(parents=True)
             (tmp_path / "empty" / inside / "config.json").write_text("{}")
@@ -202,7 +205,7 @@ class TestText:
 
     def test_a_text_shorter_than_a_sequence(self, cli, checkpoint, text_file):
         ran = cli("scan", checkpoint, "--text", text_file, "--seq-len", 40)
-        refused(ran, "No sequence of 40 tokens", "longest has 30", "--seq-len 30", "--pack")
+        refused(ran, "No sequence of 40 tokens", "longest has 30", "(--seq-len) of 30 or less", "--pack")
 
     def test_bytes_that_are_no_text(self, cli, checkpoint, tmp_path):
         (tmp_path / "a.txt").write_bytes(b"w3 w4\nw5 \xff w6\n")
@@ -282,7 +285,10 @@ class TestTokens:
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"hello", b"\x93NUMPY\x01\x00\xff\xff{"])
     def test_no_npy(self, cli, checkpoint, tmp_path, content):
         (tmp_path / "ids.npy").write_bytes(content)
-        refused(cli("scan", checkpoint, "--tokens", "ids.npy"), "ids.npy")
+        ran = cli("scan", checkpoint, "--tokens", "ids.npy")
+        refused(ran, "ids.npy")
+        assert "allow_pickle" not in ran.err
+        assert content != b"hello" or "texts are read by --text" in ran.err
 
     def test_missing(self, cli, checkpoint):
         refused(cli("scan", checkpoint, "--tokens", "gone.npy"), "gone.npy", "No such file")
@@ -324,7 +330,7 @@ class TestOutput:
         (tmp_path / "out" / there).parent.mkdir(parents=True)
         (tmp_path / "out" / there).write_text("mine")
         ran = cli("scan", "--bos", "both", "--out", "out")
-        assert ran.code == 2 and f"already holds a record ({Path(there).name}); pass --force" in ran.err
+        assert ran.code == 2 and f"already holds a record ({Path(there).name}); replace it with --force" in ran.err
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [tmp_path / "out" / there]
 
     def test_a_file_in_the_way(self, cli, checkpoint, tmp_path):

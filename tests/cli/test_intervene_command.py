@@ -115,7 +115,7 @@ def talkative(cli, tmp_path, word_tokenizer, text_file):
     ("family", "options", "message"),
     [
         ("llama", ("--cache-seq-len", 100_000), "KV cache: No sequence of 100000 tokens in 'text.txt'"),
-        ("llama", ("--cache-sequences", 2), "Use --cache-seq-len 310 or less"),
+        ("llama", ("--cache-sequences", 2), "Use a seq_len (--cache-seq-len) of 310 or less"),
         ("gpt2", ("--cache-seq-len", 129), "KV cache: --cache-seq-len 129 is beyond the model's 128 positions"),
     ],
 )

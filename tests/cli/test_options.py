@@ -21,6 +21,7 @@ def test_no_argument_shows_help_with_an_example_of_each_command(cli):
     assert "Usage" in ran.out + ran.err
     for command in COMMANDS:
         assert f"spikesink {command} " in ran.out + ran.err
+    assert "intervene runs/" not in ran.out + ran.err, "a run's folder is no model"
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("scan", "-h"), ("study", "-h")])
@@ -77,6 +78,12 @@ def test_options_of_other_tools_get_ours(cli, option, ours):
 def test_choices_are_refused_before_anything_is_loaded(cli, unloaded, options, message):
     ran = cli("scan", "no such model", *options)
     assert ran.code == 2 and message in ran.err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--bos", "auto,sometimes"), ("--seq-len", "64,1")])
+def test_a_survey_names_the_option_that_is_wrong(cli, option, value):
+    ran = cli("survey", "embedded", option, value)
+    assert ran.code == 2 and f"Got {option} '" in ran.err and ".0" not in ran.err
 
 
 IDS = ("--tokens", "ids.npy")

@@ -155,7 +155,7 @@ def test_a_template_that_fills_the_sequence_is_refused(tmp_path):
     made.chat_template = "You are helpful. {{ messages[0].content }}"
     (tmp_path / "a.txt").write_text("one text\nand another\n")
     corpus = read_corpus(tmp_path / "a.txt")
-    with pytest.raises(InputError, match=r"All 2 sequences are the same 9 tokens.*larger --seq-len"):
+    with pytest.raises(InputError, match=r"All 2 sequences are the same 9 tokens.*larger seq_len \(--seq-len\)"):
         tokenise(corpus, made, seq_len=9, sequences=2, chat_template=True)
     ids = tokenise(corpus, made, seq_len=20, sequences=2, chat_template=True).ids
     assert [made.decode(row) for row in ids] == ["You are helpful. one", "You are helpful. and"]

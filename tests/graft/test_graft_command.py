@@ -7,7 +7,7 @@ from test_graft_run import FAST, checkpoint, text  # noqa: F401
 
 from spikesink.records.intervals import Estimate
 from spikesink.records.training import GraftPoint, GraftRecord
-from spikesink.report.graft import cost_words, sink_words, spike_words
+from spikesink.report.graft import _points, cost_words, sink_words, spike_words
 
 
 def test_command(cli, checkpoint, text):  # noqa: F811
@@ -68,4 +68,11 @@ def test_the_sentences_follow_from_the_numbers(norms, sinks, said):
 def test_cost():
     assert cost_words(Estimate(value=0.3, low=0.2, high=0.4)).startswith("It costs +0.3")
     assert cost_words(Estimate(value=0.1, low=-0.2, high=0.4)).startswith("No cost can be told")
-    assert cost_words(Estimate(value=-0.3, low=-0.4, high=-0.2)).startswith("It gains")
+    gain = cost_words(Estimate(value=-0.3, low=-0.4, high=-0.2))
+    assert gain == "It gains 0.30 [0.20, 0.40] nats of held-out loss beside the control."
+
+
+def test_a_note_in_the_terminal_is_of_columns_that_are_there():
+    table = _points(GraftRecord.model_construct(points={}))
+    assert "first key" not in table.note.lower() and "fp8" not in table.note
+    assert all(name in (table.note + table.aside).lower() for name in ("norm ratio", "first key", "int8", "fp8"))

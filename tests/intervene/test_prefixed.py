@@ -39,6 +39,13 @@ def test_generate_gives_the_text_that_the_ids_give(accessed, tmp_path):
     )
 
 
+def test_what_is_no_prefix_is_refused(accessed, tmp_path):
+    save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
+    for name in ("missing", "other.safetensors"):
+        with pytest.raises(InputError, match=rf"{name}' is no prefix.*--for prefix"):
+            load_prefix(tmp_path / name, accessed.model, token_ids(2, 5))
+
+
 def test_bos_is_not_doubled(accessed):
     given = torch.tensor([[1, 9, 11], [1, 30, 31]])
     _, ids = load_prefix(prefix_states(accessed, PREFIX), accessed.model, given)

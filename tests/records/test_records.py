@@ -47,6 +47,13 @@ def test_a_record_is_frozen(record):
         record.summary.spike = 1.0
 
 
+def test_a_record_is_printed_on_one_line(record):
+    said = str(record)
+    assert said == repr(record) and said.startswith("<Anatomy of ") and ": No spikes. The largest" in said
+    assert len(said) < 260 and "\n" not in said
+    assert "residual_blocks" not in repr(record.model_copy(update={"summary": None}))
+
+
 def test_an_existing_record_is_kept_without_force(record, tmp_path):
     record.save(tmp_path)
     with pytest.raises(OutputError, match="--force"):
@@ -112,6 +119,9 @@ def test_missing_and_truncated_arrays(record, tmp_path):
     with pytest.raises(RecordError, match=r"anatomy\.json is missing"):
         Anatomy.read(tmp_path)
     record.save(tmp_path)
+    assert Anatomy.read(tmp_path / "anatomy.json").summary == record.summary
+    with pytest.raises(RecordError, match=r"is a file; expected the folder of a run, or its anatomy\.json"):
+        Anatomy.read(tmp_path / "arrays.safetensors")
     arrays = tmp_path / "arrays.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:100])
     with pytest.raises(RecordError, match="cannot be read"):

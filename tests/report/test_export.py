@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +16,7 @@ from tiny import tiny
 
 from spikesink.cli.export import CHECKPOINTS, _as_in, _check_same
 from spikesink.cli.options import Loading
-from spikesink.errors import InputError
+from spikesink.errors import DoesNotApplyError, InputError
 from spikesink.records import Anatomy
 from spikesink.records.deployment import Budget, KeptSinks, KvCache, Quantisation
 from spikesink.report.export import TOOLS, export
@@ -81,6 +82,7 @@ def test_the_plain_list_follows_its_schema(record):
     assert plain["prefix_token_ids"] == [7]
     assert plain["spike_channels"] == record.recommendation.channels
     schema = json.loads(export(record, "json-schema"))
+    assert schema["title"] == "Recommendation of spikesink intervene"
     jsonschema.validate(plain, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**plain, "spike_channels": "5"}, schema)
@@ -187,6 +189,10 @@ def test_what_cannot_be_said_is_refused(record):
     for tool in ("smoothquant", "prefix"):
         with pytest.raises(InputError, match="--which remedies measures it"):
             export(record.model_copy(update={"arrays": {}}), tool)
+    reasons = ["prefix: the model has no spikes", "smoothing: no norm"]
+    tried = record.remedies.model_copy(update={"applicable": True, "skipped": reasons})
+    with pytest.raises(InputError, match=r"no prefix to write: the model has no spikes\.$"):
+        export(record.model_copy(update={"arrays": {}, "remedies": tried}), "prefix")
     still = record.kv_cache.model_copy(update={"table": record.kv_cache.table[:6], "reassigned_reason": "no rotation"})
     with pytest.raises(InputError, match="no rotation"):
         export(record.model_copy(update={"kv_cache": still}), "executorch")
@@ -215,8 +221,28 @@ def test_the_command(cli, record, tmp_path, checkpoint):
     assert (nowhere.code, "There is no folder 'nodir'" in nowhere.err) == (2, True)
     folder = cli("export", tmp_path / "run", "--for", "json", "--out", tmp_path / "run", "--force")
     assert (folder.code, "is a folder" in folder.err) == (2, True)
+    by_file = cli("export", tmp_path / "run" / "interventions.json", "--for", "kvpress")
+    assert (by_file.code, by_file.out) == (0, cli("export", tmp_path / "run", "--for", "kvpress").out)
+    assert "did you mean 'vllm'" in cli("export", tmp_path / "run", "--for", "vLLM").err
     idle = cli("export", tmp_path / "run", "--for", "json", "--base", "x")
     assert (idle.code, "--base would change nothing" in idle.err) == (2, True)
+
+
+def test_nothing_to_leave_out_is_said_and_writes_no_file(cli, record, tmp_path):
+    nothing = record.recommendation.model_copy(update={"modules": []})
+    fine = record.quantisation.model_copy(update={"worst_blocks": []})
+    record.model_copy(update={"recommendation": nothing, "quantisation": fine}).save(tmp_path / "run")
+    ran = cli("export", tmp_path / "run", "--for", "gguf", "--out", "arguments.txt")
+    assert (ran.code, ran.out, Path("arguments.txt").exists()) == (0, "", False)
+    assert "Nothing to leave out" in ran.err
+
+
+def test_what_is_no_text_does_not_go_to_a_terminal(cli, record, tmp_path, monkeypatch):
+    record.save(tmp_path / "run")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    ran = cli("export", tmp_path / "run", "--for", "prefix")
+    assert (ran.code, ran.out, "give --out FILE" in ran.err) == (2, "", True)
+    assert cli("export", tmp_path / "run", "--for", "kvpress").code == 0
 
 
 def of_files(record, **model):
@@ -299,3 +325,11 @@ def test_a_rotated_checkpoint_of_the_run(cli, record, tmp_path, checkpoint, monk
     assert "load model: 1 of 1" in ran.err and "write checkpoint: 0 of 1" in ran.err
     batch = full_batch(torch.arange(3, 14)[None])
     torch.testing.assert_close(run(load("folder"), batch), run(accessed, batch), rtol=1e-4, atol=1e-4)
+
+    def refusing(_accessed):
+        raise DoesNotApplyError("the linear maps of block 1 are transposed")
+
+    monkeypatch.setattr("spikesink.intervene.fold.rotated", refusing)
+    ran = cli("export", tmp_path / "run", checkpoint, "--for", "rotated", "--out", "other")
+    assert (ran.code, Path("other").exists()) == (2, False)
+    assert "of block 1 are transposed. Instead --for json says what to leave in high precision." in ran.err

@@ -1,5 +1,7 @@
 """Grids: every built-in variant is what it says, changes and scales are exact, errors name the path."""
 
+import re
+
 import pytest
 import yaml
 from study_cases import GRID, base
@@ -93,12 +95,37 @@ def test_all_variants_of_a_seed_come_first():
         ({"set": {"model.norm": "rms-norm"}}, "did you mean 'rmsnorm'"),
         ({"scale": {"model.n_heads": 0.3}}, "2 x 0.3 is no whole number"),
         ({"scale": {"model.norm": 2}}, "expected a number there"),
-        ({"scale": {"training.loss_min": {"of": "data.seqlen", "by": 0.5}}}, "None at data.seqlen"),
+        ({"scale": {"training.loss_min": {"of": "data.seqlen", "by": 0.5}}}, "data has no 'seqlen'.*'seq_len'"),
+        ({"scale": {"model.ffn.d_fn": 2}}, "model.ffn has no 'd_fn'; did you mean 'd_ffn'"),
+        ({"set": {"model.norm": {"kind": "dyt", "epss": 1}}}, "model.norm.epss: no such option"),
     ],
 )
 def test_bad_variants(variant, message):
     with pytest.raises(InputError, match=message):
-        variant_recipe(base(), Variant(summary="bad", **variant))
+        variant_recipe(base(), Variant.parse({"summary": "bad", **variant}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"set": {"model.fnn": "relu2"}}, "variants.bad: model.fnn: model has no 'fnn'; did you mean 'ffn'"),
+        (
+            {"scale": {"model.ffn.d_fn": 2}},
+            "variants.bad: model.ffn.d_fn: model.ffn has no 'd_fn'; did you mean 'd_ffn'",
+        ),
+    ],
+)
+def test_a_typo_is_no_variant_that_is_left_out(change, message):
+    variants = {"plain": {"summary": "as it is"}, "bad": {"summary": "a typo", **change}}
+    with pytest.raises(InputError, match=re.escape(message)):
+        Grid.parse({"about": "a", "baseline": "plain", "variants": variants})
+
+
+def test_an_option_of_another_kind_is_left_out():
+    """The path exists, the preset's data lack it."""
+    variants = {"plain": {"summary": "as it is"}, "more": {"summary": "x", "scale": {"data.source.tokens": 2}}}
+    grid = Grid.parse({"about": "a", "baseline": "plain", "variants": variants})
+    assert set(impossible(grid, base())) == {"more"}
 
 
 @pytest.mark.parametrize(

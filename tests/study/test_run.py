@@ -272,7 +272,7 @@ def test_a_study_that_lacks_cells_ends_with_exit_code_2(tmp_path, monkeypatch, c
 def test_a_work_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "work").write_text("in the way")
     study = Study("grid", GRID, base(), tmp_path / "results", seeds=1)
-    with pytest.raises(OutputError, match="Choose another --work"):
+    with pytest.raises(OutputError, match=r"another folder \(--work\)"):
         study.run(NoExecutor(), tmp_path / "work", quiet)
 
 

@@ -262,6 +262,7 @@ def scan_frame(out, record):
         ({"models": ["a/b", "a/b"]}, "'a/b' is named twice"),
         ({"models": ["a/b"], "measures": ["spin"]}, "Unknown measure 'spin'"),
         ({"models": ["a/b"], "bos": ["perhaps"]}, "bos"),
+        ({"models": [{"model": "a/b", "dtipe": "float32"}]}, r"models\.0\.dtipe: no such option.*mean 'dtype'"),
         ({"models": ["a/b"], "texts": ["missing.txt"]}, "missing.txt"),
         ({"models": ["a/b"], "texts": ["default", "default"]}, "'default' is named twice"),
     ],

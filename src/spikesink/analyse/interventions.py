@@ -142,7 +142,7 @@ def dissociate(
         "sink_metric": sink_metric, "magnitude": magnitude, "batch_size": batch_size, "cache_tokens": long.provenance(),
     }  # fmt: skip
     provenance = _provenance(accessed, given, {**asdict(criteria), **asked}, len(evaluated))
-    kept = FinishedPasses(None if folder is None else Path(folder), _identity(provenance))
+    kept = FinishedPasses(None if folder is None else Path(folder), identity(provenance))
     evaluator = Evaluator(accessed, evaluated, targets, kept, criteria.sinks, batch_size, progress)
     rows = dissociation_rows(evaluator, list(choice.interventions), draws)
     quantised = _quantisation(evaluator, kept_back, choice)
@@ -212,7 +212,8 @@ def split(tokens: Tokens, held_out: int) -> tuple[Tensor, Tensor]:
     if total < MIN_SEQUENCES:
         raise InputError(
             f"Got {total} sequence{'s' if total > 1 else ''}; interventions need at least {MIN_SEQUENCES}: some to "
-            "learn constants on, the others to evaluate. Give a longer text, --pack, or a smaller --seq-len."
+            "learn constants on, the others to evaluate. "
+            "Give a longer text, a smaller seq_len (--seq-len), or pack (--pack)."
         )
     kept = total - max(1, min(held_out, total // 2))
     ids = ids_of(tokens)
@@ -229,12 +230,12 @@ def _provenance(accessed: AccessedModel, tokens: Tokens, settings: dict[str, Any
     )
 
 
-def _identity(provenance: Provenance) -> dict[str, Any]:
+def identity(provenance: Provenance) -> dict[str, Any]:
     """What makes a pass: everything but which passes are asked for, so that a later run may ask for more."""
-    identity = provenance.model_dump(mode="json")
+    content = provenance.model_dump(mode="json")
     for name in ("which", "dose", "budget", "draws"):
-        del identity["settings"][name]
-    return {**identity, "passes": PASSES}
+        del content["settings"][name]
+    return {**content, "passes": PASSES}
 
 
 def _facts(targets: Targets) -> dict[str, Any]:

@@ -76,6 +76,11 @@ def kv_cache(evaluator: Evaluator, ids: Tensor | np.ndarray) -> KvCache:
 def _note(accessed: AccessedModel, tokens: int) -> str | None:
     """What the reader must know of the lengths and of what is no attention."""
     notes, most = [HYBRID] if accessed.hybrid else [], accessed.max_positions
+    notes += [
+        f"No window of {window}: it needs sequences of {TIMES_WINDOW * window} tokens, these have {tokens}."
+        for window in WINDOWS
+        if TIMES_WINDOW * window > tokens
+    ]
     if most is not None and tokens > most:
         notes.append(
             f"{tokens:,} tokens are beyond the model's {most:,} positions: full attention and true positions go there, "

@@ -84,7 +84,7 @@ def _memory_error(error: BaseException, batch_size: int) -> BaseException:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return ModelError(
             f"Not enough memory for a batch of {batch_size} sequences; try --batch-size {max(1, batch_size // 2)}, a "
-            "smaller --seq-len or --dtype bfloat16."
+            "smaller seq_len (--seq-len) or dtype bfloat16 (--dtype)."
         )
     return error
 

@@ -15,6 +15,11 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def partial_file(folder: Path, settings: dict[str, Any]) -> Path:
+    """Where finished passes of these settings are kept."""
+    return folder / f".interventions-{settings_hash(settings)}.partial.jsonl"
+
+
 class FinishedPasses:
     """Results by key; with a folder also on disk, a JSON line each with its hash, until `remove_partial`.
 
@@ -22,7 +27,7 @@ class FinishedPasses:
     """
 
     def __init__(self, folder: Path | None = None, settings: dict[str, Any] | None = None) -> None:
-        self.path = folder / f".interventions-{settings_hash(settings or {})}.partial.jsonl" if folder else None
+        self.path = None if folder is None else partial_file(folder, settings or {})
         self._results: dict[str, dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
             try:
@@ -72,7 +77,6 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest()[:16].encode()
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what finished passes left in a folder, once its record is written."""
-    for path in folder.glob(".interventions-*.partial.jsonl"):
-        path.unlink(missing_ok=True)
+def remove_partial(folder: Path, settings: dict[str, Any]) -> None:
+    """Remove what finished passes of these settings left in a folder, once its record is written."""
+    partial_file(folder, settings).unlink(missing_ok=True)

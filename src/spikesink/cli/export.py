@@ -10,14 +10,14 @@ import typer
 
 from spikesink.cli.checks import refuse_idle
 from spikesink.cli.options import Loading, grouped
-from spikesink.errors import InputError, OutputError, did_you_mean
+from spikesink.errors import DoesNotApplyError, InputError, OutputError, did_you_mean
 
 if TYPE_CHECKING:
     from spikesink.records.interventions import Interventions
 
 CHECKPOINTS = ("smoothed", "rotated")
 """What is written as a checkpoint of the run's model."""
-Run = Annotated[Path, typer.Argument(help="Folder of a run of spikesink intervene.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a run of spikesink intervene, or its interventions.json.")]
 Tool = Annotated[
     str,
     typer.Option(
@@ -61,7 +61,17 @@ def export_command(
         # Its lines are arguments, among which no note can stand.
         for note in notes(record) if tool == "gguf" else ():
             print(note, file=sys.stderr)
+        if not content:
+            stays = f"; '{out}' stays as an earlier run left it" if out and out.exists() else ""
+            print(
+                f"Nothing to leave out: by this run no linear map need stay in high precision, so {tool} needs no "
+                f"arguments for it. No file is written{stays}.",
+                file=sys.stderr,
+            )
+            return
         if out is None:
+            if b"\0" in content and sys.stdout.isatty():
+                raise InputError(f"--for {tool} is no text, and standard output is a terminal; give --out FILE.")
             sys.stdout.buffer.write(content)
             return
         if out.is_dir():
@@ -101,7 +111,12 @@ def _checkpoint(record: "Interventions", run: Path, tool: str, loading: Loading,
             if accessed.tokenizer is not None:
                 accessed.tokenizer.save_pretrained(folder)
 
-        replace_folder(out, fill)
+        try:
+            replace_folder(out, fill)
+        except DoesNotApplyError as reason:
+            raise InputError(
+                f"No checkpoint is made: {reason}. Instead --for json says what to leave in high precision."
+            ) from reason
         progress("write checkpoint", 1, 1)
 
 

@@ -133,11 +133,12 @@ def _long_tokens(source: Text, accessed: Any, sequences: int, seq_len: int, aske
 
 def _finish(record: "Interventions", folder: Path | None, output: Output, known: dict[str, list[str]]) -> None:
     """Write the record, forget the finished passes, and say what came out."""
+    from spikesink.analyse.interventions import identity
     from spikesink.analyse.resume import remove_partial
 
     if folder is not None:
         record.save(folder, force=output.force)
-        remove_partial(folder)
+        remove_partial(folder, identity(record.provenance))
     show(record, output.json, known)
     if folder is not None:
         print(f"Record: {folder}", file=sys.stderr)

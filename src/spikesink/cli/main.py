@@ -28,9 +28,9 @@ INTERRUPTED = 128 + signal.SIGINT
 
 EXAMPLES = """Examples:
 
-spikesink scan Qwen/Qwen3-0.6B --text mine.txt
+spikesink scan Qwen/Qwen3-0.6B --text mine.txt --out runs/qwen
 
-spikesink intervene runs/mymodel --which all
+spikesink intervene Qwen/Qwen3-0.6B --which all --out runs/qwen
 
 spikesink verify mymodel.gguf
 
@@ -42,9 +42,9 @@ spikesink study normalisation --preset nano
 
 spikesink survey Qwen/Qwen3-0.6B Qwen/Qwen3-1.7B --bos auto,never
 
-spikesink report runs/mymodel --figures figures
+spikesink report runs/qwen --figures figures
 
-spikesink export runs/mymodel --for llm-compressor --out recipe.yaml"""
+spikesink export runs/qwen --for llm-compressor --out recipe.yaml"""
 """A line for each command; blank lines keep them lines."""
 
 OURS = {

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spikesink.cli.checks import check_executor, refuse_idle
-from spikesink.cli.options import MEASURING, MODEL, RESULT, TEXT, Json, Sinking, grouped, plain
+from spikesink.cli.checks import check_choice, check_executor, refuse_idle
+from spikesink.cli.options import BOS, MEASURING, MODEL, RESULT, TEXT, Json, Sinking, grouped, plain
 from spikesink.cli.report import page_beside, report_command, show
 from spikesink.errors import InputError, SpikesinkError, did_you_mean
 
@@ -85,6 +85,8 @@ def survey_command(
 
     sinking.check()
     check_executor(context, executor)
+    for policy in _split(bos):
+        check_choice("--bos", policy, BOS)
     with progress_bar() as progress:
         progress("load torch", 0, 1)
         from spikesink.survey.run import Survey
@@ -120,11 +122,12 @@ def compare_command(
     json: Json = False,
 ) -> None:
     """Set runs side by side, or say what moved from one survey to another beyond its interval."""
+    from spikesink.records.files import run_folder
     from spikesink.records.survey import SurveyRecord, moves
     from spikesink.report.build import runs_document
     from spikesink.report.terminal import print_document
 
-    folders = [one, *others]
+    folders = [run_folder(path, SurveyRecord.file) for path in (one, *others)]
     surveys = [folder for folder in folders if (folder / SurveyRecord.file).is_file()]
     if json and len(surveys) == len(folders) == 2:
         refuse_idle(context, ("out",), "--json of two surveys prints what moved, and writes no page")
@@ -161,9 +164,12 @@ def _split(text: str | None) -> list[str]:
 
 def _lengths(text: str | None) -> list[int]:
     try:
-        return [int(part) for part in _split(text)]
+        lengths = [int(part) for part in _split(text)]
     except ValueError:
-        raise InputError(f"Got --seq-len '{text}'; expected whole numbers with commas, e.g. 64,256.") from None
+        lengths = [0]
+    if any(length < 2 for length in lengths):
+        raise InputError(f"Got --seq-len '{text}'; expected whole numbers from 2 on with commas, e.g. 64,256.")
+    return lengths
 
 
 def _chat(text: str | None) -> list[bool]:

@@ -47,7 +47,7 @@ def tokenise(
     if chat_template and made.documents > 1 and len(ids) > 1 and bool((ids == ids[0]).all()):
         raise InputError(
             f"All {len(ids)} sequences are the same {ids.shape[1]} tokens: what the chat template writes before the "
-            "text fills them. Use a larger --seq-len."
+            "text fills them. Use a larger seq_len (--seq-len)."
         )
     return Tokens(
         ids=ids,
@@ -108,13 +108,14 @@ class _Made:
 
 def _check_sizes(seq_len: int, sequences: int, encoder: Encoder) -> None:
     if seq_len < 2:
-        raise InputError(f"--seq-len is {seq_len}; expected at least 2: one token has nothing to predict.")
+        raise InputError(f"seq_len (--seq-len) is {seq_len}; expected at least 2: one token has nothing to predict.")
     if seq_len <= len(encoder.prefix):
         raise InputError(
-            f"--seq-len is {seq_len}, but the tokenizer puts {len(encoder.prefix)} special tokens first; expected more."
+            f"seq_len (--seq-len) is {seq_len}, but the tokenizer puts {len(encoder.prefix)} special tokens first; "
+            "expected more."
         )
     if sequences < 1:
-        raise InputError(f"--sequences is {sequences}; expected at least 1.")
+        raise InputError(f"sequences (--sequences) is {sequences}; expected at least 1.")
 
 
 def _whole(corpus: Corpus, encoder: Encoder) -> _Made:
@@ -176,9 +177,9 @@ def _nothing(corpus: Corpus, made: _Made, seq_len: int, pack: bool) -> InputErro
     if made.documents == 0:
         return InputError(f"The text '{corpus.name}' is empty; expected at least one document that is not blank.")
     have = "joined they have" if pack else "the longest has"
-    advice = [f"--seq-len {made.longest} or less"] if made.longest >= 2 else []
+    advice = [f"a seq_len (--seq-len) of {made.longest} or less"] if made.longest >= 2 else []
     if not pack and made.total >= seq_len:
-        advice.append("--pack to join documents")
+        advice.append("pack (--pack) to join documents")
     return InputError(
         f"No sequence of {seq_len} tokens in '{corpus.name}' ({made.documents} documents; {have} {made.longest} "
         f"tokens). Use {', or '.join([*advice, 'a longer text'])}."

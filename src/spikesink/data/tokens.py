@@ -12,6 +12,9 @@ import psutil
 from spikesink.data.files import check_file, checked_sha256
 from spikesink.errors import InputError, short
 
+ZIP = b"PK"
+"""How an archive begins (.npz, a file of torch.save), which numpy tells apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -168,9 +171,10 @@ def _check_header(path: Path) -> None:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with path.open("rb") as file:
         start = file.read(len(np.lib.format.MAGIC_PREFIX))
-        if start != np.lib.format.MAGIC_PREFIX:
-            # An archive or no array at all, which numpy says.
+        if start[: len(ZIP)] == ZIP:
             return
+        if start != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it does not begin as one; texts are read by --text, in Python by spikesink.data.tokenise")
         file.seek(0)
         version = np.lib.format.read_magic(file)
         if version not in readers:
@@ -195,5 +199,5 @@ def check_ids(tokens: Tokens, vocab_size: int, max_positions: int | None) -> Non
     if max_positions is not None and tokens.ids.shape[1] > max_positions:
         raise InputError(
             f"Sequences of {tokens.ids.shape[1]} tokens are beyond the model's {max_positions} positions; use at most "
-            f"{max_positions} tokens (--seq-len, or a shorter prompt)."
+            f"{max_positions} tokens (seq_len, --seq-len), or a shorter prompt."
         )

@@ -113,10 +113,14 @@ def _by_block(accessed: AccessedModel) -> Iterator[tuple[BlockSites, list[Linear
     linears = find_linears(accessed)
     for sites in accessed.blocks():
         here = [site for site in linears if site.block == sites.block]
-        if len(here) < 2 or any(site.input_dim == 0 for site in here):
+        where = f"block {placed(sites.block)} of '{accessed.name}'"
+        if len(here) < 2:
             raise DoesNotApplyError(
-                f"The linear maps of block {placed(sites.block)} of '{accessed.name}' are not all known"
+                f"the linear maps of {where} are not all known: one must read the residual and one write it, called "
+                "once each, as those of experts are not"
             )
+        if any(site.input_dim == 0 for site in here):
+            raise DoesNotApplyError(f"the linear maps of {where} are transposed (Conv1D), which is not folded into")
         yield sites, here[:-1], here[-1]
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from spikesink.access import AccessedModel, Batch, editing
 from spikesink.access.capture import without_gradient
-from spikesink.errors import DoesNotApplyError, InputError
+from spikesink.errors import DoesNotApplyError, InputError, short
 from spikesink.intervene.inputs import require_positions
 
 IDS = "ids"
@@ -55,9 +55,7 @@ def load_prefix(
     starts with (BOS) is not doubled. Both go to the model: `generate(ids, past_key_values=cache)`. Raises InputError.
     """
     if isinstance(source, Path | str):
-        from safetensors.torch import load_file
-
-        source = load_file(source)
+        source = _read(source)
     ids = source[IDS].to(input_ids)
     count = sum(name.startswith("keys.") for name in source)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -75,6 +73,20 @@ def load_prefix(
         )
         cache.update(keys, values, layer)
     return cache, _behind(input_ids, ids, shares_first(input_ids, ids))
+
+
+def _read(file: Path | str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        states = load_file(file)
+        states[IDS]
+    # safetensors has an exception of its own.
+    except Exception as error:
+        raise InputError(
+            f"'{file}' is no prefix ({short(error)}); expected a file of spikesink export RUN --for prefix --out FILE."
+        ) from error
+    return states
 
 
 def shares_first(input_ids: Tensor, prefix: Sequence[int] | Tensor) -> bool:

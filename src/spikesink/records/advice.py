@@ -92,7 +92,9 @@ def _measures(made: MeasureSet) -> str:
 
 def _costs(made: MeasureSet | Damage) -> str:
     cost = made.loss_difference_nats
-    return f"{cost.value:+z.3f} [{cost.low:+z.3f}, {cost.high:+z.3f}]"
+    decimals = 3 if max(abs(cost.low), abs(cost.high)) >= 0.005 else 5
+    value, low, high = (f"{each:+z.{decimals}f}" for each in (cost.value, cost.low, cost.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _int8(quantised: Quantisation) -> list[str]:
@@ -212,5 +214,7 @@ def _keep(cache: KvCache) -> list[str]:
     window = max(row.window for row in cache.table if row.window)
     rows = [row for row in cache.table if row.window == window and row.first == 0 and row.positions == TRUE]
     by_keep = {row.keep: row.perplexity.value for row in rows}
+    if cache.keep == 0:
+        return [f"KV cache: no first token need be kept (window {window}: perplexity {by_keep[0]:.1f} with none)."]
     text = f"KV cache: keep {cache.keep} first token{'' if cache.keep == 1 else 's'}"
     return [f"{text} (window {window}: perplexity {by_keep[cache.keep]:.1f}, with none kept {by_keep[0]:.1f})."]

@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeGuard, TypeVar
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from spikesink.errors import InputError, NumericError, RecordError, did_you_mean
-from spikesink.records.files import read_files, read_json, write_files
+from spikesink.records.files import read_files, read_json, run_folder, write_files
 from spikesink.shown import Shown
 
 Rows = list[dict[str, Any]]
@@ -234,6 +235,17 @@ def validated(kind: type[Kind], content: dict[str, Any], path: Path, command: st
 class Comparable(Tabular):
     """A result as a whole: its JSON, and what differs from another of its kind."""
 
+    def __repr__(self) -> str:
+        """Its kind, the model and what it says first; the whole of it is `model_dump()` or `to_json()`."""
+        short = None
+        # What is no whole record must be seen too.
+        with suppress(Exception):
+            short = Comparable.brief(self) if Comparable.brief is not None else None
+        return super().__repr__() if short is None else f"<{short}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
     def to_json(self) -> str:
         """The record as JSON text; numbers that are not finite are refused, since JSON has none."""
         return as_json(self)
@@ -269,8 +281,8 @@ class Record(Comparable):
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
-        """Read a record that was written by `save`. Raises RecordError."""
-        folder = Path(folder)
+        """Read a record that was written by `save`, from its folder or its JSON file. Raises RecordError."""
+        folder = run_folder(Path(folder), cls.file)
         content, arrays = read_files(folder, cls.file, cls.arrays_file, cls.command)
         return validated(cls, {**content, "arrays": arrays}, folder / cls.file, cls.command)
 

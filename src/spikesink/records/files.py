@@ -12,17 +12,25 @@ from spikesink.atomic import write_temporary
 from spikesink.errors import OutputError, RecordError, short
 
 
+def run_folder(path: Path, *files: str) -> Path:
+    """The folder of a run, which may also be named by one of these files in it."""
+    return path.parent if path.name in files and path.is_file() else path
+
+
 def check_output(folder: Path, file: str, *, force: bool, option: str = "--out") -> None:
     """Refuse early what could not be written at the end: an existing record, a file in the way, no permission."""
     if (folder / file).exists() and not force:
-        raise OutputError(f"'{folder}' already holds a record ({file}); pass --force to replace it or another --out.")
+        raise OutputError(
+            f"'{folder}' already holds a record ({file}); replace it with --force (force=True), or "
+            "give another folder (--out)."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
-            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another {option}."
+            f"The output folder '{folder}' cannot be written: {error.strerror}. Choose another folder ({option})."
         ) from error
 
 
@@ -81,6 +89,8 @@ def _check_file(path: Path, command: str) -> None:
         there, regular = path.exists(), path.is_file()
     except (OSError, ValueError) as error:
         raise _unreadable(path.parent, error) from None
+    if not there and path.parent.is_file():
+        raise RecordError(f"'{path.parent}' is a file; expected the folder of a run, or its {path.name}.")
     if not there:
         raise RecordError(f"'{path.parent}' holds no record ({path.name} is missing); make one with {command} --out.")
     if not regular:

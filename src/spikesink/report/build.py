@@ -3,14 +3,17 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from spikesink.errors import InputError
 from spikesink.records import Anatomy, TrainingRun, VerificationRecord
+from spikesink.records.files import run_folder
 from spikesink.records.interventions import Interventions
 from spikesink.records.scan import BosPair
 from spikesink.records.study import StudyRecord
 from spikesink.records.survey import SurveyRecord
 from spikesink.records.training import GraftRecord
+from spikesink.report.answer import answer
 from spikesink.report.atlas import atlas_document, moves_document
 from spikesink.report.command import Places, filled
 from spikesink.report.compare import compare_document
@@ -38,11 +41,28 @@ def record_document(record: object) -> Document | None:
     if isinstance(record, BosPair):
         return bos_document(record)
     if isinstance(record, Anatomy | Interventions | TrainingRun):
-        title = record.name if isinstance(record, TrainingRun) else name(record.provenance.model)
-        model = Model(title)
-        model.add(Source(record, Path()))
-        return model_document(model)
+        return model_document(_model(record))
     return None
+
+
+def brief(record: object) -> str | None:
+    """A record on one line: its kind, the model, and what it says first; None for one of another kind."""
+    if isinstance(record, Anatomy | Interventions | TrainingRun):
+        # Without the charts, which take longer.
+        model = _model(record)
+        title, statements = model.name, answer(model)
+    elif (document := record_document(record)) is not None:
+        title, statements = document.title, document.statements
+    else:
+        return None
+    said = next((line for each in statements for line in (*each.points, each.text) if line), "")
+    return shorten(f"{type(record).__name__} of {title}: {said}", 240, placeholder=" …")
+
+
+def _model(record: Anatomy | Interventions | TrainingRun) -> Model:
+    model = Model(record.name if isinstance(record, TrainingRun) else name(record.provenance.model))
+    model.add(Source(record, Path()))
+    return model
 
 
 def runs_document(paths: Sequence[Path], places: Places | None = None) -> Document:
@@ -65,6 +85,8 @@ def _places(paths: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def _document(paths: Sequence[Path]) -> Document:
+    named = paths
+    paths = [run_folder(path, SurveyRecord.file, GraftRecord.file) for path in paths]
     surveys = [
         SurveyRecord.read_file(path / SurveyRecord.file) for path in paths if (path / SurveyRecord.file).is_file()
     ]
@@ -77,7 +99,7 @@ def _document(paths: Sequence[Path]) -> Document:
     studies = read_studies(paths)
     document = study_document(studies) if studies else _models_document(paths)
     # By their names alone: a page is sent to others, whom the folders of this machine say nothing.
-    names = [f"{study.study}-{study.preset}.json" for study in studies] or [path.resolve().name for path in paths]
+    names = [f"{study.study}-{study.preset}.json" for study in studies] or [path.resolve().name for path in named]
     document.command = " ".join(["spikesink report", *map(shlex.quote, names)])
     return document
 

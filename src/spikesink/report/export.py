@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydantic import ConfigDict
 
 from spikesink.errors import InputError, did_you_mean
 from spikesink.records.advice import unmeasured
@@ -108,7 +109,9 @@ def _missing(what: str, part: str) -> str:
 
 
 class Plain(Frozen):
-    """What the other tools' files are made of."""
+    """What a run of `spikesink intervene` recommends for serving its model."""
+
+    model_config = ConfigDict(title="Recommendation of spikesink intervene")
 
     schema_version: int = 1
     model: str | None
@@ -250,8 +253,10 @@ def _prefix(record: Interventions) -> bytes:
     """The prefix's ids, and its keys and values (head, token, d_head) by layer, for `intervene.prefix.load_prefix`."""
     arrays = _arrays(record, "prefix.")
     if record.remedies.applicable and not arrays:
-        raise InputError("The model has no prefix: " + "; ".join(record.remedies.skipped))
-    return _safetensors({name.removeprefix("prefix."): array for name, array in arrays.items()}, "a prefix")
+        reasons = [each.removeprefix("prefix: ") for each in record.remedies.skipped if each.startswith("prefix: ")]
+        raise InputError(f"There is no prefix to write: {'; '.join(reasons)}.")
+    own = {name.removeprefix("prefix."): array for name, array in arrays.items()}
+    return _safetensors(own, "which tokens to put in front")
 
 
 def _safetensors(arrays: dict[str, np.ndarray], what: str) -> bytes:

@@ -72,7 +72,10 @@ def cost_words(cost: Estimate) -> str:
     text = quantity(cost.value, "nats", cost.low, cost.high)
     if cost.low > 0:
         return f"It costs {text} of held-out loss beside the control."
-    return f"It gains {text}." if cost.high < 0 else f"No cost can be told beside the control: {text}."
+    if cost.high < 0:
+        gain = quantity(-cost.value, "nats", -cost.high, -cost.low).replace("+", "")
+        return f"It gains {gain} of held-out loss beside the control."
+    return f"No cost can be told beside the control: {text}."
 
 
 def _statements(record: GraftRecord) -> list[Statement]:
@@ -116,8 +119,9 @@ def _points(record: GraftRecord) -> Table:
         columns,
         rows,
         brief=("model", "perplexity", "norm ratio", "sink ratio", "int8"),
-        note="Norm ratio: first token's residual over the median token's; first key: attention to the first key, mean "
-        "over heads; int8, fp8: nats that rounding the input of every linear map adds, one scale per tensor.",
+        note="Norm ratio: first token's residual over the median token's; int8: nats that rounding the input of every "
+        "linear map adds, one scale per tensor.",
+        aside="First key: attention to the first key, mean over heads; fp8: as int8.",
     )
 
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, TypeAdapter, ValidationError, model_validator
 
 from spikesink.errors import InputError, did_you_mean, short
 from spikesink.records.study import PaperResult
@@ -14,7 +14,7 @@ from spikesink.study import STUDIES
 from spikesink.study.claims import Claim
 from spikesink.train.plain_yaml import read_yaml
 from spikesink.train.recipe import Recipe, changed
-from spikesink.zoo.choice import Choice
+from spikesink.zoo.choice import Choice, explain, kinds_in
 
 SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 """A variant's name is a file name."""
@@ -38,6 +38,16 @@ class Variant(Choice):
     set: dict[str, Any] = Field(default_factory=dict)
     scale: dict[str, Annotated[Scale, BeforeValidator(_factor)]] = Field(default_factory=dict)
     paper: PaperResult | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Variant":
+        """Refuse what no recipe can have: a typo is no variant that the preset is too small for."""
+        for path, value in self.set.items():
+            _check_value(path, value)
+        for path in (*self.scale, *(scale.of for scale in self.scale.values() if scale.of)):
+            if any(kinds_in(each) for each in _types_at(path)):
+                raise ValueError(f"scale {path}: a choice stands there; expected a number there, one of its options")
+        return self
 
 
 class Grid(Choice):
@@ -145,6 +155,34 @@ def impossible(grid: Grid, base: Recipe) -> dict[str, str]:
         except InputError as error:
             reasons[name] = str(error)
     return reasons
+
+
+def _types_at(path: str) -> list[Any]:
+    """What may stand at a dotted path of a recipe, over all kinds. Raises ValueError for a path that none has."""
+    keys = path.split(".")
+    types: list[Any] = [Recipe]
+    for depth, key in enumerate(keys):
+        kinds = [kind for each in types for kind in kinds_in(each)]
+        hints = [get_type_hints(kind, include_extras=True) for kind in kinds]
+        types = [hint[key] for kind, hint in zip(kinds, hints, strict=True) if key in kind.model_fields]
+        if not types:
+            known = list(dict.fromkeys(name for kind in kinds for name in kind.model_fields))
+            hint = did_you_mean(key, known) if known else "; it has no options"
+            raise ValueError(f"{path}: {'.'.join(keys[:depth]) or 'a recipe'} has no '{key}'{hint}")
+    return types
+
+
+def _check_value(path: str, value: object) -> None:
+    """Refuse a value that no recipe can have at its path. Raises ValueError."""
+    problems: list[str] = []
+    for each in _types_at(path):
+        try:
+            TypeAdapter(each).validate_python(value)
+        except ValidationError as error:
+            problems += explain(error, value, path)
+        else:
+            return
+    raise ValueError(" ".join(dict.fromkeys(problems)))
 
 
 def _scaled(content: dict[str, Any], path: str, scale: Scale) -> int | float:

@@ -1,7 +1,7 @@
 """What every choice of the spec is: a small frozen model that owns its options and no others."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -27,7 +27,7 @@ class Choice(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            lines = explain(error, content, where)
+            lines = explain(error, content, where, cls)
             rest = [f"... and {len(lines) - MAX_PROBLEMS} more."] if len(lines) > MAX_PROBLEMS else []
             raise InputError("\n".join([*lines[:MAX_PROBLEMS], *rest])) from None
 
@@ -44,12 +44,19 @@ BY_NAME = BeforeValidator(_from_name)
 """Together they make a union of choices a field type: told apart by `kind`, which may stand alone."""
 
 
-def explain(error: ValidationError, content: object, where: str = "") -> list[str]:
-    """One line per problem of a pydantic error: dotted path, what was got, what was expected."""
+def kinds_in(annotation: Any) -> list[type[BaseModel]]:
+    """The choices that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in kinds_in(part)]
+
+
+def explain(error: ValidationError, content: object, where: str = "", kind: type[BaseModel] | None = None) -> list[str]:
+    """One line per problem of a pydantic error: dotted path, what was got, what was expected; kind: of the content."""
     lines = []
     for problem in error.errors():
         path = ".".join([*([where] if where else []), *dotted(problem["loc"], content)])
-        lines.append(f"{path + ': ' if path else ''}{_message(problem)}")
+        lines.append(f"{path + ': ' if path else ''}{_message(problem, kind)}")
     return lines
 
 
@@ -72,17 +79,30 @@ def _kind(value: object) -> object:
     return value if isinstance(value, str) else getattr(value, "kind", None)
 
 
-def _message(problem: Any) -> str:
+def _message(problem: Any, kind: type[BaseModel] | None) -> str:
     got = _shown(problem["input"])
     if problem["type"] == "extra_forbidden":
-        return f"no such option (got {got}); remove it, or choose the kind that has it."
+        hint = "" if kind is None else did_you_mean(str(problem["loc"][-1]), _options(kind, problem["loc"][:-1]))
+        advice = hint if "did you mean" in hint else "; remove it, or choose the kind that has it."
+        return f"no such option (got {got}){advice}"
     if problem["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in problem["ctx"]["expected_tags"].split(",")]
         return f"unknown kind '{problem['ctx']['tag']}'{did_you_mean(problem['ctx']['tag'], tags)}"
     if problem["type"] == "union_tag_not_found":
         return f"expected a kind, by name or as {{kind: ...}}; got {got}."
     shown = "" if problem["type"] == "value_error" else f"; got {got}"
-    return f"{problem['msg'].removeprefix('Value error, ')}{shown}."
+    text = f"{problem['msg'].removeprefix('Value error, ')}{shown}"
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _options(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the options at an error's location, union tags among its parts."""
+    kinds = [kind]
+    for part in location:
+        tagged = [each for each in kinds if "kind" in each.model_fields and each.model_fields["kind"].default == part]
+        below = [each.model_fields[part].annotation for each in kinds if part in each.model_fields]
+        kinds = tagged or [inner for annotation in below for inner in kinds_in(annotation)] or kinds
+    return [name for each in kinds for name in each.model_fields]
 
 
 def _shown(value: object) -> str:
