@@ -174,6 +174,6 @@ def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
 def _names(sweeps: Sequence[Sweep]) -> str:
     """The runs, those of a study together with their seeds."""
     seeds: dict[str, list[str]] = {}
-    for sweep in sweeps:
+    for sweep in sorted(sweeps, key=lambda sweep: int(sweep.seed or 0)):
         seeds.setdefault(sweep.study, []).append(sweep.seed)
     return listed([f"{study} ({', '.join(of)})" if all(of) else study for study, of in seeds.items()], 3)
