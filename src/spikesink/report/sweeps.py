@@ -145,6 +145,8 @@ def _line(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Line:
     if len(sweeps) > 1:
         of = source(_names(sweeps), first.record).replace(f"-{first.seed}, ", ", ", 1)
         says = says if first.silent else _together(claim, sweeps)
+    if first.silent:
+        return Line(ROUTES[0], of, f"0 of {counted(len(sweeps), 'sweep')}", says, first.verdict)
     return Line(ROUTES[0], of, n, says, first.verdict, len(sweeps))
 
 
