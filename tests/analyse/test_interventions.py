@@ -82,7 +82,7 @@ def test_what_was_found(record):
     assert record.found["channels"] == [507]
     assert record.found["sink_positions"] == [0]
     assert (record.found["sequences"], record.found["same_context"]) == (6, 1 / 6)
-    assert (record.found["edit_block"], record.found["attention_behind"]) == (2, 2)
+    assert (record.found["edit_block"], record.found["attention_behind"]) == (24, 18)
     assert record.arrays["spike_states"].shape == (37, 576)
     assert record.arrays["spike_states"][0].argmax() == 507
     assert np.linalg.norm(record.arrays["direction"]) == pytest.approx(1, abs=1e-4)
@@ -147,6 +147,7 @@ def test_the_cache_is_measured_beyond_the_models_positions_where_they_are_rotati
     cache = dissociate(accessed, ids, which="kv_cache", held_out=2, long_tokens=long).kv_cache
     assert cache.tokens == 130 and {row.positions for row in cache.table} == {"true", "reassigned"}
     assert cache.note == (
+        "No window of 128: it needs sequences of 256 tokens, these have 130. "
         "130 tokens are beyond the model's 100 positions: full attention and true positions go there, reassigned ones "
         "do not."
     )
@@ -161,8 +162,11 @@ def test_learned_positions_shorten_what_was_asked_for_and_rotations_do_not(famil
     )
     _long_tokens(Text(), accessed, 2, 140)
     assert seen == [(tokens, True, 2, family == "llama")]
-    ends = "Sequences end with the model's 100 positions: it has no others."
-    assert _note(accessed, 100) == (ends if family == "gpt2" else None)
+    short = " ".join(
+        f"No window of {window}: it needs sequences of {2 * window} tokens, these have 100." for window in (64, 128)
+    )
+    ends = " Sequences end with the model's 100 positions: it has no others."
+    assert _note(accessed, 100) == short + (ends if family == "gpt2" else "")
 
 
 def test_draws_are_kept_apart_and_paired():
