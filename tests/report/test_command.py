@@ -1,17 +1,22 @@
 """Command lines that a record gives: the same model, text and criteria again, to be pasted as they are."""
 
 import shlex
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from made import anatomy, interventions
 
-from spikesink.cli.options import Loading, Text
+from spikesink.access.load import _resolve_dtype
+from spikesink.cli import options
+from spikesink.cli.intervene import EVALUATED, intervene_command
+from spikesink.cli.options import Loading, Sinking, Text
 from spikesink.cli.report import places
+from spikesink.data.files import FIELD
 from spikesink.records import Provenance
 from spikesink.report import write_page
 from spikesink.report.build import record_document, runs_document
-from spikesink.report.command import command, filled
+from spikesink.report.command import DEFAULTS, SEQUENCES, command, filled
 
 FILE = {"source": "my text.txt", "source_sha256": "0", "source_description": "a line of a text file"}
 ROWS = {"source": "rows.csv", "source_sha256": "0", "source_description": "the column `body` of a CSV row"}
@@ -47,6 +52,21 @@ def test_a_command_has_the_conditions_of_the_record(provenance, words):
     assert command("intervene", provenance, "--which", "all") == " ".join(
         f"spikesink intervene org/name {words} --which all".split(" ")
     ).replace("  ", " ")
+
+
+def test_what_a_command_leaves_out_is_what_it_does_without():
+    """A report imports no command, so that the defaults stand in both."""
+    text, sinking = Text(), Sinking()
+    assert {
+        "field": FIELD, "seq_len": text.seq_len, "epsilon": sinking.epsilon, "metric": sinking.sink_metric,
+        "dtype": str(_resolve_dtype(None, "cpu")).removeprefix("torch."),
+    } == DEFAULTS  # fmt: skip
+    held_out = signature(intervene_command).parameters["held_out"].default
+    defaults = {verb: {option: default for option, _, default in of} for verb, of in SEQUENCES.items()}
+    assert defaults == {
+        "scan": {"--sequences": options.SEQUENCES},
+        "intervene": {"--sequences": EVALUATED, "--held-out": held_out},
+    }
 
 
 def test_sequences_are_those_of_the_same_command():

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from spikesink.records.intervals import Estimate, to_three_digits
-from spikesink.records.interventions import Answer, Dissociation, InterventionRow
+from spikesink.records.interventions import UNREAD, Answer, Dissociation, InterventionRow
 
 VARIED = {
     "tokens_removed_max": (0.05, 0.2),
@@ -20,7 +20,6 @@ ONE_CONTEXT = (
     "{:.0%} of the spike tokens found are one token behind the same ones, whose state is one whatever the model; "
     "sequences without BOS, or texts that begin differently, would ask it"
 )
-UNREAD = "the spikes are complete only behind the last attention block, where no other token reads them"
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,10 @@ class InterventionRow(Frozen):
         return {"value": kept, "low": kept, "high": kept} if isinstance(kept, int | float) else kept
 
 
+UNREAD = "the spikes are complete only behind the last attention block, where no other token reads them"
+"""Why a model says nothing about one constant in place of its spikes."""
+
+
 class Answer(Frozen):
     """One question of the double dissociation: `yes`, `no`, `undecided` or `not applicable`, and why."""
 

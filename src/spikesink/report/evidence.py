@@ -110,7 +110,9 @@ def combined(lines: list[Line]) -> str:
     return "undecided" if any(line.verdict for line in lines) else "not tested"
 
 
-def source(name: str, record: Interventions | Anatomy) -> str:
-    tokens = record.provenance.tokens
+def source(name: str, record: Interventions | Anatomy, seed: str = "") -> str:
+    """Model, run and length of its sequences; seed: what the model's name ends in, left out where several have one."""
+    tokens, model = record.provenance.tokens, str(record.provenance.model.get("name", "model"))
     length = tokens.get("tokens") or tokens.get("seq_len")
-    return f"{record.provenance.model.get('name', 'model')}, {name}" + (f", {length} tokens" if length else "")
+    model = model.removesuffix(f"-{seed}") if seed else model
+    return f"{model}, {name}" + (f", {length} tokens" if length else "")

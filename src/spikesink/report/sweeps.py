@@ -141,12 +141,11 @@ def _line(claim: SweepClaim, sweeps: Sequence[Sweep]) -> Line:
     """What a sweep says, without the limits, which docs/interventions.md states; or several of them together."""
     first = sweeps[0]
     n = counted(first.record.provenance.settings["evaluated_sequences"], "sequence")
-    of, says = source(first.name, first.record), first.dose.sentence.partition(" (Stay")[0]
-    if len(sweeps) > 1:
-        of = source(_names(sweeps), first.record).replace(f"-{first.seed}, ", ", ", 1)
-        says = says if first.silent else _together(claim, sweeps)
+    alone = len(sweeps) == 1
+    of = source(first.name, first.record) if alone else source(_names(sweeps), first.record, first.seed)
     if first.silent:
-        return Line(ROUTES[0], of, f"0 of {counted(len(sweeps), 'sweep')}", says, first.verdict)
+        return Line(ROUTES[0], of, f"0 of {counted(len(sweeps), 'sweep')}", first.dose.sentence, first.verdict)
+    says = first.dose.sentence.partition(" (Stay")[0] if alone else _together(claim, sweeps)
     return Line(ROUTES[0], of, n, says, first.verdict, len(sweeps))
 
 

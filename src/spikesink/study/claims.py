@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spikesink.records.intervals import to_three_digits
+from spikesink.records.interventions import UNREAD
 from spikesink.records.study import SIDES, CellFunction, CellRecord, ClaimVerdict, Side, VariantVerdict, local_sided
 from spikesink.zoo.choice import Choice
 
@@ -225,7 +226,7 @@ def _too_few(missing: set[str | None], rules: FunctionRules) -> str:
 def _not_asked(cell: CellFunction, rules: FunctionRules) -> str | None:
     """Why the model says nothing about a constant in place of its spikes; None where it does."""
     if cell.attention_behind == 0:
-        return "the spikes are complete only behind the last attention block, where no other token reads them"
+        return UNREAD
     if cell.same_context is not None and cell.same_context > rules.same_context_max:
         return "most spike tokens are one token behind the same ones (BOS), whose state is one constant in any model"
     unknown = cell.attention_behind is None or cell.same_context is None

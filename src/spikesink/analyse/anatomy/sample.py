@@ -20,6 +20,8 @@ from spikesink.positions import ranks
 
 SPIKE_TOKENS = 128
 OTHER_TOKENS = 512
+SEQUENCES = 64
+"""With a sink token, that are looked at."""
 SEED = 0
 
 
@@ -127,5 +129,5 @@ def sink_tokens(scanned: Scan) -> SinkTokens:
 
 
 def sequences_with_sinks(sinks: SinkTokens) -> Tensor:
-    """Indices of the first 64 sequences that have a sink token."""
-    return torch.nonzero(sinks.mask.any(1))[:, 0][:64]
+    """Indices of the first sequences that have a sink token, at most SEQUENCES."""
+    return torch.nonzero(sinks.mask.any(1))[:, 0][:SEQUENCES]
