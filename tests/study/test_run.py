@@ -158,6 +158,23 @@ def test_what_an_earlier_record_lacks_comes_from_the_same_run_in_another_study(u
     assert json.loads(kept.read_text())["function"] == whole["function"]
 
 
+def test_what_an_earlier_record_lacks_is_measured_of_its_own_model_alone(undisturbed, tmp_path):
+    """A run that was trained again on another processor, under the same name, is of another model."""
+    out, _ = undisturbed
+    study = Study("grid", GRID, base(), tmp_path / "results", seeds=1, only=["plain"])
+    study.records.mkdir(parents=True)
+    kept = study.records / "plain-0.json"
+    whole = json.loads((out / "results" / "grid-tiny" / kept.name).read_text())
+    other = {**whole["curves"], "spike": {"step": [4, 8, 12], "value": [1.0, 2.0, 3.0]}}
+    kept.write_text(json.dumps({**whole, "function": None, "curves": other}))
+    with pytest.warns(UserWarning, match="of another run than its record"):
+        study.run(NoExecutor(), out / "work", quiet)
+    assert json.loads(kept.read_text())["function"] is None
+    kept.write_text(json.dumps({**whole, "function": None}))
+    study.run(NoExecutor(), out / "work", quiet)
+    assert json.loads(kept.read_text())["function"] == whole["function"]
+
+
 def test_a_record_of_another_recipe_is_refused(undisturbed, tmp_path):
     out, _ = undisturbed
     study = Study("grid", GRID, base("training.steps=13"), out / "results", seeds=1)

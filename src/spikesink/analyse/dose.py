@@ -9,7 +9,7 @@ from spikesink.analyse.verdict import Thresholds, kept, not_fallen, removes, sta
 from spikesink.errors import InputError, did_you_mean
 from spikesink.intervene import INTERVENTIONS, Intervention
 from spikesink.records.intervals import Estimate
-from spikesink.records.interventions import Dose, InterventionRow
+from spikesink.records.interventions import Dose, InterventionRow, silent
 
 STAGE = "dose"
 DEFAULT = ("shrink_spikes", "mask_sinks_everywhere")
@@ -86,9 +86,9 @@ def judged(made: Intervention, rows: list[InterventionRow]) -> Dose:
     refused = next((row.reason for row in real if not row.applicable), None)
     if refused is not None:
         return _refused(made, rows, refused)
-    silent = next((row.cannot_answer for row in real if row.cannot_answer), None)
+    unsaid = silent(rows)
     staying, fallen = [], []
-    if silent is None:
+    if unsaid is None:
         staying = list(takewhile(lambda row: stays(row, rules), real))
         fallen = list(takewhile(lambda row: not_fallen(row, rows, rules) is None, reversed(real)))
     last, first = (each[-1] if each else None for each in (staying, fallen))
@@ -99,8 +99,8 @@ def judged(made: Intervention, rows: list[InterventionRow]) -> Dose:
         levels=rows,
         stays_to=last.strength if last else None,
         falls_from=first.strength if first else None,
-        sentence=f"It does not say up to where the {_other(made)} stay: {silent}."
-        if silent
+        sentence=f"It does not say up to where the {_other(made)} stay: {unsaid}."
+        if unsaid
         else _sentence(made, rows, last, first, rules),
     )
 

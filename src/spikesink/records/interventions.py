@@ -3,6 +3,7 @@
 Ratios are fractions; blocks are 1-based; losses are in nats; intervals are bootstrap intervals over sequences.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
@@ -124,6 +125,11 @@ class Dissociation(Frozen):
     constant_suffices: Answer
     rules: dict[str, Any]
     """Every threshold, and the rules in words."""
+
+
+def silent(levels: Sequence[InterventionRow]) -> str | None:
+    """Why a sweep says nothing about the quantity that it does not aim at; None where it does."""
+    return next((row.cannot_answer for row in levels if row.control_of is None and row.cannot_answer), None)
 
 
 class Dose(Frozen):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spikesink.records.interventions import Dose, InterventionRow, Interventions
+from spikesink.records.interventions import Dose, InterventionRow, Interventions, silent
 from spikesink.report.dose import dominance_figure, dose_figure
 from spikesink.report.drawing import Figure
 from spikesink.report.evidence import OWN, ROUTES, Evidence, Finding, Line, combined, source
@@ -32,7 +32,7 @@ class Sweep:
     @property
     def silent(self) -> str | None:
         """Why it says nothing about the quantity that it does not aim at."""
-        return next((row.cannot_answer for row in self.dose.levels if row.cannot_answer), None)
+        return silent(self.dose.levels)
 
     @property
     def judged_rows(self) -> list[InterventionRow]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
@@ -142,6 +143,14 @@ def measured_function(cell: Cell, folder: Path, progress: Progress) -> CellFunct
 
     held_out = open_stream(cell.base, progress).held_out[:, :SINK_TOKENS]
     return function_of(load(str(folder / MODEL)), torch.from_numpy(np.ascontiguousarray(held_out)), progress)
+
+
+def is_run_of(record: CellRecord, folder: Path) -> bool:
+    """Whether the run in the folder is the record's, by its curves; warns where it is another (another processor's)."""
+    same = _curves(TrainingRun.read(folder).arrays) == record.curves
+    if not same:
+        warnings.warn(f"{folder} is of another run than its record, which is left as it is", stacklevel=2)
+    return same
 
 
 def measured(context: Anatomy, sinks: Anatomy, tokens: int, shape: dict[str, Any]) -> Measured:

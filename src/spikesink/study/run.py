@@ -10,7 +10,7 @@ from spikesink.records import Provenance, Timing, check_output, package_versions
 from spikesink.records.files import write_files
 from spikesink.records.study import CellCurves, CellFunction, CellRecord, StudyRecord
 from spikesink.study import claims, table, verdict
-from spikesink.study.cell import evaluation_sha256, measured_function
+from spikesink.study.cell import evaluation_sha256, is_run_of, measured_function
 from spikesink.study.executors import Executor
 from spikesink.study.grid import Cell, Grid, cell_of, cells, impossible
 from spikesink.train.recipe import Recipe
@@ -77,7 +77,7 @@ class Study:
             others = (other.function for other in self._elsewhere(cell, *where) if _is_whole(other.function))
             function = next(others, None)
             if function is None and (folder / MODEL).is_dir():
-                function = measured_function(cell, folder, progress)
+                function = measured_function(cell, folder, progress) if is_run_of(record, folder) else None
             if function is not None:
                 self._keep(record.model_copy(update={"function": function}))
 

@@ -13,6 +13,7 @@ from spikesink.data.files import PACKED
 from spikesink.errors import InputError
 from spikesink.measures import measures as known_measures
 from spikesink.reach import is_hub_id
+from spikesink.requirement import dtype_name
 from spikesink.train.plain_yaml import read_yaml
 from spikesink.zoo.choice import Choice
 
@@ -138,7 +139,7 @@ def read_spec(path: Path) -> Spec:
 
 
 def check(spec: Spec) -> None:
-    """Refuse an empty list, a name twice and an unknown measure. Raises InputError."""
+    """Refuse an empty list, a name twice, and a measure or dtype that is not known. Raises InputError, ModelError."""
     if not spec.models:
         raise InputError(f"The survey names no model; give hub ids or folders, or '{EMBEDDED}' for the embedded one.")
     twice = [name for name, times in Counter(names(spec)).items() if times > 1]
@@ -148,6 +149,9 @@ def check(spec: Spec) -> None:
     for name in spec.measures:
         if name not in known:
             raise InputError(f"Unknown measure '{name}'; known: {', '.join(known)}.")
+    for name in (*spec.dtype, *(dtype for model in spec.models for dtype in model.dtype or ())):
+        if name != "auto":
+            dtype_name(name)
 
 
 def names(spec: Spec) -> list[str]:
