@@ -33,6 +33,17 @@ def test_the_interval_is_students():
     assert interval == SeedInterval(3, pytest.approx(3 - half, abs=1e-4), pytest.approx(3 + half, abs=1e-4), 3)
 
 
+@pytest.mark.parametrize("name", ["write_with_mass", "distance_with_mass"])
+def test_the_interval_of_a_correlation_ends_at_one(name):
+    """0.1, 0.8, 0.9: mean 0.6, half a width of 1.08; with the signs turned the other end."""
+    for sign in (1, -1):
+        rows = [CellFunction.model_validate({"spike_tokens": 1, name: sign * x}) for x in (0.1, 0.8, 0.9)]
+        interval = over_seeds(rows, name, FunctionRules())
+        assert interval is not None
+        low, high = sorted((sign * interval.low, sign * interval.high))
+        assert (low, high) == (pytest.approx(-0.4828, abs=1e-3), 1.0)
+
+
 @pytest.mark.parametrize(
     ("freeze", "zero", "random", "expected"),
     [

@@ -192,9 +192,14 @@ def over_seeds(cells: list[CellFunction], name: str, rules: FunctionRules) -> Se
         return None
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + rules.function_confidence) / 2, len(values) - 1)) * error
-    return SeedInterval(mean, mean - half, mean + half, len(values))
+    low, high = mean - half, mean + half
+    if name in CORRELATIONS:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return SeedInterval(mean, low, high, len(values))
 
 
+CORRELATIONS = ("write_with_mass", "distance_with_mass")
+"""Their mean lies between -1 and 1, and the interval of it no farther."""
 COSTS = ("freeze_nats", "zero_nats", "random_constant_nats")
 
 
