@@ -53,7 +53,10 @@ def test_they_are_named(study, tmp_path):
     assert StudyRecord.read_file(tmp_path / "out" / "keys-tiny.json").left_out == record["left_out"]
     assert f"- {SAID}" in (tmp_path / "out" / "keys-tiny.md").read_text().splitlines()
     assert record["left_out"]["half"] in (tmp_path / "out" / "keys-tiny.html").read_text()
-    assert SAID not in study("--only", "one").err, "others were chosen"
+    chosen = study("--only", "one", "--seeds", "3")
+    assert SAID not in chosen.err, "others were chosen"
+    said = "".join(chosen.out.replace("│", "").split())
+    assert f"spikesinkreport{tmp_path / 'out' / 'keys-tiny.json'}--figures" in said, "as it can be pasted"
 
 
 def test_one_that_is_asked_for_is_refused(tmp_path):

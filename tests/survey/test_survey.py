@@ -355,8 +355,9 @@ def test_the_command_and_the_comparison(cli, folder, tmp_path):
     ran = cli("survey", folder / "spiking", tmp_path / "nowhere", "--text", folder / "ids.npy", "--out", out)
     assert ran.code == 2 and ran.err.count("error:") == 1 and "1 of 2 cells failed" in ran.err, ran.err
     assert "does not exist" in ran.err and "Traceback" not in ran.err and "spikes without sinks" in ran.out
+    assert f"spikesinkcompare{out}LATER" in "".join(ran.out.replace("│", "").split()), "as it can be pasted"
     page = (out / "atlas.html").read_text()
-    assert "Refused and failed" in page and "Every cell" in page
+    assert "Refused and failed" in page and "Every cell" in page and "spikesink compare one LATER" in page
     record = SurveyRecord.read_file(out / "survey.json")
     changed = record.rows[0].model_copy(update={"spike_channels": [4]})
     record.model_copy(update={"rows": [changed]}).write(tmp_path / "two" / "survey.json")

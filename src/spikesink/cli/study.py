@@ -84,7 +84,7 @@ def study_command(
         runs_on = _executor(executor, jobs, address, threads, gpus)
         progress("load torch", 1, 1)
         record = study.run(runs_on, work, progress)
-    show_record(record, json)
+    show_record(record, json, {"RUNS": [str(out)]})
     print(f"Table: {out / study.title}.md (.json, .csv, .tex); records: {study.records}", file=sys.stderr)
     page_beside(out / f"{study.title}.json", out / f"{study.title}.html")
     failed = sum(row.failed for row in record.rows)

@@ -101,7 +101,7 @@ def survey_command(
         loading = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "device": device}
         survey = Survey(spec, out, keep=keep, loading=loading, sinks=asdict(sinking))
         record = survey.run(_executor(executor, jobs, address, gpus, survey), progress)
-    show(record, json)
+    show(record, json, {"SURVEY": [str(out)]})
     print(f"Survey: {out / record.file} (survey.csv beside it); records: {out / 'runs'}", file=sys.stderr)
     page_beside(out, out / "atlas.html")
     # The folder may have rows of other surveys, which this command does not try again.

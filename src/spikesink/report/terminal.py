@@ -71,7 +71,8 @@ def _parts(document: Document, width: int) -> list[RenderableType]:
 def _grid(label_width: int = LABEL_WIDTH) -> Grid:
     grid = Grid.grid(padding=(0, 1))
     grid.add_column(style="bold", width=label_width)
-    grid.add_column()
+    # A path that is longer than a line goes on in the next: a command is there to be copied.
+    grid.add_column(overflow="fold")
     return grid
 
 
@@ -161,8 +162,9 @@ def _rows(table: Table, kept: list[int], rows: list[list[str]], widths: list[int
     for index, least in zip(kept, widths, strict=True):
         words = index < table.words
         # A longer name of a column wraps: given more room, it would take that from the last column's numbers.
-        name = Text(table.columns[index])
-        grid.add_column(name, justify="left" if words else "right", min_width=least, max_width=None if words else least)
+        name, most = Text(table.columns[index]), None if words else least
+        justify = "left" if words else "right"
+        grid.add_column(name, justify=justify, min_width=least, max_width=most, overflow="fold")
     for place, row in enumerate(rows):
         style = table.style(place)
         cells = [Text(("  " if style == "control" and index == 0 else "") + row[index]) for index in kept]
@@ -172,6 +174,8 @@ def _rows(table: Table, kept: list[int], rows: list[list[str]], widths: list[int
 
 def _stacked(table: Table, kept: list[int], rows: list[list[str]]) -> Grid:
     grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+    for _ in range(2):
+        grid.add_column(overflow="fold")
     first, *others = kept
     for place, row in enumerate(rows):
         grid.add_row(Text(row[first], "bold"), "", style=STYLES.get(table.style(place), ""))
