@@ -216,3 +216,15 @@ def test_what_needs_no_model_loads_no_torch(arguments):
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'altair')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_warning_is_one_sentence():
+    """Not the line of the code that says it."""
+    code = (
+        "import sys, warnings; sys.argv = ['spikesink', '--version']\n"
+        "from spikesink.cli.main import run\n"
+        "try: run()\n"
+        "except SystemExit: warnings.warn('it is of another run', stacklevel=1)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ran.stderr == "warning: it is of another run\n"

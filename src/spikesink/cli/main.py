@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from itertools import pairwise
 from typing import Annotated, NoReturn
 
@@ -117,6 +118,8 @@ def run() -> None:
     # Threads that spin while they wait for each other took three to five times as long on a machine at load 17 (LOG.md,
     # products of the sizes of an FFN). Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Users are told what it is about, not which line of whose code says it.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         _check_stdout()
         _check_arguments(sys.argv[1:])

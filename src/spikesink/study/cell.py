@@ -147,7 +147,9 @@ def measured_function(cell: Cell, folder: Path, progress: Progress) -> CellFunct
 
 def is_run_of(record: CellRecord, folder: Path) -> bool:
     """Whether the run in the folder is the record's, by its curves; warns where it is another (another processor's)."""
-    same = _curves(TrainingRun.read(folder).arrays) == record.curves
+    same = False
+    with suppress(RecordError):
+        same = _curves(TrainingRun.read(folder).arrays) == record.curves
     if not same:
         warnings.warn(f"{folder} is of another run than its record, which is left as it is", stacklevel=2)
     return same
