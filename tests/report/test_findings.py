@@ -104,6 +104,13 @@ def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
     assert [line.source for line in lines] == [
         "normalisation at sinks-700; gating at sinks-700, the same models", "beyond at sinks-700",
     ]  # fmt: skip
+    few = baseline.model_copy(
+        update={"seeds": baseline.seeds[:3], "values": {name: of[:3] for name, of in baseline.values.items()}}
+    )
+    fewer = study.model_copy(update={"study": "scaling", "rows": [few]})
+    one = next(one for one in findings(type(evidence)([fewer, study], {}, {})) if one.title == "Claim 3")
+    (line,) = [line for line in one.lines if line.verdict]
+    assert line.source == "normalisation at sinks-700; scaling at sinks-700, 3 of the same models"
     # As where two of eight cells are from before they measured it.
     assert {line.n for line in lines} == {"6 seeds"}
     # What variants say is each study's own.

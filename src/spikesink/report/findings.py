@@ -151,12 +151,16 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
     """
     lines: list[Line] = []
     told: list[tuple[VariantRow, Line]] = []
-    for study in sorted(evidence.studies, key=lambda study: study.pretrained is None):
-        baseline = next(row for row in study.rows if row.variant == study.baseline)
+    # Whose models are among another's comes behind it.
+    baselines = [next(row for row in study.rows if row.variant == study.baseline) for study in evidence.studies]
+    studies = zip(evidence.studies, baselines, strict=True)
+    for study, baseline in sorted(studies, key=lambda each: (each[0].pretrained is None, -len(each[1].seeds))):
         for judged in _tested(study, wanted):
-            before = [line for row, line in told if judged.by_baseline and row.values == baseline.values]
+            before = [(row, line) for row, line in told if judged.by_baseline and _among(baseline, row)]
             if before:
-                before[0].source += f"; {study.study} at {study.preset}, the same models"
+                of, fewer = before[0], len(baseline.seeds) < len(before[0][0].seeds)
+                same = f"{len(baseline.seeds)} of the same models" if fewer else "the same models"
+                of[1].source += f"; {study.study} at {study.preset}, {same}"
                 continue
             asked = [len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)]
             seeds = sorted({*asked} if judged.n is None else {judged.n})
@@ -166,6 +170,14 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
             lines.append(Line(route, source, n, _says(judged, study), judged.verdict))
             told.append((baseline, lines[-1]))
     return lines
+
+
+def _among(part: VariantRow, whole: VariantRow) -> bool:
+    """Whether the models of one row are among those of another, by seed and every figure."""
+    if not set(part.seeds) <= set(whole.seeds):
+        return False
+    places, names = [whole.seeds.index(seed) for seed in part.seeds], part.values.keys() & whole.values.keys()
+    return bool(names) and all(part.values[name] == [whole.values[name][place] for place in places] for name in names)
 
 
 def _tested(study: StudyRecord, wanted: Callable[[ClaimVerdict], bool]) -> list[ClaimVerdict]:
