@@ -93,7 +93,13 @@ def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
     """Claim 3 is judged by the baseline's cells, which a second study takes from the first."""
     study = next(one for one in evidence.studies if (one.study, one.preset) == ("normalisation", "sinks-700"))
     assert [claim.n for claim in study.claims if claim.claim == 3] == [8]
-    asked = [claim.model_copy(update={"n": 6}) if claim.claim == 3 else claim for claim in study.claims]
+    # As where two of eight cells are from before they measured it.
+    asked = [
+        claim.model_copy(update={"n": 6, "evidence": claim.evidence.replace("(n = 8)", "(n = 6)")})
+        if claim.claim == 3
+        else claim
+        for claim in study.claims
+    ]
     study = study.model_copy(update={"claims": asked})
     second = study.model_copy(update={"study": "gating"})
     baseline, *rows = study.rows
@@ -111,8 +117,7 @@ def test_the_models_of_a_shared_baseline_are_counted_once(evidence):
     one = next(one for one in findings(type(evidence)([fewer, study], {}, {})) if one.title == "Claim 3")
     (line,) = [line for line in one.lines if line.verdict]
     assert line.source == "normalisation at sinks-700; scaling at sinks-700, 3 of the same models"
-    # As where two of eight cells are from before they measured it.
-    assert {line.n for line in lines} == {"6 seeds"}
+    assert {line.n for line in lines} == {"6 seeds"} and all("(n = 6)" in line.says for line in lines)
     # What variants say is each study's own.
     assert len([line for line in by_title["Claim 1"].lines if line.verdict]) == 3
 

@@ -167,9 +167,14 @@ def test_what_an_earlier_record_lacks_is_measured_of_its_own_model_alone(undistu
     whole = json.loads((out / "results" / "grid-tiny" / kept.name).read_text())
     other = {**whole["curves"], "spike": {"step": [4, 8, 12], "value": [1.0, 2.0, 3.0]}}
     kept.write_text(json.dumps({**whole, "function": None, "curves": other}))
+    # Neither is what another study has of the same recipe the record's.
+    elsewhere = tmp_path / "results" / "other-tiny" / kept.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(json.dumps(whole))
     with pytest.warns(UserWarning, match="of another run than its record"):
         study.run(NoExecutor(), out / "work", quiet)
     assert json.loads(kept.read_text())["function"] is None
+    elsewhere.unlink()
     kept.write_text(json.dumps({**whole, "function": None}))
     study.run(NoExecutor(), out / "work", quiet)
     assert json.loads(kept.read_text())["function"] == whole["function"]

@@ -261,8 +261,6 @@ def scan_frame(out, record):
         ({"models": []}, "names no model"),
         ({"models": ["a/b", "a/b"]}, "'a/b' is named twice"),
         ({"models": ["a/b"], "measures": ["spin"]}, "Unknown measure 'spin'"),
-        ({"models": ["a/b"], "dtype": ["auto", "float31"]}, "Unknown dtype 'float31'.*mean 'float32'"),
-        ({"models": [{"model": "a/b", "dtype": "int8"}]}, "Unknown dtype 'int8'"),
         ({"models": ["a/b"], "bos": ["perhaps"]}, "bos"),
         ({"models": [{"model": "a/b", "dtipe": "float32"}]}, r"models\.0\.dtipe: no such option.*mean 'dtype'"),
         ({"models": ["a/b"], "texts": ["missing.txt"]}, "missing.txt"),
@@ -270,7 +268,19 @@ def scan_frame(out, record):
     ],
 )
 def test_bad_lists_are_refused_in_a_sentence(spec, message, tmp_path):
-    with pytest.raises((InputError, ModelError), match=message):
+    with pytest.raises(InputError, match=message):
+        surveyed(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"models": ["a/b"], "dtype": ["auto", "float31"]}, "Unknown dtype 'float31'.*mean 'float32'"),
+        ({"models": [{"model": "a/b", "dtype": "int8"}]}, "Unknown dtype 'int8'"),
+    ],
+)
+def test_a_dtype_that_is_not_known_is_refused_before_any_cell(spec, message, tmp_path):
+    with pytest.raises(ModelError, match=message):
         surveyed(spec, tmp_path)
 
 

@@ -156,11 +156,11 @@ def _trained(evidence: Evidence, wanted: Callable[[ClaimVerdict], bool]) -> list
     studies = zip(evidence.studies, baselines, strict=True)
     for study, baseline in sorted(studies, key=lambda each: (each[0].pretrained is None, -len(each[1].seeds))):
         for judged in _tested(study, wanted):
-            before = [(row, line) for row, line in told if judged.by_baseline and _among(baseline, row)]
-            if before:
-                of, fewer = before[0], len(baseline.seeds) < len(before[0][0].seeds)
-                same = f"{len(baseline.seeds)} of the same models" if fewer else "the same models"
-                of[1].source += f"; {study.study} at {study.preset}, {same}"
+            told_of = (each for each in told if judged.by_baseline and _among(baseline, each[0]))
+            if before := next(told_of, None):
+                row, line = before
+                few = f"{len(baseline.seeds)} of " if len(baseline.seeds) < len(row.seeds) else ""
+                line.source += f"; {study.study} at {study.preset}, {few}the same models"
                 continue
             asked = [len(row.seeds) for row in ([baseline] if judged.by_baseline else study.rows)]
             seeds = sorted({*asked} if judged.n is None else {judged.n})

@@ -74,10 +74,10 @@ class Study:
             record, folder = CellRecord.read_file(self._path(cell)), work / self.title / cell.name
             if record.status != "finished" or _is_whole(record.function):
                 continue
-            others = (other.function for other in self._elsewhere(cell, *where) if _is_whole(other.function))
-            function = next(others, None)
-            if function is None and (folder / MODEL).is_dir():
-                function = measured_function(cell, folder, progress) if is_run_of(record, folder) else None
+            others = (other for other in self._elsewhere(cell, *where) if other.curves == record.curves)
+            function = next((other.function for other in others if _is_whole(other.function)), None)
+            if function is None and (folder / MODEL).is_dir() and is_run_of(record, folder):
+                function = measured_function(cell, folder, progress)
             if function is not None:
                 self._keep(record.model_copy(update={"function": function}))
 
